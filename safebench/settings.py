@@ -1,0 +1,235 @@
+"""Typed settings of one run: every key, its unit, its range and its default.
+
+The defaults here are neutral (a feature is off, a size is small). What the named
+experiments use stands in ``experiments/_base.yaml`` and the files that extend it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Section):
+    """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Share = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Model(Section):
+    """The policy's language model: a catalogue name, a hub id or a local directory."""
+
+    name: str = "embedded"
+    random_weights: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    lora: Lora = Lora()
+
+
+class Reward(Section):
+    """What scores replies: ``name`` is trained on, ``judge`` is only ever measured."""
+
+    name: str = "embedded-proxy"
+    judge: str | None = "embedded-judge"
+    missing_eos_penalty: NonNegative = 0.0
+    normalise: bool = False
+    """Running mean and variance of all rewards seen (SAFE, equation 15)."""
+    kl_coefficient: NonNegative = 0.0
+    """Weight of the sampled KL that is taken off each token's reward (TRL's ``kl_coef``)."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    noise: NonNegative = 0.0
+    """Standard deviation, in sigma_0, of Gaussian noise added to the training reward (stress)."""
+    rescale_at: Share | None = None
+    """Share of the run after which the training reward's scale changes (stress)."""
+    rescale_by: Positive = 1.0
+
+
+class Prompts(Section):
+    """Where prompts come from: ``embedded``, a catalogue name, a hub data set or a local file."""
+
+    name: str = "embedded"
+    column: str | None = None
+    limit: PositiveInt | None = None
+    """Use only the first so many prompts."""
+    max_tokens: PositiveInt = 48
+    """Longer prompts lose tokens on the left; how many did is counted and reported."""
+
+
+class Rollout(Section):
+    """Sampling of replies."""
+
+    batch: PositiveInt = 32
+    """Replies per update, over all processes."""
+    reply_tokens: PositiveInt = 24
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    chunk: PositiveInt | None = None
+    """Rows per forward pass when sampling and measuring; all at once when null."""
+
+
+class Update(Section):
+    """How often and how the policy is updated."""
+
+    steps: PositiveInt = 100
+    epochs: PositiveInt = 2
+    minibatches: PositiveInt = 1
+    microbatch: PositiveInt | None = None
+    """Rows per backward pass; gradients add up to those of the whole mini-batch."""
+    learning_rate: Positive = 1e-3
+    critic_learning_rate: Positive | None = None
+    """The policy's when null."""
+    schedule: Literal["constant", "linear"] = "constant"
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive | None = 1.0
+    critic_max_grad_norm: Positive | None = 0.5
+    optimizer: str = "adamw"
+
+
+class Advantage(Section):
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438)."""
+
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    whiten: bool = True
+    whiten_rewards: bool = False
+
+
+class Critic(Section):
+    """The value function."""
+
+    body: Literal["shared", "separate"] = "shared"
+    """On the policy's own hidden states, or a value model of its own."""
+    heads: Literal["single", "double"] = "single"
+    head: Literal["linear", "mlp"] = "linear"
+    layer_norm: bool = False
+    detach: bool = True
+    """Keep the value loss from moving the policy."""
+    softmin_alpha: Positive = 0.3
+    target_decay: Share | None = None
+    """Share of the target critic kept per update (SAFE, equation 14); no target when null."""
+
+
+class Loss(Section):
+    """Coefficients of the named loss terms."""
+
+    clip: Positive = 0.2
+    value_coefficient: NonNegative = 0.1
+    value_clip: Positive | None = 0.2
+    value_huber: Positive | None = None
+    """Delta of the Huber loss; squared error when null."""
+    entropy_coefficient: NonNegative = 0.0
+
+
+class Pid(Section):
+    """PID on reward velocity (SAFE, equation 7)."""
+
+    enabled: bool = True
+    proportional: Finite = 0.3
+    integral: Finite = 0.01
+    derivative: Finite = 0.05
+    target_velocity: Finite = 0.001
+    integral_limit: NonNegative = 1.0
+    smoothing: Share = 0.95
+
+
+class Phase(Section):
+    """Training phase and the factor it puts on the threshold (SAFE, equation 8)."""
+
+    enabled: bool = True
+    window: PositiveInt = 50
+    rise: Finite = 0.01
+    calm: NonNegative = 0.02
+    good: Finite = 0.7
+    warmup: Positive = 1.5
+    climbing: Positive = 1.2
+    converged: Positive = 1.0
+    plateau: Positive = 0.8
+
+
+class Penalty(Section):
+    """Entropy-gated, asymmetric KL penalty with a phase-aware threshold (SAFE, equations 5 to 10)."""
+
+    coefficient: NonNegative = 0.1
+    asymmetric: bool = True
+    base_threshold: NonNegative = 0.3
+    min_threshold: NonNegative = 0.1
+    max_threshold: NonNegative = 0.6
+    short_decay: Share = 0.9
+    long_decay: Share = 0.99
+    gate: bool = True
+    gate_floor: NonNegative = 0.5
+    entropy_floor: NonNegative = 2.0
+    """Nats."""
+    pid: Pid = Pid()
+    phase: Phase = Phase()
+
+
+class Evaluation(Section):
+    """Held-out evaluation: fixed prompts, fixed sampling noise, temperature 1."""
+
+    every: PositiveInt = 20
+    prompts: PositiveInt = 128
+
+
+class Recording(Section):
+    """What is written, and how often."""
+
+    gradient_norms_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 25
+    keep_checkpoints: PositiveInt = 1
+    samples: NonNegativeInt = 8
+    """Replies of each batch kept in samples.jsonl."""
+    trackers: tuple[str, ...] = ()
+
+
+class Compute(Section):
+    """Device and threads. One thread by default: rows then do not depend on what runs beside."""
+
+    device: str = "auto"
+    threads: PositiveInt | None = 1
+    """Threads of one process; the library's own choice when null."""
+
+
+class Settings(Section):
+    """All settings of one run."""
+
+    experiment: str
+    arm: str
+    seed: NonNegativeInt = 0
+    description: str = ""
+    model: Model = Model()
+    reward: Reward = Reward()
+    prompts: Prompts = Prompts()
+    rollout: Rollout = Rollout()
+    update: Update = Update()
+    advantage: Advantage = Advantage()
+    critic: Critic = Critic()
+    loss: Loss = Loss()
+    penalty: Penalty | None = None
+    evaluation: Evaluation = Evaluation()
+    recording: Recording = Recording()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Settings:
+        if self.rollout.batch % self.update.minibatches:
+            raise ValueError(
+                f"rollout.batch ({self.rollout.batch}) must be a multiple of "
+                f"update.minibatches ({self.update.minibatches})"
+            )
+        return self
