@@ -77,7 +77,6 @@ class Rollout(Section):
     """Replies per update, over all processes."""
     reply_tokens: PositiveInt = 24
     temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     chunk: PositiveInt | None = None
     """Rows per forward pass when sampling and measuring; all at once when null."""
 
@@ -131,7 +130,9 @@ class Loss(Section):
     value_coefficient: NonNegative = 0.1
     value_clip: Positive | None = 0.2
     value_huber: Positive | None = None
-    """Delta of the Huber loss; squared error when null."""
+    """Delta of the Huber loss; half the squared error when null."""
+    value_combine: Literal["max", "mean"] = "max"
+    """How the unclipped and the clipped value error are combined: PPO's maximum or SAFE's mean."""
     entropy_coefficient: NonNegative = 0.0
 
 

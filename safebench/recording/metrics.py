@@ -53,7 +53,7 @@ def _terms() -> list[Metric]:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("step", "1", "none", "updates of the policy so far; the first row is 1"),
+    Metric("step", "1", "none", "steps so far; row 0 is the evaluation before any update, its other columns empty"),
     Metric("episodes", "replies", "none", "replies sampled for training so far"),
     Metric("tokens", "tokens", "none", "reply tokens sampled for training so far"),
     Metric("reward/mean", "reward", "up", "proxy reward of the batch's replies as trained on, before normalisation and KL, mean over replies"),

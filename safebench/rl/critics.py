@@ -1,0 +1,73 @@
+"""Value heads on hidden states: single, or SAFE's double heads with their soft minimum."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def soft_min(values: Tensor, alpha: float) -> Tensor:
+    """Return -alpha log(mean_i exp(-V_i / alpha)) over the last axis, the heads.
+
+    Source: SAFE, equation 1, for any number of heads. With two: min <= V <= min(min + alpha ln 2, mean);
+    alpha -> 0 gives the minimum, alpha -> infinity the mean. ``values`` [..., H] in the units of the
+    reward, ``alpha`` > 0 in the same; the result is [...]. One head comes back unchanged.
+    """
+    if values.shape[-1] == 1:
+        return values.squeeze(-1)
+    return -alpha * (torch.logsumexp(-values / alpha, dim=-1) - math.log(values.shape[-1]))
+
+
+class ValueHeads(nn.Module):
+    """H independent heads on a hidden state of width h, each giving one value; always float32.
+
+    SAFE, equation 2: LayerNorm, then per head Linear(h, h/4), GELU, Linear(h/4, 1). The ``linear`` form
+    is PPO's usual Linear(h, 1). The last layer starts small (0.02, as Qwen2 initialises), drawn from
+    ``generator``, so that the heads differ and no value is large before the first update.
+    """
+
+    def __init__(self, width: int, heads: int, *, mlp: bool, layer_norm: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+        self.heads = nn.ModuleList(_head(width, mlp, generator) for _ in range(heads))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the values [..., H] of hidden states [..., h]."""
+        hidden = self.norm(hidden.float())
+        return torch.cat([head(hidden) for head in self.heads], dim=-1)
+
+
+def _head(width: int, mlp: bool, generator: torch.Generator) -> nn.Module:
+    if not mlp:
+        return _linear(width, 1, 0.02, generator)
+    inner = max(1, width // 4)
+    return nn.Sequential(
+        _linear(width, inner, 1 / math.sqrt(width), generator), nn.GELU(), _linear(inner, 1, 0.02, generator)
+    )
+
+
+def _linear(inputs: int, outputs: int, std: float, generator: torch.Generator) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.normal_(layer.weight, 0.0, std, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+@torch.no_grad()
+def polyak(target: nn.Module, online: nn.Module, decay: float) -> None:
+    """Move the target's weights: target <- decay target + (1 - decay) online (SAFE, equation 14)."""
+    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Return 1 - Var(R - V) / Var(R) over the kept entries: 1 is perfect, 0 no better than the mean.
+
+    NaN when the returns do not vary or fewer than two are kept.
+    """
+    kept = returns[mask]
+    if kept.numel() < 2 or float(kept.var()) == 0.0:
+        return math.nan
+    return 1 - float((kept - values[mask]).var() / kept.var())
