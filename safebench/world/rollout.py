@@ -1,0 +1,122 @@
+"""Sample replies: the policy continues left-padded prompts, one uniform number per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from safebench.world.policy import Policy
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and the replies sampled for them. B rows, P prompt positions, R reply positions."""
+
+    prompts: list[str]
+    replies: list[str]
+    ids: Tensor
+    """[B, P + R]: prompts padded on the left, replies on the right."""
+    attention: Tensor
+    """[B, P + R]: 1 on real tokens."""
+    mask: Tensor
+    """[B, R]: true on reply tokens, the end token included."""
+    ended: Tensor
+    """[B]: true where the reply ends with an end token."""
+    truncated: int
+    """Prompts that lost tokens on the left."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """The reply ids, [B, R]."""
+        return self.ids[:, -self.mask.shape[1] :]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a batch of prompts, padded on the left."""
+
+    texts: list[str]
+    ids: Tensor
+    attention: Tensor
+    truncated: int
+
+
+def encode(texts: list[str], tokens: list[list[int]], limit: int, pad: int, device: torch.device) -> Encoded:
+    """Pad prompts on the left to the longest of them; longer ones than ``limit`` lose their beginning."""
+    kept = [t[-limit:] for t in tokens]
+    width = max(map(len, kept))
+    ids = torch.tensor([[pad] * (width - len(t)) + t for t in kept], device=device)
+    attention = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in kept], device=device)
+    return Encoded(texts, ids, attention, sum(len(t) > limit for t in tokens))
+
+
+@torch.no_grad()
+def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, chunk: int | None = None) -> Rollout:
+    """Sample a reply for each prompt.
+
+    Token t of row i is the inverse of the cumulative distribution at ``noise[i, t]`` (float64 [B, R], in
+    [0, 1)). Sampling stops at an end token or after R tokens. ``chunk`` rows go through the model at once.
+    """
+    rows = len(prompts.texts)
+    size = chunk or rows
+    pieces = [
+        _sample_rows(
+            policy, prompts.ids[i : i + size], prompts.attention[i : i + size], noise[i : i + size], temperature
+        )
+        for i in range(0, rows, size)
+    ]
+    pad = int(policy.tokenizer.pad_token_id)  # type: ignore[arg-type]
+    width = max(piece.shape[1] for piece in pieces)
+    tokens = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=-1) for piece in pieces])
+    mask = tokens >= 0
+    stops = torch.tensor(policy.stop_ids, device=tokens.device)
+    tokens_and_ended = torch.isin(tokens, stops) & mask
+    ids = torch.cat([prompts.ids, tokens.where(mask, torch.tensor(pad, device=tokens.device))], dim=1)
+    return Rollout(
+        prompts=prompts.texts,
+        replies=_texts(policy, tokens, mask & ~tokens_and_ended),
+        ids=ids,
+        attention=torch.cat([prompts.attention, mask.to(prompts.attention.dtype)], dim=1),
+        mask=mask,
+        ended=tokens_and_ended.any(-1),
+        truncated=prompts.truncated,
+    )
+
+
+def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Return sampled ids [b, R'], -1 after a row's end; R' is where the last row ended."""
+    limit = noise.shape[1]
+    noise = noise.to(ids.device)
+    decoder, weight = policy.base.get_decoder(), policy.output_weight
+    stops = torch.tensor(policy.stop_ids, device=ids.device)
+    cache = DynamicCache(config=policy.base.config)
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    sampled: list[Tensor] = []
+    for t in range(limit):
+        out = decoder(
+            input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        tokens = _draw(out.last_hidden_state[:, -1] @ weight.T, noise[:, t], temperature)
+        sampled.append(tokens.where(running, torch.tensor(-1, device=ids.device)))
+        running = running & ~torch.isin(tokens, stops)
+        if not bool(running.any()):
+            break
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
+        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
+    return torch.stack(sampled, dim=1)
+
+
+def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Return for each row the first token whose cumulative probability exceeds ``uniform`` [b]."""
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(-1)
+    drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1)
+
+
+def _texts(policy: Policy, tokens: Tensor, keep: Tensor) -> list[str]:
+    rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
+    return [text.strip() for text in policy.tokenizer.batch_decode(rows, skip_special_tokens=True)]
