@@ -1,0 +1,182 @@
+"""Crash specification, version 1: pure, incremental detectors, live and over files alike.
+
+A kind of crash is a watched quantity, a limit, and a window: an *episode* begins at the first
+step at which the quantity is beyond the limit, counts once it has stayed there at every measured
+step for ``window`` steps, and ends at the last such step. ``docs/evidence.md`` has the reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from safebench.evidence.signals import Row, Signals, number
+from safebench.evidence.specification import SCALES, SPEC, CrashSpec
+from safebench.recording.metrics import CRASH_KINDS
+
+__all__ = ["CRASH_KINDS", "SCALES", "SPEC", "CrashSpec", "Detectors", "Event", "Row", "detect"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One episode of ``kind``, from step ``start`` to step ``end``, both inside it.
+
+    ``end`` is None while the episode is open. ``peak`` is the watched quantity at its worst, ``depth``
+    how far beyond the limit that was, in the same unit.
+    """
+
+    kind: str
+    start: int
+    end: int | None
+    peak: float
+    depth: float
+
+    @property
+    def steps(self) -> int | None:
+        """Length in steps; None while open."""
+        return None if self.end is None else self.end - self.start + 1
+
+
+class _Episode:
+    """The streak of one kind: pending until its window is full, then open, then closed."""
+
+    def __init__(self, kind: str, window: int, points: int = 1) -> None:
+        self.kind, self.count = kind, 0
+        self._window, self._needed = window, points
+        self._clear()
+
+    def _clear(self) -> None:
+        self.open, self._points, self._start, self._last = False, 0, 0, 0
+        self._peak, self._depth = 0.0, -math.inf
+
+    def event(self, end: int | None) -> Event:
+        return Event(self.kind, self._start, end, self._peak, self._depth)
+
+    def beyond(self, step: int, value: float, excess: float) -> Event | None:
+        """The quantity is beyond its limit at ``step``; return the event if it opens here."""
+        if not self._points:
+            self._start = step
+        self._points, self._last = self._points + 1, step
+        if excess > self._depth:
+            self._peak, self._depth = value, excess
+        if self.open or step - self._start + 1 < self._window or self._points < self._needed:
+            return None
+        self.open, self.count = True, self.count + 1
+        return self.event(None)
+
+    def within(self) -> Event | None:
+        """The quantity is inside its limit; return the event if it closes here."""
+        closed = self.event(self._last) if self.open else None
+        if self._points:
+            self._clear()
+        return closed
+
+
+class Detectors:
+    """Watches a run row by row.
+
+    ``sigma0`` and ``judge_sigma0`` are the reward's and the judge's spread under the initial policy,
+    ``vocabulary`` the number of tokens, ``reply_limit`` the longest reply in tokens. What is None cannot
+    be watched: ``unmeasured`` names the kinds. ``scale`` makes every threshold that much more severe.
+    """
+
+    def __init__(
+        self,
+        spec: CrashSpec,
+        planned_steps: int,
+        sigma0: float | None,
+        vocabulary: int | None,
+        scale: float = 1.0,
+        *,
+        judge_sigma0: float | None = None,
+        reply_limit: int | None = None,
+    ) -> None:
+        if not (math.isfinite(scale) and scale > 0.0):
+            raise ValueError(f"scale must be positive and finite, not {scale}")
+        self.spec, self.scale = spec, scale
+        self._signals = Signals(spec, planned_steps, sigma0, vocabulary, judge_sigma0, reply_limit)
+        windows = _windows(spec)
+        self._episodes = {
+            kind: _Episode(
+                kind,
+                spec.shrunk(windows.get(kind, 1), planned_steps),
+                spec.judge_points if kind == "judge_crash" else 1,
+            )
+            for kind in CRASH_KINDS
+        }
+        self._step: int | None = None
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Kinds that cannot be watched because a constant of the run is not known."""
+        return self._signals.unmeasured
+
+    def update(self, row: Row) -> list[Event]:
+        """Take in one row and return the events that open or close at it, open ones with ``end`` None.
+
+        Raises ValueError when the row's step does not come after the last one's.
+        """
+        value = number(row.get("step"))
+        if value is None or (self._step is not None and value <= self._step):
+            raise ValueError(f"rows must come with rising steps: {value} after {self._step}")
+        self._step = int(value)
+        worst: dict[str, tuple[float, float] | None] = {}
+        for reading in self._signals.read(self._step, row):
+            excess = reading.excess(self.scale)
+            before = worst.setdefault(reading.kind, None)
+            if excess is not None and (before is None or excess > before[1]):
+                worst[reading.kind] = (reading.value, excess)
+        events = []
+        for kind, found in worst.items():
+            episode = self._episodes[kind]
+            event = episode.within() if found is None else episode.beyond(self._step, *found)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def finish(self) -> list[Event]:
+        """Return the episodes still open, and ``unrecovered`` for an open ``reward_crash``."""
+        events = [episode.event(None) for episode in self._episodes.values() if episode.open]
+        for event in [event for event in events if event.kind == "reward_crash"]:
+            self._episodes["unrecovered"].count = 1
+            events.append(Event("unrecovered", event.start, None, event.peak, event.depth))
+        return events
+
+    def counts(self) -> dict[str, int]:
+        """Return the episodes begun so far, for every kind."""
+        return {kind: episode.count for kind, episode in self._episodes.items()}
+
+
+def detect(
+    rows: Iterable[Row],
+    planned_steps: int,
+    sigma0: float | None,
+    vocabulary: int | None,
+    scale: float = 1.0,
+    *,
+    judge_sigma0: float | None = None,
+    reply_limit: int | None = None,
+    spec: CrashSpec = SPEC,
+) -> list[Event]:
+    """Return every episode of a whole run once: those that closed, in that order, then those open at its end."""
+    detectors = Detectors(
+        spec, planned_steps, sigma0, vocabulary, scale, judge_sigma0=judge_sigma0, reply_limit=reply_limit
+    )
+    closed = [event for row in rows for event in detectors.update(row) if event.end is not None]
+    return closed + detectors.finish()
+
+
+def _windows(spec: CrashSpec) -> dict[str, int]:
+    """Steps that a kind's condition must last; one for the kinds not named."""
+    return {
+        "reward_crash": spec.reward_window,
+        "judge_crash": spec.reward_window,
+        "kl_runaway": spec.runaway_window,
+        "entropy_collapse": spec.entropy_window,
+        "entropy_explosion": spec.entropy_window,
+        "degenerate": spec.degenerate_window,
+        "length_collapse": spec.length_window,
+        "length_blowup": spec.length_window,
+        "value_divergence": spec.value_window,
+    }

@@ -1,0 +1,225 @@
+"""Watched quantities of the crash specification: from rows to readings with their limits."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from safebench.evidence.specification import CrashSpec
+from safebench.recording.metrics import CRASH_KINDS, KEYS
+
+Row = Mapping[str, object]
+Sense = Literal["above", "below", "at"]
+
+NUMERIC_KEYS: tuple[str, ...] = (
+    "reward/mean",
+    "reward/shaped",
+    "eval/reward",
+    "eval/judge",
+    "kl/mean",
+    "entropy/mean",
+    "update/ratio_max",
+    *(key for key in KEYS if key.startswith(("loss/", "grad/"))),
+)
+"""Losses, gradients, ratios and rewards, and the two measurements they rest on. A spread over one
+reply (``reward/std``) or a share of no variance (``critic/explained_variance``) may be NaN in health."""
+
+
+class Reading(NamedTuple):
+    """A watched quantity at one step and its limit at scale 1."""
+
+    kind: str
+    value: float
+    limit: float
+    sense: Sense = "above"
+
+    def excess(self, scale: float) -> float | None:
+        """Return how far the value is beyond the scaled limit, or None when it is not.
+
+        A limit from above is multiplied by the scale, one from below divided by it; an exact one stays.
+        """
+        if self.sense == "at":
+            return 0.0 if self.value == self.limit else None
+        gap = self.value - self.limit * scale if self.sense == "above" else self.limit / scale - self.value
+        return gap if gap > 0.0 else None
+
+
+def number(value: object) -> float | None:
+    """Return a cell as a float; None where it is empty. NaN stays NaN."""
+    if value is None or value == "":
+        return None
+    return float(value)  # type: ignore[arg-type]
+
+
+def finite(row: Row, key: str) -> float | None:
+    """Return a cell as a finite float; None where it is empty or not finite."""
+    value = number(row.get(key))
+    return value if value is not None and math.isfinite(value) else None
+
+
+class Smoothed:
+    """Exponential moving average in step time: a gap of n steps decays as n steps would.
+
+    Starts at the first value. Points measured every twentieth step are thus hardly smoothed.
+    """
+
+    def __init__(self, span: float) -> None:
+        self._keep = 1.0 - 2.0 / (span + 1.0)
+        self._step = 0
+        self._value: float | None = None
+
+    def update(self, step: int, value: float) -> float:
+        """Take in the value at ``step`` and return the average."""
+        if self._value is None:
+            self._value = value
+        else:
+            self._value = value + self._keep ** (step - self._step) * (self._value - value)
+        self._step = step
+        return self._value
+
+
+class Drawdown:
+    """Fall of the smoothed curve from its running maximum."""
+
+    def __init__(self, span: float) -> None:
+        self._smoothed = Smoothed(span)
+        self._top = -math.inf
+
+    def update(self, step: int, value: float) -> float:
+        """Take in the value at ``step`` and return the drawdown, at least 0, in the value's unit."""
+        level = self._smoothed.update(step, value)
+        self._top = max(self._top, level)
+        return self._top - level
+
+
+class RollingMedian:
+    """Median of the last ``size`` values."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._order: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def median(self) -> float:
+        """Return the median; 0 while there is no value."""
+        count = len(self._sorted)
+        if not count:
+            return 0.0
+        return (self._sorted[(count - 1) // 2] + self._sorted[count // 2]) / 2.0
+
+    def push(self, value: float) -> None:
+        """Take in one value and let the oldest go."""
+        self._order.append(value)
+        insort(self._sorted, value)
+        if len(self._order) > self._size:
+            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
+
+
+class Signals:
+    """Turns rows into readings; what it remembers does not depend on the scale."""
+
+    def __init__(
+        self,
+        spec: CrashSpec,
+        planned_steps: int,
+        sigma0: float | None,
+        vocabulary: int | None,
+        judge_sigma0: float | None,
+        reply_limit: int | None,
+    ) -> None:
+        self._spec = spec
+        self._sigmas = {"reward_crash": _positive(sigma0), "judge_crash": _positive(judge_sigma0)}
+        self._top_entropy = math.log(vocabulary) if vocabulary else None
+        self._reply_limit = reply_limit
+        self._drawdowns = {kind: Drawdown(spec.smoothing_span) for kind in self._sigmas}
+        self._kl = Smoothed(spec.smoothing_span)
+        self._kl_before = RollingMedian(spec.shrunk(spec.spike_history, planned_steps))
+        self._first: dict[str, float] = {}
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Kinds that cannot be watched because a constant of the run is not known."""
+        known = {
+            **{kind: sigma is not None for kind, sigma in self._sigmas.items()},
+            "unrecovered": self._sigmas["reward_crash"] is not None,
+            "entropy_explosion": self._top_entropy is not None,
+            "length_blowup": self._reply_limit is not None,
+        }
+        return tuple(kind for kind in CRASH_KINDS if not known.get(kind, True))
+
+    def read(self, step: int, row: Row) -> list[Reading]:
+        """Return the readings of one row, none for what it did not measure."""
+        cells = (number(row.get(key)) for key in NUMERIC_KEYS)
+        broken = sum(1 for cell in cells if cell is not None and not math.isfinite(cell))
+        readings = [Reading("numeric", broken, 0.0)]
+        readings += self._drops("reward_crash", step, finite(row, "reward/mean"))
+        readings += self._drops("judge_crash", step, finite(row, "eval/judge"))
+        readings += self._kls(step, finite(row, "kl/mean"))
+        readings += self._entropies(finite(row, "entropy/mean"))
+        readings += self._shares(row)
+        readings += self._lengths(finite(row, "reply/length"))
+        explained = finite(row, "critic/explained_variance")
+        if explained is not None:
+            readings.append(Reading("value_divergence", -explained, self._spec.value_loss))
+        ratio = finite(row, "update/ratio_max")
+        if ratio is not None:
+            readings.append(Reading("ratio_blowout", ratio, self._spec.ratio_high))
+        return readings
+
+    def _drops(self, kind: str, step: int, reward: float | None) -> list[Reading]:
+        sigma = self._sigmas[kind]
+        if reward is None or sigma is None:
+            return []
+        return [Reading(kind, self._drawdowns[kind].update(step, reward) / sigma, self._spec.reward_drop)]
+
+    def _kls(self, step: int, kl: float | None) -> list[Reading]:
+        if kl is None:
+            return []
+        spec = self._spec
+        usual = self._kl_before.median()  # of the steps before this one: a spike does not raise its own limit
+        self._kl_before.push(kl)
+        return [
+            Reading("kl_spike", kl, max(spec.spike_factor * usual, spec.spike_floor)),
+            Reading("kl_runaway", self._kl.update(step, kl), spec.runaway_factor * spec.kl_target),
+        ]
+
+    def _entropies(self, entropy: float | None) -> list[Reading]:
+        if entropy is None:
+            return []
+        first = self._first.setdefault("entropy", entropy)
+        readings = []
+        if first > 0.0:
+            readings.append(Reading("entropy_collapse", entropy / first, self._spec.entropy_low, "below"))
+        if self._top_entropy is not None and first < self._top_entropy:
+            risen = (entropy - first) / (self._top_entropy - first)
+            readings.append(Reading("entropy_explosion", risen, self._spec.entropy_rise))
+        return readings
+
+    def _shares(self, row: Row) -> list[Reading]:
+        spec = self._spec
+        limits: tuple[tuple[str, float, Sense], ...] = (
+            ("reply/distinct", spec.distinct_low, "below"),
+            ("reply/distinct_2", spec.distinct_2_low, "below"),
+            ("reply/ended", 0.0, "at"),
+        )
+        found = ((finite(row, key), limit, sense) for key, limit, sense in limits)
+        return [Reading("degenerate", share, limit, sense) for share, limit, sense in found if share is not None]
+
+    def _lengths(self, length: float | None) -> list[Reading]:
+        if length is None:
+            return []
+        first = self._first.setdefault("length", length)
+        readings = []
+        if first > 0.0:
+            readings.append(Reading("length_collapse", length / first, self._spec.length_low, "below"))
+        if self._reply_limit:
+            slack = 1.0 - length / self._reply_limit
+            readings.append(Reading("length_blowup", slack, self._spec.length_slack, "below"))
+        return readings
+
+
+def _positive(sigma: float | None) -> float | None:
+    return sigma if sigma is not None and math.isfinite(sigma) and sigma > 0.0 else None
