@@ -1,0 +1,66 @@
+# The commands of this repository. `make help` lists them.
+#
+# PYTHON     the interpreter that .venv is made with, e.g. `make setup PYTHON=python3.12`
+# PIP_FLAGS  further flags for pip, e.g. to name an index that has CPU builds of torch
+# SEEDS      seeds of a comparison
+# JOBS       runs side by side; a run uses one thread
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+SEEDS ?= 0-4
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce reproduce-paper test test-slow test-extra lint type world lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv from requirements.lock; nothing to do when it is up to date
+
+# The last step leaves the stamp, so that a broken-off installation is taken up again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "safebench needs Python 3.11 or newer: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(PIP_FLAGS) --quiet --requirement requirements.lock
+	$(PIP) install --quiet --no-index --no-build-isolation --no-deps --editable .
+	@touch $@
+
+reproduce: $(READY) ## PPO against SAFE, five seeds each; continues where it was interrupted
+	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --jobs $(JOBS)
+
+reproduce-paper: $(READY) ## the paper's set-up: needs a GPU and access to the hub
+	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --preset paper
+
+test: $(READY) ## the default tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## tests that take long or much memory (up to 24 GB)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-extra: $(READY) ## build the wheel, install it elsewhere, run it from an empty folder
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py
+
+lint: $(READY) ## ruff
+	$(BIN)/ruff check .
+
+type: $(READY) ## mypy, strict on the package
+	$(BIN)/mypy
+
+world: $(READY) ## rebuild the embedded world's tokenizer, policy and reward models
+	$(BIN)/python -m safebench.world.build
+
+lock: ## write requirements.lock anew; keeps pins that still fit unless UV_FLAGS=--upgrade
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv==0.13.9
+	build/lock/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest --all-extras \
+		--no-annotate --custom-compile-command "make lock" --quiet $(UV_FLAGS) --output-file requirements.lock
+
+clean: ## remove the environment, caches and build output; results stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find safebench tests -name __pycache__ -type d -prune -exec rm -rf {} +
