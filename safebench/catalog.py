@@ -1,0 +1,290 @@
+"""Names → things: arms, models, rewards, prompts, optimizers, trackers; plain lists, imported lazily.
+
+Other packages add to them through the entry-point groups ``safebench.arms``,
+``safebench.models``, ``safebench.rewards`` and ``safebench.optimizers``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safebench import architectures as dims
+from safebench.architectures import Architecture
+from safebench.errors import MissingResource, UsageError
+
+Group = Literal["arms", "models", "rewards", "prompts", "optimizers", "trackers"]
+Kind = Literal["embedded", "hub", "directory", "file", "function", "object"]
+
+WORLD = Path(__file__).parent / "world" / "embedded"
+"""Where the embedded world's weights and prompts lie."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_PROMPT_FILES = (".jsonl", ".json", ".parquet", ".txt")
+_SINGULAR = {
+    "arms": "arm",
+    "models": "model",
+    "rewards": "reward",
+    "prompts": "prompt source",
+    "optimizers": "optimizer",
+    "trackers": "tracker",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing of the catalogue."""
+
+    name: str
+    description: str
+    kind: Kind = "object"
+    target: str = ""
+    """``module:attribute`` to import, hub id, directory or file, as ``kind`` says."""
+    licence: str = ""
+    gated: bool = False
+    """The hub asks to accept the licence first."""
+    architecture: Architecture = field(default_factory=dict)
+    """A transformers config as a mapping with ``model_type``; empty where it is not known."""
+    remote_code: bool = False
+    """The model's own Python code must be run to load it."""
+
+    @property
+    def location(self) -> str:
+        """What loads it: a path for embedded and local things, else the hub id or ``module:attribute``."""
+        return str(WORLD / self.target) if self.kind == "embedded" else self.target
+
+    def load(self) -> Any:
+        """Import and return the object that ``target`` names; raise ``MissingResource`` if it is not there."""
+        return load(self.target)
+
+
+def _embedded(name: str, description: str, target: str, architecture: Architecture | None = None) -> Entry:
+    return Entry(name, description, "embedded", target, "Apache-2.0; data MIT", architecture=architecture or {})
+
+
+def _hub(
+    name: str,
+    description: str,
+    hub_id: str,
+    licence: str,
+    architecture: Architecture | None = None,
+    *,
+    gated: bool = False,
+    remote_code: bool = False,
+) -> Entry:
+    return Entry(name, description, "hub", hub_id, licence, gated, architecture or {}, remote_code)
+
+
+ARMS: tuple[Entry, ...] = (
+    Entry("ppo", "PPO as TRL has it: KL in the reward, clipped surrogate", target="safebench.trainers.arms:PPO"),
+    Entry("safe", "SAFE: entropy-gated KL penalty, PID threshold", target="safebench.trainers.arms:SAFE"),
+)
+
+MODELS: tuple[Entry, ...] = (
+    _embedded("embedded", "2M chat model in the package, for any CPU", "policy", dims.EMBEDDED),
+    _hub("qwen2.5-0.5b", "Qwen2.5 0.5B base", "Qwen/Qwen2.5-0.5B", "Apache-2.0", dims.QWEN2_5_05B),
+    _hub("qwen2.5-1.5b", "Qwen2.5 1.5B base", "Qwen/Qwen2.5-1.5B", "Apache-2.0", dims.QWEN2_5_15B),
+    _hub("qwen2.5-3b", "Qwen2.5 3B base, SAFE's policy", "Qwen/Qwen2.5-3B", "Qwen Research", dims.QWEN2_5_3B),
+    _hub("qwen2.5-7b", "Qwen2.5 7B base", "Qwen/Qwen2.5-7B", "Apache-2.0", dims.QWEN2_5_7B),
+    _hub("llama-3.2-1b", "Llama 3.2 1B base", "meta-llama/Llama-3.2-1B", "Llama 3.2", dims.LLAMA_3_2_1B, gated=True),
+    _hub("llama-3.2-3b", "Llama 3.2 3B base", "meta-llama/Llama-3.2-3B", "Llama 3.2", dims.LLAMA_3_2_3B, gated=True),
+)
+
+REWARDS: tuple[Entry, ...] = (
+    _embedded("embedded-proxy", "learned from human ratings: the half that training sees", "proxy"),
+    _embedded("embedded-judge", "stronger, from the other half: only ever measured", "judge"),
+    _hub(
+        "armorm",
+        "ArmoRM on Llama 3 8B, SAFE's reward",
+        "RLHFlow/ArmoRM-Llama3-8B-v0.1",
+        "Llama 3",
+        dims.LLAMA_3_8B,
+        remote_code=True,
+    ),
+    _hub(
+        "skywork-qwen3-0.6b",
+        "Skywork-Reward-V2 on Qwen3 0.6B",
+        "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+        "Apache-2.0",
+        dims.QWEN3_06B,
+    ),
+    _hub(
+        "skywork-llama-3.1-8b",
+        "Skywork-Reward-V2 on Llama 3.1 8B",
+        "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
+        "Llama 3.1",
+        dims.LLAMA_3_1_8B,
+    ),
+)
+
+PROMPTS: tuple[Entry, ...] = (
+    _embedded("embedded", "turns of human conversations, in the package", "prompts.jsonl"),
+    _hub("hh-rlhf", "Anthropic's helpful and harmless dialogues", "Anthropic/hh-rlhf", "MIT"),
+)
+
+OPTIMIZERS: tuple[Entry, ...] = (Entry("adamw", "AdamW, decoupled weight decay", target="torch.optim:AdamW"),)
+
+TRACKERS: tuple[Entry, ...] = (
+    Entry("csv", "metrics.csv, always written"),
+    Entry("wandb", "Weights & Biases, offline: nothing leaves the machine"),
+    Entry("wandb-online", "Weights & Biases, sent as the run goes"),
+    Entry("tensorboard", "TensorBoard event files"),
+    Entry("trackio", "trackio, kept locally"),
+)
+
+_LISTS: dict[Group, tuple[Entry, ...]] = {
+    "arms": ARMS,
+    "models": MODELS,
+    "rewards": REWARDS,
+    "prompts": PROMPTS,
+    "optimizers": OPTIMIZERS,
+    "trackers": TRACKERS,
+}
+
+
+def entries(group: Group) -> tuple[Entry, ...]:
+    """Return the catalogue's list of ``group``, then what other installed packages add to it."""
+    own = _LISTS[group]
+    taken = {entry.name for entry in own}
+    added = importlib.metadata.entry_points(group=f"safebench.{group}")
+    return own + tuple(_from_entry_point(group, point) for point in added if point.name not in taken)
+
+
+def find(group: Group, name: str) -> Entry:
+    """Return the entry called ``name``, or one made for a hub id, a path or a ``module:attribute``.
+
+    Raises ``UsageError`` with the nearest match for a name that is none of these, and
+    ``MissingResource`` for a path that is not there.
+    """
+    for entry in _LISTS[group]:
+        if entry.name == name:
+            return entry
+    for entry in entries(group):
+        if entry.name == name:
+            return entry
+    passed = _pass_through(group, name)
+    if passed is not None:
+        return passed
+    raise UsageError(f"{_SINGULAR[group]} {name!r}: {_unknown(group, name)}", hint=_hint(group))
+
+
+def model_source(name: str) -> Entry:
+    """Return the model called ``name``; its ``location`` is what transformers loads."""
+    return find("models", name)
+
+
+def reward_source(name: str) -> Entry:
+    """Return the reward called ``name``: a model at ``location``, or a function (``kind``)."""
+    return find("rewards", name)
+
+
+def prompts_source(name: str) -> str:
+    """Return the file or hub data set that holds the prompts called ``name``."""
+    return find("prompts", name).location
+
+
+def fault(group: Group, name: str) -> str | None:
+    """Return what is wrong with ``name``, or None. A missing path is not: it is met when the thing is loaded."""
+    try:
+        find(group, name)
+    except UsageError:
+        return _unknown(group, name)
+    except MissingResource:
+        return None
+    return None
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """Return the name most like ``name``, or None when nothing is like it."""
+    lower = {other.lower(): other for other in names}
+    found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    if found:
+        return lower[found[0]]
+    inside = [other for other in names if len(name) > 2 and name.lower() in other.lower()]
+    return inside[0] if inside else None
+
+
+def load(target: str) -> Any:
+    """Import ``module:attribute``; raise ``MissingResource`` when module or attribute is not there."""
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise MissingResource(
+            f"{target}: no module {error.name!r}", hint="Install its package, or run from the folder that holds it."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise MissingResource(
+                f"{target}: {module_name} has no {attribute!r}", hint="Correct the name after the colon."
+            )
+        found = getattr(found, part)
+    return found
+
+
+def local_copy(hub_id: str, kind: Literal["model", "dataset"] = "model") -> Path | None:
+    """Return the folder of ``hub_id`` in the hub's local cache, or None; asks nobody."""
+    home = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    cache = Path(home) if home else Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    snapshots = cache / f"{kind}s--{hub_id.replace('/', '--')}" / "snapshots"
+    if not snapshots.is_dir():
+        return None
+    return next((folder for folder in sorted(snapshots.iterdir()) if any(folder.iterdir())), None)
+
+
+def _from_entry_point(group: Group, point: importlib.metadata.EntryPoint) -> Entry:
+    package = point.dist.name if point.dist else "another package"
+    if group != "models":
+        kind: Kind = "function" if group == "rewards" else "object"
+        return Entry(point.name, f"from {package}", kind, point.value)
+    model = point.load()
+    if not isinstance(model, Entry):
+        raise UsageError(f"entry point {point.value} of {package} in safebench.models is not a safebench.catalog.Entry")
+    return model
+
+
+def _pass_through(group: Group, name: str) -> Entry | None:
+    if group == "trackers":
+        return None
+    if group in ("arms", "optimizers"):
+        return Entry(name, "given by name", "object", name) if _TARGET.fullmatch(name) else None
+    path = Path(name).expanduser()
+    if path.is_dir() and group != "prompts":
+        return Entry(name, "local directory", "directory", str(path))
+    if group == "prompts" and path.suffix.lower() in _PROMPT_FILES:
+        if not path.is_file():
+            raise MissingResource(
+                f"prompts {name!r}: no such file", hint="Give the path of a JSONL, Parquet or text file."
+            )
+        return Entry(name, "local file", "file", str(path))
+    if group == "rewards" and _TARGET.fullmatch(name):
+        return Entry(name, "Python function", "function", name)
+    if name.startswith((".", "~", os.sep)) or name.endswith(os.sep):
+        raise MissingResource(f"{_SINGULAR[group]} {name!r}: no such directory", hint=_hint(group))
+    if _HUB_ID.fullmatch(name):
+        return Entry(name, "hub id", "hub", name)
+    return None
+
+
+def _unknown(group: Group, name: str) -> str:
+    names = [entry.name for entry in entries(group)]
+    near = nearest(name, names)
+    return f"unknown; did you mean {near}?" if near else f"unknown; there are {', '.join(names)}"
+
+
+def _hint(group: Group) -> str:
+    forms = {
+        "models": "Give a name of `safebench models`, a hub id (organisation/name) or a local directory (./name).",
+        "rewards": "Give a name of `safebench rewards`, a hub id, ./directory or module:function.",
+        "prompts": "Give embedded, hh-rlhf, a hub data set (organisation/name) or a .jsonl, .parquet or .txt file.",
+        "arms": "`safebench arms` lists them.",
+    }
+    return forms.get(group, f"There are: {', '.join(entry.name for entry in entries(group))}.")
