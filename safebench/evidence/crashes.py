@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from safebench.evidence.signals import Row, Signals, number
+from safebench.evidence.signals import Reading, Row, Signals, number
 from safebench.evidence.specification import SCALES, SPEC, CrashSpec
 from safebench.recording.metrics import CRASH_KINDS
 
-__all__ = ["CRASH_KINDS", "SCALES", "SPEC", "CrashSpec", "Detectors", "Event", "Row", "detect"]
+__all__ = ["CRASH_KINDS", "SCALES", "SPEC", "CrashSpec", "Detectors", "Event", "Row", "detect", "detect_scales"]
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,14 @@ class Detectors:
 
         Raises ValueError when the row's step does not come after the last one's.
         """
-        value = number(row.get("step"))
-        if value is None or (self._step is not None and value <= self._step):
-            raise ValueError(f"rows must come with rising steps: {value} after {self._step}")
-        self._step = int(value)
+        step = next_step(row, self._step)
+        return self.take(step, self._signals.read(step, row))
+
+    def take(self, step: int, readings: Iterable[Reading]) -> list[Event]:
+        """Do as ``update`` does, from readings: detectors of several scales may share one reader."""
+        self._step = step
         worst: dict[str, tuple[float, float] | None] = {}
-        for reading in self._signals.read(self._step, row):
+        for reading in readings:
             excess = reading.excess(self.scale)
             before = worst.setdefault(reading.kind, None)
             if excess is not None and (before is None or excess > before[1]):
@@ -130,7 +132,7 @@ class Detectors:
         events = []
         for kind, found in worst.items():
             episode = self._episodes[kind]
-            event = episode.within() if found is None else episode.beyond(self._step, *found)
+            event = episode.within() if found is None else episode.beyond(step, *found)
             if event is not None:
                 events.append(event)
         return events
@@ -160,11 +162,42 @@ def detect(
     spec: CrashSpec = SPEC,
 ) -> list[Event]:
     """Return every episode of a whole run once: those that closed, in that order, then those open at its end."""
-    detectors = Detectors(
-        spec, planned_steps, sigma0, vocabulary, scale, judge_sigma0=judge_sigma0, reply_limit=reply_limit
+    found = detect_scales(
+        rows, planned_steps, sigma0, vocabulary, (scale,), judge_sigma0=judge_sigma0, reply_limit=reply_limit, spec=spec
     )
-    closed = [event for row in rows for event in detectors.update(row) if event.end is not None]
-    return closed + detectors.finish()
+    return found[scale]
+
+
+def detect_scales(
+    rows: Iterable[Row],
+    planned_steps: int,
+    sigma0: float | None,
+    vocabulary: int | None,
+    scales: Iterable[float] = SCALES,
+    *,
+    judge_sigma0: float | None = None,
+    reply_limit: int | None = None,
+    spec: CrashSpec = SPEC,
+) -> dict[float, list[Event]]:
+    """Return what ``detect`` returns for each scale, reading the rows once."""
+    signals = Signals(spec, planned_steps, sigma0, vocabulary, judge_sigma0, reply_limit)
+    watching = {scale: Detectors(spec, planned_steps, sigma0, vocabulary, scale) for scale in scales}
+    events: dict[float, list[Event]] = {scale: [] for scale in watching}
+    last: float | None = None
+    for row in rows:
+        last = step = next_step(row, last)
+        readings = signals.read(step, row)
+        for scale, detectors in watching.items():
+            events[scale] += [event for event in detectors.take(step, readings) if event.end is not None]
+    return {scale: events[scale] + detectors.finish() for scale, detectors in watching.items()}
+
+
+def next_step(row: Row, last: float | None) -> int:
+    """Return the row's step; ValueError when it does not come after ``last``."""
+    value = number(row.get("step"))
+    if value is None or (last is not None and value <= last):
+        raise ValueError(f"rows must come with rising steps: {value} after {last}")
+    return int(value)
 
 
 def _windows(spec: CrashSpec) -> dict[str, int]:

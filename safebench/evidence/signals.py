@@ -14,6 +14,9 @@ from safebench.recording.metrics import CRASH_KINDS, KEYS
 Row = Mapping[str, object]
 Sense = Literal["above", "below", "at"]
 
+EMPTY = (None, "")
+"""How a row says "not measured at this step"."""
+
 NUMERIC_KEYS: tuple[str, ...] = (
     "reward/mean",
     "reward/shaped",
@@ -49,7 +52,7 @@ class Reading(NamedTuple):
 
 def number(value: object) -> float | None:
     """Return a cell as a float; None where it is empty. NaN stays NaN."""
-    if value is None or value == "":
+    if value in EMPTY:
         return None
     return float(value)  # type: ignore[arg-type]
 
@@ -152,9 +155,9 @@ class Signals:
 
     def read(self, step: int, row: Row) -> list[Reading]:
         """Return the readings of one row, none for what it did not measure."""
-        cells = (number(row.get(key)) for key in NUMERIC_KEYS)
-        broken = sum(1 for cell in cells if cell is not None and not math.isfinite(cell))
-        readings = [Reading("numeric", broken, 0.0)]
+        cells = [row.get(key) for key in NUMERIC_KEYS]
+        broken = [cell for cell in cells if cell not in EMPTY and not math.isfinite(float(cell))]  # type: ignore[arg-type]
+        readings = [Reading("numeric", len(broken), 0.0)]
         readings += self._drops("reward_crash", step, finite(row, "reward/mean"))
         readings += self._drops("judge_crash", step, finite(row, "eval/judge"))
         readings += self._kls(step, finite(row, "kl/mean"))
