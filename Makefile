@@ -27,8 +27,9 @@ setup: $(READY) ## create .venv from requirements.lock; nothing to do when it is
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "safebench needs Python 3.11 or newer: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $(PIP_FLAGS) --quiet --requirement requirements.lock
-	$(PIP) install --quiet --no-index --no-build-isolation --no-deps --editable .
+	@echo 'installing the packages of requirements.lock: some minutes'
+	$(PIP) install $(PIP_FLAGS) -qq --requirement requirements.lock
+	$(PIP) install -qq --no-index --no-build-isolation --no-deps --editable .
 	@touch $@
 
 reproduce: $(READY) ## PPO against SAFE, five seeds each; continues where it was interrupted

@@ -1,0 +1,239 @@
+"""The arrows of docs/architecture.md hold, and each heavy library comes in by one door, and only when used."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "safebench"
+DOORS = ("trl", "wandb", "tensorboard", "trackio", "matplotlib")
+LIGHT = ("cli", "config", "catalog", "errors", "settings", "evidence", "report", "recording.metrics")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module by its full name, and whether it is loaded as soon as the file is."""
+
+    module: str
+    eager: bool
+
+
+def module_name(path: Path) -> str:
+    """safebench/rl/kl.py -> safebench.rl.kl; a package's __init__ is the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _eager(tree: ast.Module) -> set[ast.AST]:
+    """Collect the statements that run when the file is loaded: not in a function, not for type checkers only."""
+    found: set[ast.AST] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        found.add(node)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def imports_of(source: str, module: str, *, is_package: bool = False) -> list[Import]:
+    """List what ``source`` imports anywhere; ``from package import submodule`` counts as the submodule."""
+    tree = ast.parse(source)
+    eager = _eager(tree)
+    home = module.split(".") if is_package else module.split(".")[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{origin}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES or not name.startswith("safebench") else origin for name in names]
+        else:
+            continue
+        found += [Import(name, node in eager) for name in names]
+    return found
+
+
+IMPORTS = {
+    name: imports_of(path.read_text(), name, is_package=path.name == "__init__.py") for name, path in MODULES.items()
+}
+
+
+def _names(cell: str) -> list[str]:
+    return [name.removesuffix(".py").strip("/").replace("/", ".") for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def read_rooms(text: str) -> tuple[dict[str, set[str]], set[str]]:
+    """Read the table of docs/architecture.md: what each room may import, and the leaves, which all may import."""
+    rooms: dict[str, set[str]] = {}
+    leaves: set[str] = set()
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or len(cells) != 3 or not (names := _names(cells[0])):
+            continue
+        if cells[1].startswith("leaves"):
+            leaves |= set(names)
+            continue
+        targets = re.sub(r"\(.*?\)", "", cells[2]).split(",")
+        allowed = {target.strip().replace("/", ".") for target in targets} - {"–"}
+        rooms |= {name: allowed for name in names}
+    return rooms, leaves
+
+
+ROOMS, LEAVES = read_rooms((ROOT / "docs" / "architecture.md").read_text())
+
+
+def room_of(module: str) -> str:
+    """safebench.world.build.pairs -> world; a leaf is a room of its own."""
+    inner = module.removeprefix("safebench").strip(".")
+    return inner if inner in LEAVES else inner.split(".")[0]
+
+
+def allows(importer: str, imported: str) -> bool:
+    """Tell whether a module of ours may import another."""
+    inner = imported.removeprefix("safebench").strip(".")
+    if inner in LEAVES or not inner:
+        return True
+    room = room_of(importer)
+    if room in LEAVES:
+        return False
+    return room == room_of(imported) or any(f"{inner}.".startswith(f"{target}.") for target in ROOMS[room])
+
+
+def test_the_table_is_read() -> None:
+    assert {"cli", "run", "launch", "report", "trainers", "world", "recording", "evidence", "rl"} <= set(ROOMS)
+    assert {"settings", "config", "catalog", "errors", "recording.metrics"} <= LEAVES
+    assert ROOMS["rl"] == set()
+    assert ROOMS["recording"] == {"evidence.crashes", "rl"}
+    assert ROOMS["evidence"] == {"recording.metrics"}
+
+
+def test_the_table_has_no_circle() -> None:
+    def reach(room: str, path: tuple[str, ...]) -> None:
+        assert room not in path, f"{' -> '.join(path)} -> {room}"
+        for target in ROOMS[room] - LEAVES:
+            reach(target.split(".")[0], (*path, room))
+
+    for room in ROOMS:
+        reach(room, ())
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import a.b
+from typing import TYPE_CHECKING
+from safebench import errors
+from safebench.rl.kl import exact
+if TYPE_CHECKING:
+    import c
+try:
+    import d
+except ImportError:
+    pass
+class K:
+    import e
+    def f(self):
+        from . import sibling
+        from ..errors import SafebenchError
+"""
+    assert set(imports_of(source, "safebench.rl.kl")) == {
+        Import("a.b", True),
+        Import("typing.TYPE_CHECKING", True),
+        Import("safebench.errors", True),
+        Import("safebench.rl.kl", True),
+        Import("c", False),
+        Import("d", True),
+        Import("e", True),
+        Import("safebench.rl", False),
+        Import("safebench.errors", False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("safebench.rl.kl", "safebench.world.policy", False),
+        ("safebench.rl.kl", "safebench.rl.masked", True),
+        ("safebench.rl.kl", "safebench.errors", True),
+        ("safebench.errors", "safebench.rl.kl", False),
+        ("safebench.recording.recorder", "safebench.evidence.crashes", True),
+        ("safebench.recording.recorder", "safebench.evidence.statistics", False),
+        ("safebench.recording.metrics", "safebench.recording.recorder", False),
+        ("safebench.evidence.crashes", "safebench.recording.metrics", True),
+        ("safebench.evidence.crashes", "safebench.recording.recorder", False),
+    ],
+)
+def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:
+    assert allows(importer, imported) is allowed
+
+
+def test_every_module_has_a_room() -> None:
+    rooms = {room_of(name) for name in MODULES} - {"", "__main__"}
+    assert rooms <= ROOMS.keys() | LEAVES, "no row in docs/architecture.md"
+
+
+def test_the_arrows_hold() -> None:
+    broken = {
+        f"{name} imports {found.module}"
+        for name, imports in IMPORTS.items()
+        if room_of(name) in ROOMS.keys() | LEAVES
+        for found in imports
+        if found.module.split(".")[0] == "safebench" and not allows(name, found.module)
+    }
+    assert not broken, "\n".join(sorted(broken))
+
+
+def _is_of(library: str, module: str) -> bool:
+    return f"{module}.".startswith((f"{library}.", f"torch.utils.{library}."))
+
+
+def _importers(library: str) -> list[str]:
+    return [name for name, imports in IMPORTS.items() if any(_is_of(library, found.module) for found in imports)]
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_heavy_library_has_one_door(library: str) -> None:
+    assert len(_importers(library)) <= 1, _importers(library)
+
+
+def _loaded_with(start: str, seen: set[str]) -> Iterator[str]:
+    """Yield everything that importing ``start`` loads, as far as our own files tell."""
+    for found in IMPORTS.get(start, ()):
+        if found.eager and found.module not in seen:
+            seen.add(found.module)
+            yield found.module
+            yield from _loaded_with(found.module, seen)
+
+
+@pytest.mark.parametrize("start", ["safebench.cli", "safebench.launch", "safebench.run"])
+def test_a_heavy_library_is_loaded_only_when_used(start: str) -> None:
+    loaded = [module for module in _loaded_with(start, set()) if any(_is_of(library, module) for library in DOORS)]
+    assert not loaded
+
+
+def test_the_light_modules_load_no_torch() -> None:
+    light = [name for name in MODULES if name.removeprefix("safebench.").startswith(LIGHT)]
+    assert light
+    check = f"""
+import importlib, sys
+for name in {light!r}:
+    importlib.import_module(name)
+print(*sorted({{"torch", "transformers", *{DOORS!r}}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
