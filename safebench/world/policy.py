@@ -62,6 +62,21 @@ class Policy:
         with self.model.disable_adapter():
             yield
 
+    @contextlib.contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Within this context layers with gradient checkpointing recompute in the backward pass.
+
+        transformers ties that to training mode; only the layers' own flag is set, so dropout stays off.
+        """
+        layers = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

@@ -69,19 +69,20 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
         for i in range(0, rows, size)
     ]
     pad = int(policy.tokenizer.pad_token_id)  # type: ignore[arg-type]
-    width = max(piece.shape[1] for piece in pieces)
+    # One position past the longest reply, where there is room: the score of a reply falls there.
+    width = min(max(piece.shape[1] for piece in pieces) + 1, noise.shape[1])
     tokens = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=-1) for piece in pieces])
     mask = tokens >= 0
     stops = torch.tensor(policy.stop_ids, device=tokens.device)
-    tokens_and_ended = torch.isin(tokens, stops) & mask
+    is_stop = torch.isin(tokens, stops) & mask
     ids = torch.cat([prompts.ids, tokens.where(mask, torch.tensor(pad, device=tokens.device))], dim=1)
     return Rollout(
         prompts=prompts.texts,
-        replies=_texts(policy, tokens, mask & ~tokens_and_ended),
+        replies=_texts(policy, tokens, mask & ~is_stop),
         ids=ids,
         attention=torch.cat([prompts.attention, mask.to(prompts.attention.dtype)], dim=1),
         mask=mask,
-        ended=tokens_and_ended.any(-1),
+        ended=is_stop.any(-1),
         truncated=prompts.truncated,
     )
 

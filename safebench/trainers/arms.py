@@ -1,0 +1,175 @@
+"""The arms: what is an arm's own is its controller and its loss as named terms."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from safebench import settings as s
+from safebench.errors import UsageError
+from safebench.rl import controllers
+from safebench.rl.losses import clipped_surrogate, kl_penalty, straight_through, value_loss
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Present:
+    """What the policy and critic of this moment say of a micro-batch; [b, R], zero outside the reply."""
+
+    log_probs: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
+    heads: Tensor
+    """[b, R, H]"""
+
+
+@dataclass(frozen=True)
+class Past:
+    """The same rows as they were sampled, and the counts over the whole mini-batch, all processes."""
+
+    mask: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    heads: Tensor
+    positions: Tensor
+    token_count: float
+    position_count: float
+
+
+class Arm(Protocol):
+    """An algorithm on the shared loop. Terms of micro-batches and processes add up to the batch's."""
+
+    names: tuple[str, ...]
+    """The loss terms, in order."""
+    needs_kl: bool
+    needs_entropy: bool
+
+    def control(self, measurement: controllers.Measurement) -> dict[str, float | str]:
+        """Turn the batch's measurement into this step's signal; return its columns."""
+        ...
+
+    def terms(self, past: Past, present: Present) -> Terms:
+        """Return the loss terms by name; their sum is the loss."""
+        ...
+
+    def dump(self) -> dict[str, Any]:
+        """Return the controller's state as plain numbers."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``dump`` gave."""
+        ...
+
+
+class PPO:
+    """PPO (Schulman et al. 2017): clipped surrogate and value loss; its KL control is in the reward."""
+
+    names: tuple[str, ...] = ("policy", "value")
+    needs_kl = False
+
+    def __init__(self, settings: s.Settings) -> None:
+        if settings.penalty is not None and type(self) is PPO:
+            raise UsageError("the arm ppo has no KL penalty", "Remove `penalty`, or use the arm safe.")
+        self.loss = settings.loss
+        self.needs_entropy = settings.loss.entropy_coefficient > 0
+        if self.needs_entropy:
+            self.names = (*self.names, "entropy")
+
+    def control(self, measurement: controllers.Measurement) -> dict[str, float | str]:
+        """PPO has no controller."""
+        return {}
+
+    def terms(self, past: Past, present: Present) -> Terms:
+        """Return policy and value terms, and the entropy bonus if it has a coefficient."""
+        loss = self.loss
+        ratio = torch.exp(present.log_probs - past.log_probs)
+        surrogate = clipped_surrogate(ratio, past.advantages, loss.clip)
+        errors = value_loss(
+            present.heads,
+            past.heads,
+            past.returns[..., None],
+            clip=loss.value_clip,
+            huber=loss.value_huber,
+            combine=loss.value_combine,
+        ).mean(-1)
+        terms = {
+            "policy": _share(surrogate, past.mask, past.token_count),
+            "value": loss.value_coefficient * _share(errors, past.positions, past.position_count),
+        }
+        if present.entropy is not None:
+            terms["entropy"] = -loss.entropy_coefficient * _share(present.entropy, past.mask, past.token_count)
+        return terms
+
+    def dump(self) -> dict[str, Any]:
+        """PPO has no state of its own."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """PPO has no state of its own."""
+
+
+class SAFE(PPO):
+    """SAFE (Maity 2026): PPO's terms, and the entropy-gated asymmetric KL penalty of its controller."""
+
+    needs_kl = True
+
+    def __init__(self, settings: s.Settings) -> None:
+        if settings.penalty is None:
+            raise UsageError("the arm safe needs its controller's settings", "Add `penalty: {}` for the published ones.")
+        super().__init__(settings)
+        self.names = (*self.names, "penalty")
+        self.penalty = settings.penalty
+        self.state: controllers.SafeState = controllers.SafeState()
+        self.signal: controllers.SafeSignal | None = None
+
+    def control(self, measurement: controllers.Measurement) -> dict[str, float | str]:
+        """Advance trackers, PID and phase by one batch; set threshold and gate for its updates."""
+        self.state, self.signal = controllers.update_safe(self.penalty, self.state, measurement)
+        signal = self.signal
+        return {
+            "controller/kl_short": signal.kl_short,
+            "controller/kl_long": signal.kl_long,
+            "controller/threshold": signal.threshold,
+            "controller/velocity": signal.pid.velocity,
+            "controller/pid_p": signal.pid.proportional,
+            "controller/pid_i": signal.pid.integral,
+            "controller/pid_d": signal.pid.derivative,
+            "controller/phase": signal.phase,
+            "controller/phase_factor": signal.phase_factor,
+            "controller/gate": signal.gate,
+        }
+
+    def terms(self, past: Past, present: Present) -> Terms:
+        """Return PPO's terms and the penalty: value at KL_short, gradient of the present KL."""
+        assert self.signal is not None
+        assert present.kl is not None
+        value, slope = kl_penalty(
+            self.signal.kl_short,
+            self.signal.threshold,
+            self.signal.gate,
+            self.penalty.coefficient,
+            asymmetric=self.penalty.asymmetric,
+        )
+        share = float(past.mask.sum()) / past.token_count
+        kl = _share(present.kl, past.mask, past.token_count)
+        return super().terms(past, present) | {"penalty": straight_through(value * share, slope, kl)}
+
+    def dump(self) -> dict[str, Any]:
+        """Return the controller's state as plain numbers."""
+        return asdict(self.state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``dump`` gave."""
+        self.state = controllers.SafeState(
+            state["kl_short"], state["kl_long"], controllers.PidState(**state["pid"]), tuple(state["rewards"])
+        )
+
+
+def _share(x: Tensor, mask: Tensor, count: float) -> Tensor:
+    """Return the kept entries' part of a mean over ``count`` entries."""
+    return torch.where(mask, x, 0.0).sum() / count

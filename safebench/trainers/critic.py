@@ -1,0 +1,90 @@
+"""The critic of a run: value heads, the features they read, and the target that bootstraps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safebench import settings as s
+from safebench.rl.advantages import shift_left
+from safebench.rl.critics import ValueHeads, polyak, soft_min
+from safebench.world import noise
+from safebench.world.policy import Policy
+
+
+class Critic:
+    """Values of reply positions. The heads sit on the policy's hidden states or on a body of their own."""
+
+    def __init__(self, settings: s.Critic, policy: Policy, seed: int) -> None:
+        self.settings = settings
+        self.online = ValueHeads(
+            policy.width,
+            2 if settings.heads == "double" else 1,
+            mlp=settings.head == "mlp",
+            layer_norm=settings.layer_norm,
+            generator=noise.generator("critic", seed),
+        ).to(policy.device)
+        self.target = None if settings.target_decay is None else copy.deepcopy(self.online).requires_grad_(False)
+        self.body = _own_body(policy) if settings.body == "separate" else None
+
+    def features(self, hidden: Tensor, ids: Tensor, attention: Tensor) -> Tensor:
+        """Return what the heads read [b, R, h]: the policy's states ``hidden``, or the own body's."""
+        if self.body is None:
+            return hidden.detach() if self.settings.detach else hidden
+        positions = (attention.cumsum(-1) - 1).clamp(min=0)
+        states = self.body(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+        return reply_states(states.last_hidden_state, hidden.shape[1])
+
+    def pessimistic(self, heads: Tensor) -> Tensor:
+        """Return one value [...] from the heads' [..., H]: their soft minimum."""
+        return soft_min(heads, self.settings.softmin_alpha)
+
+    def next_values(self, features: Tensor, values: Tensor, keep: Tensor) -> Tensor:
+        """Return the value of the state after each token, [B, R]: the target's where there is one.
+
+        Positions that ``keep`` leaves out have no state and count zero.
+        """
+        source = values if self.target is None else self.pessimistic(self.target(features))
+        return shift_left(torch.where(keep, source, 0.0))
+
+    def advance_target(self) -> None:
+        """Let the target follow the online heads (SAFE, equation 14)."""
+        if self.target is not None and self.settings.target_decay is not None:
+            polyak(self.target, self.online, self.settings.target_decay)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what the value loss trains."""
+        yield from self.online.parameters()
+        if self.body is not None:
+            yield from (p for p in self.body.parameters() if p.requires_grad)
+
+    def state(self) -> dict[str, Any]:
+        """Return all weights, for a checkpoint."""
+        modules = {"online": self.online, "target": self.target, "body": self.body}
+        return {name: module.state_dict() for name, module in modules.items() if module is not None}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the weights of a checkpoint."""
+        modules = {"online": self.online, "target": self.target, "body": self.body}
+        for name, module in modules.items():
+            if module is not None:
+                module.load_state_dict(state[name])
+
+
+def reply_states(hidden: Tensor, replies: int) -> Tensor:
+    """Return the states before each reply token, [B, R, h], of a sequence's hidden states [B, P + R, h]."""
+    return hidden[:, -replies - 1 : -1]
+
+
+def _own_body(policy: Policy) -> nn.Module:
+    with policy.as_reference():
+        body: nn.Module = copy.deepcopy(policy.base.get_decoder())
+    for module in body.modules():
+        for name, child in list(module.named_children()):
+            if hasattr(child, "base_layer"):
+                setattr(module, name, child.base_layer)
+    return body.float().requires_grad_(True)

@@ -1,0 +1,83 @@
+"""Held-out evaluation: fixed prompts, fixed sampling noise, temperature 1, proxy and judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from safebench.settings import Settings
+from safebench.trainers.experience import measure
+from safebench.trainers.processes import Processes
+from safebench.trainers.variety import distinct_2, distinct_share
+from safebench.world import noise
+from safebench.world.assemble import World
+from safebench.world.prompts import encode_prompt
+from safebench.world.rollout import encode, sample
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: the columns of the metrics, the spreads over prompts, and the replies."""
+
+    columns: dict[str, float | None]
+    reward_std: float
+    judge_std: float | None
+    samples: list[dict[str, Any]]
+
+
+def evaluate(settings: Settings, world: World, processes: Processes) -> Evaluation:
+    """Reply to the held-out prompts and measure the replies; the noise is that of every run and step."""
+    share = range(processes.rank, len(world.prompts.heldout), processes.count)
+    rows = _rows(settings, world, share)
+    rows = sorted(processes.gather(rows), key=lambda row: int(row["row"]))
+    judged = [row["judge"] for row in rows if row["judge"] is not None]
+    tokens = sum(row["length"] for row in rows)
+    rewards = [row["reward"] for row in rows]
+    columns: dict[str, float | None] = {
+        "eval/reward": fmean(rewards),
+        "eval/judge": fmean(judged) if judged else None,
+        "eval/kl": sum(row["kl"] for row in rows) / tokens,
+        "eval/entropy": sum(row["entropy"] for row in rows) / tokens,
+        "eval/length": tokens / len(rows),
+        "eval/distinct": distinct_share([row["reply"] for row in rows]),
+        "eval/distinct_2": distinct_2([row["tokens"] for row in rows]),
+    }
+    samples = [{key: row[key] for key in ("row", "prompt", "reply", "reward", "judge")} for row in rows]
+    return Evaluation(columns, stdev(rewards), stdev(judged) if len(judged) > 1 else None, samples)
+
+
+def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]]:
+    prompts = [world.prompts.heldout[i] for i in share]
+    if not prompts:
+        return []
+    policy = world.policy
+    encoded = encode(
+        prompts,
+        [encode_prompt(policy.tokenizer, p) for p in prompts],
+        settings.prompts.max_tokens,
+        int(policy.tokenizer.pad_token_id),  # type: ignore[arg-type]
+        policy.device,
+    )
+    size = settings.rollout.chunk or settings.rollout.batch
+    draws = noise.uniforms("heldout", 0, 0, share, settings.rollout.reply_tokens)
+    rollout = sample(policy, encoded, draws, 1.0, size)
+    measured = measure(policy, rollout, 1.0, size)
+    rewards = world.reward.score(prompts, rollout.replies).tolist()
+    judged = world.judge.score(prompts, rollout.replies).tolist() if world.judge else [None] * len(prompts)
+    kl, entropy = measured.kl.sum(-1).tolist(), measured.entropy.sum(-1).tolist()
+    lengths, stops = rollout.mask.sum(-1).tolist(), rollout.ended.tolist()
+    return [
+        {
+            "row": row,
+            "prompt": prompts[i],
+            "reply": rollout.replies[i],
+            "reward": rewards[i],
+            "judge": judged[i],
+            "kl": kl[i],
+            "entropy": entropy[i],
+            "length": lengths[i],
+            "tokens": rollout.tokens[i, : lengths[i] - int(stops[i])].tolist(),
+        }
+        for i, row in enumerate(share)
+    ]

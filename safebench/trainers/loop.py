@@ -1,0 +1,240 @@
+"""THE loop: sample, score, measure, control, appraise, update. Every arm runs on it.
+
+How it departs from TRL 1.12.0's PPOTrainer:
+1. the critic sits on the policy's own hidden states (a separate value model is a setting);
+2. logits are computed for reply tokens only, vocabulary-wide quantities in chunks;
+3. KL and entropy are exact over the vocabulary, and every mean leaves padding out;
+4. sampling noise depends on seed, step and row alone; nothing draws from a global generator;
+5. gradients are clipped, for policy and critic separately;
+6. the whole state is explicit, so a resumed run continues as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safebench import catalog
+from safebench.recording.metrics import KEYS
+from safebench.rl import masked
+from safebench.rl.controllers import Measurement
+from safebench.rl.critics import explained_variance
+from safebench.rl.moments import Moments
+from safebench.settings import Settings
+from safebench.trainers.arms import Arm
+from safebench.trainers.clock import Clock, peak_memory
+from safebench.trainers.critic import Critic
+from safebench.trainers.evaluate import Evaluation, evaluate
+from safebench.trainers.experience import Experience, Measured, appraise, measure
+from safebench.trainers.processes import Processes
+from safebench.trainers.update import Tally, Updater
+from safebench.trainers.variety import distinct_2, distinct_share
+from safebench.world import noise
+from safebench.world.assemble import World
+from safebench.world.prompts import encode_prompt
+from safebench.world.rollout import Rollout, encode, sample
+
+Row = dict[str, float | str | None]
+Sample = dict[str, Any]
+
+
+class Loop:
+    """One run: the world, the learner, and how many steps they have made."""
+
+    def __init__(self, settings: Settings, world: World, processes: Processes) -> None:
+        self.settings, self.world, self.processes = settings, world, processes
+        self.arm: Arm = catalog.find("arms", settings.arm).load()(settings)
+        self.critic = Critic(settings.critic, world.policy, settings.seed)
+        optimizer = catalog.find("optimizers", settings.update.optimizer).load()
+        self.updater = Updater(settings, world.policy, self.critic, self.arm, optimizer, processes)
+        self.moments = Moments()
+        self.clock = Clock(world.policy.device)
+        self.sigma0 = 1.0
+        self.step_number, self.episodes, self.tokens = 0, 0, 0
+        self.broken: str | None = None
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the present policy on the held-out prompts."""
+        with self.clock.stage("evaluate"):
+            return evaluate(self.settings, self.world, self.processes)
+
+    def step(self) -> tuple[Row, list[Sample]]:
+        """Make one step and return its row (crash columns left to the recorder) and its samples.
+
+        A number that stops being finite ends the updates, sets ``broken`` and is in the row.
+        """
+        self.step_number += 1
+        with self.clock.stage("step"):
+            rollout = self._sample()
+            rewards = self._score(rollout)
+            with self.clock.stage("measure"):
+                measured = measure(
+                    self.world.policy, rollout, self.settings.rollout.temperature, self.settings.rollout.chunk
+                )
+                row = self._describe(rollout, measured, rewards)
+                signal = self.arm.control(
+                    Measurement(_number(row["kl/mean"]), _number(row["entropy/mean"]), _number(row["reward/mean"]) / self.sigma0)
+                )
+                experience = self._appraise(rollout, measured, rewards)
+            with self.clock.stage("update"):
+                every = self.settings.recording.gradient_norms_every
+                tally = self.updater.run(
+                    self.step_number, experience, gradient_norms=(self.step_number - 1) % every == 0
+                )
+                if tally.broken is None:
+                    self.critic.advance_target()
+        self.broken = tally.broken
+        row |= signal | self._learned(experience, tally) | self._costs(row)
+        return {key: row.get(key) for key in KEYS}, self._samples(rollout, rewards)
+
+    def _sample(self) -> Rollout:
+        with self.clock.stage("rollout"):
+            settings, policy = self.settings, self.world.policy
+            rows = self.processes.rows(settings.rollout.batch)
+            train = self.world.prompts.train
+            indices = noise.batch_indices(settings.seed, self.step_number, settings.rollout.batch, len(train))
+            texts = [train[indices[row]] for row in rows]
+            encoded = encode(
+                texts,
+                [encode_prompt(policy.tokenizer, text) for text in texts],
+                settings.prompts.max_tokens,
+                int(policy.tokenizer.pad_token_id),  # type: ignore[arg-type]
+                policy.device,
+            )
+            draws = noise.uniforms("rollout", settings.seed, self.step_number, rows, settings.rollout.reply_tokens)
+            return sample(policy, encoded, draws, settings.rollout.temperature, settings.rollout.chunk)
+
+    def _score(self, rollout: Rollout) -> Tensor:
+        with self.clock.stage("reward"):
+            return self.world.reward.score(rollout.prompts, rollout.replies).to(self.world.policy.device)
+
+    def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
+        reward = self.settings.reward
+        scores = self._stressed(rewards)
+        scores = scores - reward.missing_eos_penalty * (~rollout.ended).to(scores.dtype)
+        if reward.normalise:
+            self.moments = self.moments.merge(torch.tensor(self.processes.gather(scores.tolist())))
+            scores = self.moments.normalise(scores)
+        return appraise(self.settings, self.critic, rollout, measured, scores, self.processes.add)
+
+    def _stressed(self, rewards: Tensor) -> Tensor:
+        """Return the rewards with the noise and the change of scale that a stress preset asks for."""
+        reward, step = self.settings.reward, self.step_number
+        if reward.rescale_at is not None and step > reward.rescale_at * self.settings.update.steps:
+            rewards = rewards * reward.rescale_by
+        if reward.noise:
+            rows = self.processes.rows(self.settings.rollout.batch)
+            draws = [
+                torch.randn((), generator=noise.generator("reward", self.settings.seed, step, row)) for row in rows
+            ]
+            rewards = rewards + reward.noise * self.sigma0 * torch.stack(draws).to(rewards.device)
+        return rewards
+
+    def _describe(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Row:
+        """Return the columns that describe the sampled batch, over all processes."""
+        add, mask = self.processes.add, rollout.mask
+        stops = rollout.ended.tolist()
+        lengths = mask.sum(-1).tolist()
+        ids = [row[: n - int(e)].tolist() for row, n, e in zip(rollout.tokens, lengths, stops, strict=True)]
+        gathered = self.processes.gather(
+            list(zip(rollout.replies, ids, lengths, stops, rewards.tolist(), strict=True))
+        )
+        replies, bigram_ids, lengths, stops, all_rewards = (list(column) for column in zip(*gathered, strict=True))
+        self.episodes += len(replies)
+        self.tokens += sum(lengths)
+        scores = torch.tensor(all_rewards, dtype=torch.float64)
+        log_ratio = measured.log_probs - measured.reference_log_probs
+        return {
+            "step": self.step_number,
+            "episodes": self.episodes,
+            "tokens": self.tokens,
+            "reward/mean": float(scores.mean()),
+            "reward/std": float(scores.std()) if len(scores) > 1 else 0.0,
+            "kl/mean": float(masked.masked_mean(measured.kl, mask, add)),
+            "kl/max": max(self.processes.gather([float(measured.kl.max())])),
+            "kl/sampled": float(add(log_ratio.sum())) / len(replies),
+            "entropy/mean": float(masked.masked_mean(measured.entropy, mask, add)),
+            "reply/length": sum(lengths) / len(replies),
+            "reply/ended": sum(stops) / len(replies),
+            "reply/distinct": distinct_share(replies),
+            "reply/distinct_2": distinct_2(bigram_ids),
+            "prompt/truncated": sum(self.processes.gather([rollout.truncated])),
+        }
+
+    def _learned(self, experience: Experience, tally: Tally) -> Row:
+        """Return the columns of critic and updates."""
+        add, positions = self.processes.add, experience.positions
+        pairs = self.processes.gather(
+            list(zip(experience.values[positions].tolist(), experience.returns[positions].tolist(), strict=True))
+        )
+        values, returns = torch.tensor(pairs, dtype=torch.float64).T
+        replies = self.settings.rollout.batch
+        return {
+            "reward/shaped": float(add(torch.where(positions, experience.shaped, 0.0).sum())) / replies,
+            "critic/explained_variance": explained_variance(values, returns, torch.ones_like(values, dtype=torch.bool)),
+            "critic/value": float(values.mean()),
+            "critic/return": float(returns.mean()),
+            "update/ratio_max": tally.ratio_max,
+            "update/learning_rate": float(self.updater.optimizer.param_groups[0]["lr"]),
+            **tally.means(),
+            **tally.gradients,
+        }
+
+    def _costs(self, row: Row) -> Row:
+        seconds = self.clock.take()
+        sampled = _number(row["reply/length"]) * self.settings.rollout.batch
+        return {
+            **seconds,
+            "speed/tokens_per_second": sampled / seconds["time/step"],
+            "memory/peak": peak_memory(self.world.policy.device),
+        }
+
+    def _samples(self, rollout: Rollout, rewards: Tensor) -> list[Sample]:
+        first = list(zip(rollout.prompts, rollout.replies, rewards.tolist(), strict=True))
+        keep = self.processes.gather(first)[: self.settings.recording.samples]
+        return [
+            {"row": row, "prompt": prompt, "reply": reply, "reward": reward, "judge": None}
+            for row, (prompt, reply, reward) in enumerate(keep)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next step depends on, as tensors and plain containers.
+
+        Generators are derived from seed, step and row (``world/noise.py``), so the step is their state
+        and that of the data's order.
+        """
+        return {
+            "step": self.step_number,
+            "episodes": self.episodes,
+            "tokens": self.tokens,
+            "sigma0": self.sigma0,
+            "adapter": {name: p.detach().cpu().clone() for name, p in self.world.policy.trainable().items()},
+            "critic": self.critic.state(),
+            "optimizer": self.updater.optimizer.state_dict(),
+            "arm": self.arm.dump(),
+            "moments": asdict(self.moments),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``state`` gave."""
+        self.step_number, self.episodes, self.tokens = state["step"], state["episodes"], state["tokens"]
+        self.sigma0 = state["sigma0"]
+        parameters = self.world.policy.trainable()
+        with torch.no_grad():
+            for name, value in state["adapter"].items():
+                parameters[name].copy_(value)
+        self.critic.restore(state["critic"])
+        self.updater.optimizer.load_state_dict(state["optimizer"])
+        if state["arm"]:
+            self.arm.restore(state["arm"])
+        self.moments = Moments(**state["moments"])
+
+
+def _number(value: float | str | None) -> float:
+    assert isinstance(value, (int, float))
+    return float(value)
+
+

@@ -1,0 +1,205 @@
+"""Epochs of mini-batches over one batch of experience: gradients, clipping, optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from safebench import settings as s
+from safebench.rl.kl import token_statistics
+from safebench.rl.losses import clip_fraction
+from safebench.trainers.arms import Arm, Past, Present
+from safebench.trainers.critic import Critic, reply_states
+from safebench.trainers.experience import Experience, spread
+from safebench.trainers.processes import Processes
+from safebench.world import noise
+from safebench.world.policy import Policy
+
+
+@dataclass
+class Tally:
+    """Sums over a step's updates, and whether a number stopped being finite."""
+
+    updates: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, float] = field(default_factory=dict)
+    ratio_max: float = 0.0
+    broken: str | None = None
+
+    def add(self, **values: float) -> None:
+        """Count one update's values."""
+        self.updates += 1
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each value over the updates."""
+        return {key: value / max(1, self.updates) for key, value in self.sums.items()}
+
+
+class Updater:
+    """Updates policy and critic with one optimizer of two groups, each with its own clipping."""
+
+    def __init__(
+        self,
+        settings: s.Settings,
+        policy: Policy,
+        critic: Critic,
+        arm: Arm,
+        optimizer: type[torch.optim.Optimizer],
+        processes: Processes,
+    ) -> None:
+        self.settings, self.policy, self.critic, self.arm, self.processes = settings, policy, critic, arm, processes
+        self.policy_parameters = list(policy.trainable().values())
+        self.critic_parameters = list(critic.parameters())
+        update = settings.update
+        self.rates = (update.learning_rate, update.critic_learning_rate or update.learning_rate)
+        self.optimizer = optimizer(
+            [
+                {"params": self.policy_parameters, "lr": self.rates[0]},
+                {"params": self.critic_parameters, "lr": self.rates[1]},
+            ],
+            weight_decay=update.weight_decay,  # type: ignore[call-arg]
+        )
+
+    def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> Tally:
+        """Do all epochs of one batch; stop at the first number that is not finite, weights untouched by it."""
+        self._set_rates(step)
+        tally = Tally()
+        with self.policy.recomputing():
+            for rows in self._minibatches(step):
+                self._minibatch(experience, rows, tally, gradient_norms=gradient_norms and tally.updates == 0)
+                if tally.broken:
+                    break
+        return tally
+
+    def _set_rates(self, step: int) -> None:
+        update = self.settings.update
+        factor = 1.0 if update.schedule == "constant" else 1 - (step - 1) / update.steps
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _minibatches(self, step: int) -> Iterator[list[int]]:
+        """Yield this process's rows of each mini-batch; one order over the whole batch, whatever the processes."""
+        batch, parts = self.settings.rollout.batch, self.settings.update.minibatches
+        mine = self.processes.rows(batch)
+        for epoch in range(self.settings.update.epochs):
+            order = list(range(batch))
+            if parts > 1:
+                order = torch.randperm(
+                    batch, generator=noise.generator("minibatches", self.settings.seed, step, epoch)
+                ).tolist()
+            size = batch // parts
+            for start in range(0, batch, size):
+                yield [row - mine.start for row in order[start : start + size] if row in mine]
+
+    def _minibatch(self, experience: Experience, rows: list[int], tally: Tally, *, gradient_norms: bool) -> None:
+        mask, positions = experience.rollout.mask[rows], experience.positions[rows]
+        counts = self.processes.add(torch.stack([mask.sum(), positions.sum()]).double()).tolist()
+        self.optimizer.zero_grad(set_to_none=True)
+        owners = [*self.policy_parameters, *self.critic_parameters]
+        terms = dict.fromkeys(self.arm.names, 0.0)
+        norms = {name: [torch.zeros_like(p) for p in owners] for name in self.arm.names} if gradient_norms else {}
+        size = self.settings.update.microbatch or max(1, len(rows))
+        clipped, squared, largest = 0.0, 0.0, 0.0
+        for start in range(0, len(rows), size):
+            past, present = self._forward(experience, rows[start : start + size], counts)
+            named = self.arm.terms(past, present)
+            if gradient_norms:
+                _add_gradients(norms, named, owners)
+            sum(named.values()).backward()  # type: ignore[union-attr]
+            for name, term in named.items():
+                terms[name] += float(term.detach())
+            log_ratio = (present.log_probs.detach() - past.log_probs)[past.mask]
+            advantages = past.advantages[past.mask]
+            clipped += float(clip_fraction(log_ratio.exp(), advantages, self.settings.loss.clip).sum())
+            squared += float((log_ratio**2).sum())
+            largest = max(largest, float(log_ratio.exp().max())) if log_ratio.numel() else largest
+        self._finish(tally, terms, norms, (clipped, squared, largest), counts[0])
+
+    def _forward(self, experience: Experience, rows: list[int], counts: list[float]) -> tuple[Past, Present]:
+        rollout, measured = experience.rollout, experience.measured
+        ids, attention, mask = rollout.ids[rows], rollout.attention[rows], rollout.mask[rows]
+        states = reply_states(self.policy.hidden_states(ids, attention), mask.shape[1])
+        log_p, entropy, kl = token_statistics(
+            states[mask],
+            rollout.tokens[rows][mask],
+            self.policy.output_weight,
+            reference=measured.reference_states[rows][mask] if self.arm.needs_kl else None,
+            with_entropy=self.arm.needs_entropy,
+            temperature=self.settings.rollout.temperature,
+        )
+        heads = self.critic.online(self.critic.features(states, ids, attention))
+        present = Present(
+            spread(log_p, mask),
+            None if entropy is None else spread(entropy, mask),
+            None if kl is None else spread(kl, mask),
+            heads,
+        )
+        past = Past(
+            mask,
+            measured.log_probs[rows],
+            experience.advantages[rows],
+            experience.returns[rows],
+            experience.heads[rows],
+            experience.positions[rows],
+            *counts,
+        )
+        return past, present
+
+    def _finish(
+        self,
+        tally: Tally,
+        terms: dict[str, float],
+        norms: dict[str, list[Tensor]],
+        ratios: tuple[float, float, float],
+        tokens: float,
+    ) -> None:
+        """Sum over processes, clip, check, and step."""
+        self.processes.add_gradients([*self.policy_parameters, *self.critic_parameters])
+        local = torch.tensor([*terms.values(), *ratios[:2]], dtype=torch.float64, device=self.policy.device)
+        *sums, clipped, squared = self.processes.add(local).tolist()
+        values = {f"loss/{name}": value for name, value in zip(terms, sums, strict=True)}
+        largest = max(self.processes.gather([ratios[2]]))
+        norm = _clip(self.policy_parameters, self.settings.update.max_grad_norm)
+        critic_norm = _clip(self.critic_parameters, self.settings.update.critic_max_grad_norm)
+        tally.ratio_max = max(tally.ratio_max, largest) if largest == largest else largest
+        tally.add(
+            **values,
+            **{
+                "loss/total": sum(values.values()),
+                "grad/norm": norm,
+                "grad/critic_norm": critic_norm,
+                "update/clip_fraction": clipped / tokens,
+                "update/approx_kl": squared / tokens / 2,
+            },
+        )
+        for name, parts in norms.items():
+            flat = self.processes.add(torch.cat([part.flatten().float() for part in parts]))
+            tally.gradients[f"grad/{name}"] = float(flat.norm())
+        checked = {**values, "gradient": norm, "critic gradient": critic_norm, "ratio": largest}
+        bad = [name for name, value in checked.items() if not math.isfinite(value)]
+        if bad:
+            tally.broken = f"{bad[0]} is {checked[bad[0]]}"
+        else:
+            self.optimizer.step()
+
+
+def _clip(parameters: list[nn.Parameter], limit: float | None) -> float:
+    """Clip the gradient's norm to ``limit`` and return what it was."""
+    with_gradient = [p for p in parameters if p.grad is not None]
+    return float(nn.utils.clip_grad_norm_(with_gradient, math.inf if limit is None else limit))
+
+
+def _add_gradients(norms: dict[str, list[Tensor]], terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
+    """Add each term's own gradient to what earlier micro-batches gave; a term without one adds nothing."""
+    for name, term in terms.items():
+        if term.requires_grad:
+            found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            for total, gradient in zip(norms[name], found, strict=True):
+                if gradient is not None:
+                    total += gradient
