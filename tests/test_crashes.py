@@ -219,7 +219,11 @@ def test_open_and_close_are_each_told_once():
 
 def test_unknown_constants_are_named():
     assert Detectors(SPEC, 100, None, None).unmeasured == (
-        "reward_crash", "unrecovered", "judge_crash", "entropy_explosion", "length_blowup",
+        "reward_crash",
+        "unrecovered",
+        "judge_crash",
+        "entropy_explosion",
+        "length_blowup",
     )
     assert Detectors(SPEC, 100, 1.0, 50, judge_sigma0=0.0, reply_limit=9).unmeasured == ("judge_crash",)
     assert Detectors(SPEC, 100, 1.0, 50, judge_sigma0=1.0, reply_limit=9).unmeasured == ()
@@ -261,9 +265,17 @@ cell = st.one_of(st.none(), st.floats(-20, 20), st.just(math.nan))
 share = st.one_of(st.none(), st.sampled_from([0.0, 0.05, 0.15, 0.5, 1.0]))
 row_cells = st.fixed_dictionaries(
     {
-        "reward/mean": cell, "eval/judge": cell, "kl/mean": cell, "entropy/mean": cell, "reply/length": cell,
-        "reply/distinct": share, "reply/distinct_2": share, "reply/ended": share,
-        "critic/explained_variance": cell, "update/ratio_max": cell, "loss/total": cell,
+        "reward/mean": cell,
+        "eval/judge": cell,
+        "kl/mean": cell,
+        "entropy/mean": cell,
+        "reply/length": cell,
+        "reply/distinct": share,
+        "reply/distinct_2": share,
+        "reply/ended": share,
+        "critic/explained_variance": cell,
+        "update/ratio_max": cell,
+        "loss/total": cell,
     }
 )
 curves = st.lists(row_cells, max_size=40).map(lambda rows: [{"step": t + 1, **row} for t, row in enumerate(rows)])
