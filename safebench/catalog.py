@@ -208,7 +208,7 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
     found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
     if found:
         return lower[found[0]]
-    inside = [other for other in names if len(name) > 2 and name.lower() in other.lower()]
+    inside = [other for other in names if len(name) > 1 and name.lower() in other.lower()]
     return inside[0] if inside else None
 
 
