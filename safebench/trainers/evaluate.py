@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from safebench.recording.samples import Sample
 from safebench.settings import Settings
 from safebench.trainers.experience import measure
 from safebench.trainers.processes import Processes
@@ -23,7 +24,7 @@ class Evaluation:
     columns: dict[str, float | None]
     reward_std: float
     judge_std: float | None
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
 
 
 def evaluate(settings: Settings, world: World, processes: Processes) -> Evaluation:
@@ -43,7 +44,7 @@ def evaluate(settings: Settings, world: World, processes: Processes) -> Evaluati
         "eval/distinct": distinct_share([row["reply"] for row in rows]),
         "eval/distinct_2": distinct_2([row["tokens"] for row in rows]),
     }
-    samples = [{key: row[key] for key in ("row", "prompt", "reply", "reward", "judge")} for row in rows]
+    samples = [Sample(row["row"], row["prompt"], row["reply"], row["reward"], row["judge"]) for row in rows]
     return Evaluation(columns, stdev(rewards), stdev(judged) if len(judged) > 1 else None, samples)
 
 

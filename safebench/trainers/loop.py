@@ -19,6 +19,7 @@ from torch import Tensor
 
 from safebench import catalog
 from safebench.recording.metrics import KEYS
+from safebench.recording.samples import Sample
 from safebench.rl import masked
 from safebench.rl.controllers import Measurement
 from safebench.rl.critics import explained_variance
@@ -38,7 +39,6 @@ from safebench.world.prompts import encode_prompt
 from safebench.world.rollout import Rollout, encode, sample
 
 Row = dict[str, float | str | None]
-Sample = dict[str, Any]
 
 
 class Loop:
@@ -196,7 +196,7 @@ class Loop:
         first = list(zip(rollout.prompts, rollout.replies, rewards.tolist(), strict=True))
         keep = self.processes.gather(first)[: self.settings.recording.samples]
         return [
-            {"row": row, "prompt": prompt, "reply": reply, "reward": reward, "judge": None}
+            Sample(row, prompt, reply, reward)
             for row, (prompt, reply, reward) in enumerate(keep)
         ]
 

@@ -110,7 +110,7 @@ def adapt(
         adapted.enable_input_require_grads()
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     adapted.to(device)  # type: ignore[arg-type]
-    return Policy(adapted, tokenizer, _stop_ids(base, tokenizer))  # type: ignore[arg-type]
+    return Policy(adapted, tokenizer, stop_ids(base, tokenizer))  # type: ignore[arg-type]
 
 
 def _draw_adapter(adapted: nn.Module, seed: int) -> None:
@@ -141,7 +141,8 @@ def _refuse_unsupported(base: PreTrainedModel) -> None:
         raise BadResource(f"{type(base).__name__} has no plain output embedding", "Use a causal language model.")
 
 
-def _stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that end a reply: the generation config's and the tokenizer's end tokens."""
     generation: Any = base.generation_config.eos_token_id if base.generation_config is not None else None
     ids = generation if isinstance(generation, list) else [generation]
     found = {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}

@@ -1,0 +1,57 @@
+"""Talk to what a run has trained, and merge its adapter into plain weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from safebench import config
+from safebench.errors import MissingResource, UsageError
+from safebench.settings import Settings
+from safebench.world import noise
+from safebench.world.models import load_model
+from safebench.world.policy import Policy, stop_ids
+from safebench.world.prompts import encode_prompt
+from safebench.world.rollout import encode
+from safebench.world.rollout import sample as sample_replies
+
+
+def sample(
+    folder: Path, prompt: str, *, count: int = 1, seed: int = 0, temperature: float | None = None, tokens: int | None = None
+) -> list[str]:
+    """Return ``count`` replies of the run in ``folder`` to ``prompt``; the run's settings where none are given."""
+    settings = config.load(folder / "config.yaml")
+    policy = _trained(folder, settings)
+    texts = [prompt] * count
+    encoded = encode(
+        texts,
+        [encode_prompt(policy.tokenizer, text) for text in texts],
+        settings.prompts.max_tokens,
+        int(policy.tokenizer.pad_token_id),  # type: ignore[arg-type]
+        policy.device,
+    )
+    draws = noise.uniforms("talk", seed, 0, range(count), tokens or settings.rollout.reply_tokens)
+    return sample_replies(policy, encoded, draws, temperature or settings.rollout.temperature).replies
+
+
+def export(folder: Path, out: Path) -> Path:
+    """Merge the run's adapter into its base and write model and tokenizer to ``out``, for plain transformers."""
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty", "Name a new folder with --out.")
+    settings = config.load(folder / "config.yaml")
+    policy = _trained(folder, settings)
+    merged = policy.model.merge_and_unload()  # type: ignore[operator]
+    merged.save_pretrained(out)
+    policy.tokenizer.save_pretrained(out)
+    return out
+
+
+def _trained(folder: Path, settings: Settings) -> Policy:
+    adapter = folder / "adapter"
+    if not adapter.is_dir():
+        raise MissingResource(f"{folder} has no adapter: the run has not finished", "Call `safebench run` to finish it.")
+    base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"))
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    return Policy(model, tokenizer, stop_ids(base, tokenizer))
