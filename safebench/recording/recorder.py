@@ -1,0 +1,258 @@
+"""Records one run: the only writer of its folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safebench.errors import Instability, Interrupted, MissingResource, SafebenchError
+from safebench.evidence.crashes import Event
+from safebench.recording import checkpoints, metrics_csv, status
+from safebench.recording import folder as run_folder
+from safebench.recording import samples as samples_file
+from safebench.recording.events import EventsWriter
+from safebench.recording.files import FolderLock, make_folder, now
+from safebench.recording.guarded import Guarded, History
+from safebench.recording.metrics_csv import MetricsWriter, Row
+from safebench.recording.samples import Sample, SamplesWriter
+from safebench.recording.status import Status, StatusRecord
+from safebench.recording.tracker_process import ProcessTracker
+from safebench.recording.trackers import RunInfo, Tracker, check_names
+from safebench.recording.watch import Watch
+from safebench.settings import Settings
+
+
+def to_stderr(text: str) -> None:
+    """Print a line for the user where progress goes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class NullRecorder:
+    """Writes nothing, but sees the same events: for the processes of a data-parallel run that do not record."""
+
+    def __init__(self, settings: Settings, manifest: Mapping[str, Any], rows: Sequence[Row] = ()) -> None:
+        self._watch = Watch(settings, manifest)
+        self._watch.replay(rows)
+
+    def step(self, row: Row) -> list[Event]:
+        """Return the events that begin or end with this row."""
+        return self._watch.complete(row)[1]
+
+    def samples(self, step: int, rows: Sequence[Sample]) -> None:
+        """Do nothing."""
+
+    def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def notice(self, text: str) -> None:
+        """Do nothing."""
+
+    def finish(self, state: Status, summary: Mapping[str, Any] | None = None, message: str = "") -> None:
+        """Do nothing."""
+
+
+class Recorder:
+    """Writes everything a run leaves behind, and passes it on to the trackers; made by ``open``."""
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        settings: Settings,
+        manifest: Mapping[str, Any],
+        after_step: int | None = None,
+        *,
+        trackers: Mapping[str, Tracker] | None = None,
+        notify: Callable[[str], None] = to_stderr,
+    ) -> Recorder:
+        """Open the folder of a new run, or, with ``after_step``, of one that goes on.
+
+        Going on after step n drops every row, sample, event and checkpoint later than n, brings the crash
+        detectors to where they were by replaying the rows that stay, and appends; -1 goes on from nothing.
+        ``trackers`` by name replace those that ``settings.recording.trackers`` names (for tests).
+
+        Raises ``UsageError`` where a new run's folder holds one already or somebody else is writing it,
+        ``BadResource`` where what is there cannot be gone on with, ``MissingResource`` where it cannot be written.
+        """
+        check_names(settings.recording.trackers)
+        make_folder(folder)
+        with ExitStack() as stack:
+            stack.enter_context(FolderLock(folder))
+            rows: list[dict[str, metrics_csv.Value]] = []
+            kept: dict[int, list[Sample]] = {}
+            if after_step is None:
+                identity = run_folder.begin(folder, settings, manifest)
+            else:
+                identity = run_folder.go_on(folder, settings, manifest, after_step)
+                rows = metrics_csv.drop_after(folder / "metrics.csv", after_step)
+                kept = samples_file.drop_after(folder / "samples.jsonl", after_step)
+                checkpoints.drop_after(folder / "checkpoints", after_step)
+            recorder = cls(folder, settings, identity, rows, notify, stack)
+            history = [(step, row, kept.get(step, [])) for row in rows for step in [metrics_csv.step_of(row)]]
+            chosen = trackers
+            if chosen is None:
+                chosen = {name: ProcessTracker(name) for name in settings.recording.trackers}
+            recorder._start(chosen, history)
+            recorder._stack = stack.pop_all()
+        return recorder
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        manifest: Mapping[str, Any],
+        rows: Sequence[Row],
+        notify: Callable[[str], None],
+        stack: ExitStack,
+    ) -> None:
+        self.folder = folder
+        self._settings, self._manifest, self._notify, self._stack = settings, manifest, notify, stack
+        last = metrics_csv.step_of(rows[-1]) if rows else None
+        self._watch = Watch(settings, manifest)
+        replayed = self._watch.replay(rows)
+        self._csv = MetricsWriter(folder / "metrics.csv", last)
+        stack.callback(self._csv.close)
+        self._samples = SamplesWriter(folder / "samples.jsonl")
+        stack.callback(self._samples.close)
+        self._events = EventsWriter(folder / "events.jsonl", replayed)
+        stack.callback(self._events.close)
+        self._trackers: list[Guarded] = []
+        self._finished = False
+        started = str(manifest.get("started") or now())
+        self._status = StatusRecord(Status.RUNNING, last or 0, settings.update.steps, started, now())
+        self._write_status()
+
+    def _start(self, trackers: Mapping[str, Tracker], history: History) -> None:
+        info = RunInfo(
+            str(self.folder),
+            self._settings.experiment,
+            self._settings.model.name,
+            self._settings.seed,
+            str(self._manifest["run_id"]),
+            self._settings.model_dump(mode="json"),
+            self._manifest,
+        )
+        for name, tracker in trackers.items():
+            guarded = Guarded(name, tracker)
+            guarded.start(info, history)
+            self._trackers.append(guarded)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if self._finished:
+                return
+            state, code, message = ending(error)
+            try:
+                self._finish(state, {}, message, code)
+            except MissingResource as second:  # a full disk ended the run: it is the first fault that counts
+                if error is None:
+                    raise
+                error.add_note(f"The run's status could not be written either: {second}")
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of so far."""
+        return self._status.notices
+
+    def step(self, row: Row) -> list[Event]:
+        """Record one row, which has every key of the schema but the crash columns; return the events it begins or ends.
+
+        The row is with the system, safe from the end of this process, when this returns.
+        """
+        self._csv.check_order(row)
+        full, events = self._watch.complete(row)
+        read_back = self._csv.write(full)
+        step = metrics_csv.step_of(full)
+        self._events.write(step, events)
+        for tracker in self._trackers:
+            tracker.log(step, read_back)
+        self._status = replace(self._status, step=step)
+        self._note_failures()
+        self._write_status()
+        return events
+
+    def samples(self, step: int, rows: Sequence[Sample]) -> None:
+        """Record replies of one step; call it beside ``step`` for the same step, before or after."""
+        self._samples.write(step, rows)
+        for tracker in self._trackers:
+            tracker.samples(step, rows)
+
+    def checkpoint(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Save all state after ``step`` (see ``checkpoints.save``), prune older ones, return the new one's path.
+
+        Rows and samples reach the disk first: a checkpoint never knows of more than they do.
+        """
+        self._sync()
+        place = self.folder / "checkpoints"
+        path = checkpoints.save(place, step, state)
+        checkpoints.prune(place, self._settings.recording.keep_checkpoints)
+        return path
+
+    def notice(self, text: str) -> None:
+        """Tell the user something and keep it in the status."""
+        self._status = replace(self._status, notices=(*self._status.notices, text))
+        self._notify(text)
+        self._write_status()
+
+    def finish(self, state: Status, summary: Mapping[str, Any] | None = None, message: str = "") -> None:
+        """Record how the run ended, once. Trackers get their time to close; their closing lines go to the user."""
+        if self._finished:
+            raise SafebenchError(f"the run in {self.folder} is finished already: {self._status.state}")
+        self._finish(state, summary or {}, message, state.exit_code)
+
+    def _finish(self, state: Status, summary: Mapping[str, Any], message: str, code: int | None) -> None:
+        if state in (Status.FINISHED, Status.UNSTABLE):  # the others may go on, and their episodes with them
+            self._events.write(self._status.step, self._watch.finish(), "open")
+        self._sync()
+        self._status = replace(self._status, state=state, summary=summary, message=message, exit_code=code)
+        self._write_status(durable=True)  # before the trackers, which may take their time
+        self._finished = True
+        told = {**summary, "status": state.value, "step": self._status.step, "message": message}
+        for tracker in self._trackers:
+            closing = tracker.finish(told)
+            if closing is not None:
+                self._notify(closing)
+        if self._note_failures():
+            self._write_status(durable=True)
+
+    def _note_failures(self) -> bool:
+        failed = [tracker for tracker in self._trackers if tracker.failure is not None]
+        for tracker in failed:
+            self._trackers.remove(tracker)
+            self.notice(
+                f"tracker {tracker.name} dropped at step {self._status.step}: {tracker.failure}; "
+                "metrics.csv goes on without it"
+            )
+        return bool(failed)
+
+    def _sync(self) -> None:
+        self._csv.sync()
+        self._samples.sync()
+        self._events.sync()
+
+    def _write_status(self, *, durable: bool = False) -> None:
+        self._status = replace(self._status, updated=now())
+        status.write(self.folder, self._status, durable=durable)
+
+
+def ending(error: BaseException | None) -> tuple[Status, int | None, str]:
+    """Return final status, exit code and message of a run that its recorder was left with, before ``finish``."""
+    if error is None:
+        return Status.INTERRUPTED, Status.INTERRUPTED.exit_code, "left before its last step"
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, KeyboardInterrupt | Interrupted | SystemExit):
+        return Status.INTERRUPTED, Status.INTERRUPTED.exit_code, message
+    if isinstance(error, Instability):
+        return Status.UNSTABLE, Status.UNSTABLE.exit_code, message
+    code = error.exit_code if isinstance(error, SafebenchError) else Status.FAILED.exit_code
+    return Status.FAILED, code, message
