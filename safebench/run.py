@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 from safebench import catalog, config
 from safebench.errors import Interrupted, UsageError
 from safebench.recording import checkpoints, manifest, status
-from safebench.recording.metrics import KEYS
-from safebench.recording.recorder import Recorder
+from safebench.recording.metrics import MEASURED
+from safebench.recording.recorder import NullRecorder, Recorder
 from safebench.recording.samples import Sample
 from safebench.recording.status import Status
 from safebench.settings import Settings
@@ -108,7 +108,7 @@ class _Drive:
 
     def to_the_end(self, stop: threading.Event) -> RunOutcome:
         """Restore or start, then step until the end, a stop, or a number that is not finite."""
-        with self._open() or contextlib.nullcontext() as recorder:
+        with self._open() as recorder:
             while self.loop.step_number < self.settings.update.steps:
                 self._step(recorder)
                 if self.loop.broken is not None:
@@ -124,27 +124,35 @@ class _Drive:
                 self.loop.world.policy.model.save_pretrained(self.folder / "adapter")
             return self._finish(recorder, Status.FINISHED, "")
 
-    def _open(self) -> Recorder | None:
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Recorder | NullRecorder]:
         """Continue from the newest checkpoint, or measure the initial policy and begin."""
         found = checkpoints.load_latest(self.folder / "checkpoints")
         self.processes.wait()
         if found is not None:
             self.loop.restore(found[1])
-            return self._recorder(manifest.read(self.folder), found[0])
+            with self._recorder(self._manifest(manifest.read(self.folder)), found[0]) as recorder:
+                yield recorder
+            return
         first = self.loop.evaluate()
         self.loop.sigma0 = first.reward_std or 1.0
-        recorder = self._recorder(self._manifest(first.reward_std, first.judge_std), None)
-        self._record(recorder, {**dict.fromkeys(KEYS), "step": 0, **first.columns}, first.samples)
-        if recorder is not None and not first.reward_std:
-            recorder.notice("every held-out reply has the same reward: sigma_0 is taken as 1")
-        return recorder
+        measured = {"sigma0": self.loop.sigma0, "judge_sigma0": first.judge_std}
+        begun = (self.folder / "metrics.csv").exists()
+        with self._recorder(self._manifest(measured), -1 if begun else None) as recorder:
+            self._record(recorder, dict.fromkeys(MEASURED) | {"step": 0} | first.columns, first.samples)
+            if not first.reward_std:
+                recorder.notice("every held-out reply has the same reward: sigma_0 is taken as 1")
+            yield recorder
 
-    def _recorder(self, content: dict[str, Any], after: int | None) -> Recorder | None:
+    @contextlib.contextmanager
+    def _recorder(self, content: dict[str, Any], after: int | None) -> Iterator[Recorder | NullRecorder]:
         if not self.processes.main:
-            return None
-        return Recorder.open(self.folder, self.settings, content, after_step=after)
+            yield NullRecorder(self.settings, content)
+            return
+        with Recorder.open(self.folder, self.settings, content, after_step=after) as recorder:
+            yield recorder
 
-    def _step(self, recorder: Recorder | None) -> None:
+    def _step(self, recorder: Recorder | NullRecorder) -> None:
         row, samples = self.loop.step()
         step, steps = self.loop.step_number, self.settings.update.steps
         if self.loop.broken is None and (step % self.settings.evaluation.every == 0 or step == steps):
@@ -156,39 +164,34 @@ class _Drive:
         if self.loop.broken is None and (step % self.settings.recording.checkpoint_every == 0 or step == steps):
             self._save(recorder)
 
-    def _record(self, recorder: Recorder | None, row: Row, samples: list[Sample]) -> None:
+    def _record(self, recorder: Recorder | NullRecorder, row: Row, samples: list[Sample]) -> None:
         self.last |= {key: value for key, value in row.items() if value is not None}
-        if recorder is None:
-            return
         begun = [event.kind for event in recorder.step(row) if event.end is None]
         recorder.samples(self.loop.step_number, samples)
-        if self.progress is not None:
+        if self.progress is not None and self.processes.main:
             self.progress(row, begun)
 
-    def _save(self, recorder: Recorder | None) -> None:
-        if recorder is not None:
-            recorder.checkpoint(self.loop.step_number, self.loop.state())
+    def _save(self, recorder: Recorder | NullRecorder) -> None:
+        recorder.checkpoint(self.loop.step_number, self.loop.state())
         self.processes.wait()
 
     def _asked_to_stop(self, stop: threading.Event) -> bool:
         """Say whether any process was asked to stop: all leave at the same step."""
         return any(self.processes.gather([stop.is_set()]))
 
-    def _finish(self, recorder: Recorder | None, state: Status, message: str) -> RunOutcome:
-        if recorder is not None:
-            recorder.finish(state, self.last, message)
+    def _finish(self, recorder: Recorder | NullRecorder, state: Status, message: str) -> RunOutcome:
+        recorder.finish(state, self.last, message)
         return RunOutcome(self.folder, state.value, dict(self.last))
 
-    def _manifest(self, reward_std: float, judge_std: float | None) -> dict[str, Any]:
-        settings, policy = self.settings, self.loop.world.policy
-        device = self.processes.device
+    def _manifest(self, measured: Mapping[str, Any]) -> dict[str, Any]:
+        policy, device = self.loop.world.policy, self.processes.device
         return manifest.collect(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            hashes=_hashes(settings),
-            sigma0=self.loop.sigma0,
+            hashes=_hashes(self.settings),
+            sigma0=measured["sigma0"],
             vocabulary=policy.vocabulary,
             measured={
-                "judge_sigma0": judge_std,
+                "judge_sigma0": measured["judge_sigma0"],
                 "processes": self.processes.count,
                 "threads": torch.get_num_threads(),
                 "trainable_parameters": sum(p.numel() for p in policy.trainable().values()),

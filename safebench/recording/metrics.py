@@ -56,7 +56,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("step", "1", "none", "steps so far; row 0 is the evaluation before any update, its other columns empty"),
     Metric("episodes", "replies", "none", "replies sampled for training so far"),
     Metric("tokens", "tokens", "none", "reply tokens sampled for training so far"),
-    Metric("reward/mean", "reward", "up", "proxy reward of the batch's replies as trained on, before normalisation and KL, mean over replies"),
+    Metric("reward/mean", "reward", "up", "proxy reward of the batch's replies, before stress, normalisation and KL, mean over replies"),
     Metric("reward/std", "reward", "none", "standard deviation of the same over the batch (unbiased)"),
     Metric("reward/shaped", "reward", "none", "sum over a reply's tokens of the reward that the advantages see, mean over replies"),
     Metric("eval/reward", "reward", "up", "proxy reward on the held-out prompts at evaluation points"),
@@ -109,3 +109,5 @@ METRICS: tuple[Metric, ...] = (
 
 KEYS: tuple[str, ...] = tuple(metric.key for metric in METRICS)
 BY_KEY: dict[str, Metric] = {metric.key: metric for metric in METRICS}
+MEASURED: tuple[str, ...] = tuple(key for key in KEYS if not key.startswith("crash/"))
+"""The columns that a run measures; the crash columns are the recorder's."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from safebench import catalog
-from safebench.recording.metrics import KEYS
+from safebench.recording.metrics import MEASURED
 from safebench.recording.samples import Sample
 from safebench.rl import masked
 from safebench.rl.controllers import Measurement
@@ -88,7 +88,7 @@ class Loop:
                     self.critic.advance_target()
         self.broken = tally.broken
         row |= signal | self._learned(experience, tally) | self._costs(row)
-        return {key: row.get(key) for key in KEYS}, self._samples(rollout, rewards)
+        return {key: row.get(key) for key in MEASURED}, self._samples(rollout, rewards)
 
     def _sample(self) -> Rollout:
         with self.clock.stage("rollout"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class Updater:
             advantages = past.advantages[past.mask]
             clipped += float(clip_fraction(log_ratio.exp(), advantages, self.settings.loss.clip).sum())
             squared += float((log_ratio**2).sum())
-            largest = max(largest, float(log_ratio.exp().max())) if log_ratio.numel() else largest
+            largest = _larger(largest, float(log_ratio.exp().max())) if log_ratio.numel() else largest
         self._finish(tally, terms, norms, (clipped, squared, largest), counts[0])
 
     def _forward(self, experience: Experience, rows: list[int], counts: list[float]) -> tuple[Past, Present]:
@@ -164,10 +165,10 @@ class Updater:
         local = torch.tensor([*terms.values(), *ratios[:2]], dtype=torch.float64, device=self.policy.device)
         *sums, clipped, squared = self.processes.add(local).tolist()
         values = {f"loss/{name}": value for name, value in zip(terms, sums, strict=True)}
-        largest = max(self.processes.gather([ratios[2]]))
+        largest = functools.reduce(_larger, self.processes.gather([ratios[2]]))
         norm = _clip(self.policy_parameters, self.settings.update.max_grad_norm)
         critic_norm = _clip(self.critic_parameters, self.settings.update.critic_max_grad_norm)
-        tally.ratio_max = max(tally.ratio_max, largest) if largest == largest else largest
+        tally.ratio_max = _larger(tally.ratio_max, largest)
         tally.add(
             **values,
             **{
@@ -187,6 +188,11 @@ class Updater:
             tally.broken = f"{bad[0]} is {checked[bad[0]]}"
         else:
             self.optimizer.step()
+
+
+def _larger(a: float, b: float) -> float:
+    """Return the larger one, or the one that is not a number, whichever comes first."""
+    return a if a != a or a >= b else b
 
 
 def _clip(parameters: list[nn.Parameter], limit: float | None) -> float:
