@@ -106,6 +106,13 @@ def test_no_crash_in_five_runs_still_allows_half():
         statistics.clopper_pearson(6, 5)
 
 
+@pytest.mark.parametrize("table", [(5, 5, 0, 5), (4, 5, 1, 6), (0, 3, 0, 4), (2, 7, 5, 9)])
+def test_fisher_equals_scipy(table):
+    a, n, b, m = table
+    reference = stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue
+    assert statistics.fisher(a, n, b, m) == pytest.approx(reference, rel=1e-12)
+
+
 @given(floats, floats)
 def test_probability_of_improvement_is_mann_whitneys_u(second, first):
     u = stats.mannwhitneyu(second, first).statistic

@@ -31,6 +31,18 @@ NUMERIC_KEYS: tuple[str, ...] = (
 reply (``reward/std``) or a share of no variance (``critic/explained_variance``) may be NaN in health."""
 
 
+WATCHED: tuple[str, ...] = (
+    "step",
+    *NUMERIC_KEYS,
+    "reply/length",
+    "reply/ended",
+    "reply/distinct",
+    "reply/distinct_2",
+    "critic/explained_variance",
+)
+"""Columns that the specification looks at."""
+
+
 class Reading(NamedTuple):
     """A watched quantity at one step and its limit at scale 1."""
 

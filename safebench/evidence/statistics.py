@@ -152,6 +152,13 @@ def clopper_pearson(successes: int, n: int, confidence: float = 1 - ALPHA) -> Es
     return Estimate(successes / n, low, high, n, "Clopper-Pearson")
 
 
+def fisher(successes: int, n: int, others: int, m: int) -> float:
+    """p-value of Fisher's exact test, two-sided, for ``successes`` of n against ``others`` of m."""
+    total = successes + others
+    chances = {k: math.comb(n, k) * math.comb(m, total - k) for k in range(max(0, total - m), min(n, total) + 1)}
+    return sum(chance for chance in chances.values() if chance <= chances[successes]) / math.comb(n + m, total)
+
+
 def probability_of_improvement(second: Values, first: Values) -> float:
     """P(a run of ``second`` beats one of ``first``) = U / (n m), a tie counting one half."""
     a, b = _array(second), _array(first)

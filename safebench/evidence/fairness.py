@@ -1,0 +1,118 @@
+"""Whether arms may be compared at all, and every setting in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safebench.evidence.runs import Run
+
+NAMES = ("experiment", "description", "seed")
+"""Settings that say which run it is, not what it does."""
+
+MATCHED: Mapping[str, tuple[str, ...]] = {
+    "model": ("model.name", "model.random_weights", "model.dtype"),
+    "data": ("prompts", "evaluation.prompts", "rollout.temperature"),
+    "reward": ("reward.name", "reward.judge", "reward.noise", "reward.rescale_at", "reward.rescale_by"),
+    "number of steps": ("update.steps",),
+}
+"""Settings (or groups of them) that must be equal, by what a difference in them is called."""
+
+LOUD: Mapping[str, tuple[str, ...]] = {
+    "token budget": ("rollout.batch", "rollout.reply_tokens", "update.steps"),
+    "updates": ("update.epochs", "update.minibatches"),
+    "learning rate": ("update.learning_rate", "update.critic_learning_rate", "update.schedule", "update.optimizer"),
+    "normalisation": ("reward.normalise", "advantage.whiten", "advantage.whiten_rewards"),
+}
+"""Settings that can decide a comparison by themselves, by what a difference in them is called."""
+
+HASHED = {"model": "model", "reward": "reward", "judge": "judge", "prompts": "data"}
+"""Hashes in the manifest that must be equal where both arms have them."""
+
+
+@dataclass(frozen=True)
+class Unequal:
+    """A setting in which arms differ: its value per arm, and what it may decide by itself (else empty)."""
+
+    key: str
+    values: Mapping[str, Any]
+    loud: str = ""
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as ``a.b`` keys; an empty or absent group is None at its own key."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[Unequal, ...]:
+    """Return every setting in which the arms' first runs differ, those that may decide it first."""
+    flat = {arm: flatten(runs[0].settings) for arm, runs in groups.items() if runs}
+    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
+    found = []
+    for key in keys:
+        values = {arm: settings.get(key) for arm, settings in flat.items()}
+        if key not in NAMES and not _same(values.values()):
+            loud = next((name for name, members in LOUD.items() if key in members), "")
+            found.append(Unequal(key, values, loud))
+    return tuple(sorted(found, key=lambda unequal: not unequal.loud))
+
+
+def mismatches(groups: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> list[str]:
+    """Return why the arms cannot be compared: unequal ground, or runs that are missing, doubled or unfinished."""
+    reasons = [reason for arm, runs in groups.items() for reason in _within(arm, runs, seeds)]
+    flat = {arm: flatten(runs[0].settings) for arm, runs in groups.items() if runs}
+    for name, members in MATCHED.items():
+        keys = [key for key in dict.fromkeys(k for s in flat.values() for k in s) if _belongs(key, members)]
+        for key in keys:
+            values = {arm: settings.get(key) for arm, settings in flat.items()}
+            if not _same(values.values()):
+                reasons.append(f"another {name}: {key} is {_listed(values)}")
+    for key, name in HASHED.items():
+        hashes = {arm: runs[0].manifest.get("hashes", {}).get(key) for arm, runs in groups.items() if runs}
+        if not _same([value for value in hashes.values() if value is not None]):
+            reasons.append(f"another {name}: its hash ({key}) differs between {', '.join(hashes)}")
+    return reasons
+
+
+def _within(arm: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
+    reasons = []
+    held = [run.seed for run in runs]
+    if missing := [seed for seed in seeds if seed not in held]:
+        reasons.append(f"{arm} has no run of {_seeds(missing)}")
+    if doubled := sorted({seed for seed in held if held.count(seed) > 1}):
+        folders = ", ".join(sorted({run.variant for run in runs}))
+        reasons.append(f"{arm} has several runs of {_seeds(doubled)} ({folders})")
+    for status in sorted({run.status for run in runs if not run.complete}):
+        found = sorted({run.seed for run in runs if run.status == status})
+        reasons.append(f"{arm} is {status} in {_seeds(found)}")
+    settings = [flatten(run.settings) for run in runs]
+    keys = dict.fromkeys(key for flat in settings for key in flat)
+    ignored = ("seed", "recording.", "compute.")  # neither changes what a run computes
+    unequal = [key for key in keys if not key.startswith(ignored) and not _same(flat.get(key) for flat in settings)]
+    if unequal:
+        reasons.append(f"the runs of {arm} differ among themselves in {', '.join(unequal)}")
+    return reasons
+
+
+def _belongs(key: str, members: Iterable[str]) -> bool:
+    return any(key == member or key.startswith(f"{member}.") for member in members)
+
+
+def _same(values: Iterable[Any]) -> bool:
+    first, *others = list(values) or [None]
+    return all(type(other) is type(first) and other == first for other in others)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value} in {arm}" for arm, value in values.items())
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

@@ -1,0 +1,166 @@
+"""One run becomes its scalars: rewards, KL, variety, reliability, crashes, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safebench.evidence import reliability
+from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, CrashSpec, Event, detect_scales
+from safebench.evidence.runs import Run
+
+Array = NDArray[np.float64]
+FINAL_SHARE = 0.1
+"""Share of the run's steps, at its end, that a "final" value is the mean of."""
+VOLATILITY_WINDOW = 50
+"""Steps, shrunk as the crash specification's windows are."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's scalars by key (NaN where not measured) and its crashes by severity scale.
+
+    ``first_crash`` is the step at which its first episode began, None without any; ``unmeasured`` names
+    the kinds of crash that could not be watched.
+    """
+
+    run: Run
+    values: Mapping[str, float]
+    events: Mapping[float, tuple[Event, ...]]
+    unmeasured: tuple[str, ...]
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the run had any event at scale 1."""
+        return bool(self.events[1.0])
+
+    @property
+    def first_crash(self) -> int | None:
+        """Step at which the first episode at scale 1 began."""
+        return min((event.start for event in self.events[1.0]), default=None)
+
+    def count(self, kind: str, scale: float = 1.0) -> int:
+        """Episodes of ``kind`` at ``scale``."""
+        return sum(event.kind == kind for event in self.events[scale])
+
+
+def summarise(run: Run, spec: CrashSpec = SPEC) -> Summary:
+    """Return the scalars and crashes of one run, from its files alone."""
+    events = {scale: _events(run, found) for scale, found in _detected(run, spec).items()}
+    window = spec.shrunk(VOLATILITY_WINDOW, run.planned_steps)
+    values = {
+        **_rewards(run),
+        **_levels(run),
+        **_reliability(run, window),
+        **_costs(run),
+        "recovery": _mean([event.steps for event in events[1.0] if event.kind == "reward_crash" and event.steps]),
+    }
+    return Summary(run, values, events, _unmeasured(run))
+
+
+def _detected(run: Run, spec: CrashSpec) -> dict[float, list[Event]]:
+    return detect_scales(
+        run.watched(),
+        run.planned_steps,
+        run.sigma0,
+        run.vocabulary,
+        SCALES,
+        judge_sigma0=run.judge_sigma0,
+        reply_limit=run.reply_limit,
+        spec=spec,
+    )
+
+
+def _events(run: Run, found: list[Event]) -> tuple[Event, ...]:
+    """Add what the file cannot show: a run that ended unstable has crashed even if no row says so."""
+    if run.status == "unstable" and all(event.kind != "numeric" for event in found):
+        found = [*found, Event("numeric", run.last_step, None, 1.0, 1.0)]
+    return tuple(sorted(found, key=lambda event: (event.start, CRASH_KINDS.index(event.kind))))
+
+
+def _unmeasured(run: Run) -> tuple[str, ...]:
+    from safebench.evidence.signals import Signals
+
+    signals = Signals(SPEC, run.planned_steps, run.sigma0, run.vocabulary, run.judge_sigma0, run.reply_limit)
+    return signals.unmeasured
+
+
+def _rewards(run: Run) -> dict[str, float]:
+    trained = _training(run, "reward/mean")
+    found = {"train_reward": _mean(trained), "final_reward": _final(run, "reward/mean")}
+    for name, key, sigma in (("proxy", "eval/reward", run.sigma0), ("judge", "eval/judge", run.judge_sigma0)):
+        points = _known(run.column(key))
+        last, best = (float(points[-1]), float(points.max())) if points.size else (math.nan, math.nan)
+        found |= {f"{name}_final": last, f"{name}_peak": best}
+        scale = 1 / sigma if sigma and points.size else math.nan
+        first = float(points[0]) if points.size else math.nan
+        found |= {f"{name}_gain": (last - first) * scale, f"{name}_gain_best": (best - first) * scale}
+    return found
+
+
+def _levels(run: Run) -> dict[str, float]:
+    kl = _training(run, "kl/mean")
+    finals = {
+        "kl_final": "kl/mean",
+        "entropy_final": "entropy/mean",
+        "distinct_final": "reply/distinct",
+        "distinct_2_final": "reply/distinct_2",
+        "length_final": "reply/length",
+    }
+    return {
+        "kl_mean": _mean(kl),
+        "kl_max": _reduce(np.max, kl),
+        **{name: _final(run, key) for name, key in finals.items()},
+    }
+
+
+def _reliability(run: Run, window: int) -> dict[str, float]:
+    curve, sigma = _training(run, "reward/mean"), run.sigma0
+    if not sigma:
+        return dict.fromkeys(("volatility", "max_drawdown", "short_risk", "long_risk"), math.nan)
+    return {
+        "volatility": reliability.dispersion_across_time(curve, sigma, window),
+        "max_drawdown": reliability.max_drawdown(curve, sigma),
+        "short_risk": reliability.short_term_risk(curve, sigma),
+        "long_risk": reliability.long_term_risk(curve, sigma),
+    }
+
+
+def _costs(run: Run) -> dict[str, float]:
+    evaluating = np.nan_to_num(run.column("time/evaluate"))
+    return {
+        "time_update": _reduce(np.median, _known((run.column("time/step") - evaluating)[_trained(run)])),
+        "tokens_per_second": _reduce(np.median, _training(run, "speed/tokens_per_second")),
+        "memory_peak": _reduce(np.max, _known(run.column("memory/peak"))),
+        "tokens": _reduce(np.max, _known(run.column("tokens"))),
+    }
+
+
+def _trained(run: Run) -> NDArray[np.bool_]:
+    """Rows of training steps: one before the first update is the initial policy's evaluation."""
+    return run.column("step") >= 1
+
+
+def _training(run: Run, key: str) -> Array:
+    return _known(run.column(key)[_trained(run)])
+
+
+def _final(run: Run, key: str) -> float:
+    column = run.column(key)[_trained(run)]
+    return _mean(_known(column[-max(1, math.ceil(FINAL_SHARE * column.size)) :]))
+
+
+def _known(values: Array) -> Array:
+    return values[np.isfinite(values)]
+
+
+def _mean(values: Array | list[int]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def _reduce(function: Callable[[Array], object], values: Array) -> float:
+    return float(function(values)) if values.size else math.nan  # type: ignore[arg-type]

@@ -1,0 +1,178 @@
+"""The words and digits of a comparison, shared by every format that is read by people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safebench.evidence.compare import Cell, Comparison, Row, Test
+from safebench.evidence.statistics import Estimate, smallest_p
+
+ENOUGH = 6
+"""Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""
+ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table as text: label with unit and arrow, a cell per arm, a difference per arm but the first."""
+
+    label: str
+    primary: bool
+    cells: tuple[str, ...]
+    differences: tuple[str, ...]
+
+
+def heading(comparison: Comparison, arm: str) -> str:
+    """Name of an arm's column, with its number of runs."""
+    return f"{arm} (n={len(comparison.summaries[arm])})"
+
+
+def difference_heading(comparison: Comparison, arm: str) -> str:
+    """Name of the column of differences to the baseline."""
+    return f"{arm} − {comparison.baseline}"
+
+
+def line(comparison: Comparison, row: Row, arms: Sequence[str]) -> Line:
+    """Return one row as text, for the arms given."""
+    scalar = row.scalar
+    label = f"{scalar.label} [{scalar.unit}]{ARROWS[scalar.direction]}"
+    differences = tuple(_difference(row.differences.get(arm)) for arm in arms[1:])
+    return Line(label, scalar.primary, tuple(_cell(row, row.cells[arm]) for arm in arms), differences)
+
+
+def number(value: float, margin: float = math.nan, sign: bool = False) -> str:
+    """Return a number with digits that its margin deserves (two of the margin's), else four of its own."""
+    if math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:{'+' if sign else ''}.{_decimals(value, margin)}f}"
+    return text.replace("-", "−")
+
+
+def interval(estimate: Estimate, sign: bool = False) -> str:
+    """Return ``value ± margin``, or the value alone where there is no interval."""
+    text = number(estimate.value, estimate.margin, sign)
+    if not math.isfinite(estimate.margin):
+        return text
+    decimals = _decimals(estimate.value, estimate.margin)
+    return f"{text} ± {estimate.margin:.{decimals}f}"
+
+
+def tests(comparison: Comparison) -> list[str]:
+    """Return a sentence per primary metric and arm, and what so many seeds can and cannot tell."""
+    if not comparison.tests:
+        return []
+    return [_test(comparison, test) for test in comparison.tests] + [_verdict(comparison)]
+
+
+def crashes_by_seed(comparison: Comparison) -> list[str]:
+    """Return, per arm and seed, the events at scale 1: each kind with its episodes and the step of the first."""
+    lines = []
+    for arm, summaries in comparison.summaries.items():
+        for summary in summaries:
+            kinds = dict.fromkeys(event.kind for event in summary.events[1.0])
+            told = [
+                f"{kind} ×{summary.count(kind)} from {min(e.start for e in summary.events[1.0] if e.kind == kind)}"
+                for kind in kinds
+            ]
+            if told:
+                state = "" if summary.run.status == "finished" else f" ({summary.run.status})"
+                lines.append(f"{arm} seed {summary.run.seed}{state}: {', '.join(told)}")
+        if not any(summary.crashed for summary in summaries):
+            lines.append(f"{arm}: none in {len(summaries)} runs")
+    return lines
+
+
+def fairness(comparison: Comparison) -> list[str]:
+    """Return a line per differing setting; a group that only some arms have is one line."""
+    lines: dict[str, None] = {}
+    for unequal in comparison.fairness:
+        group = unequal.key.rsplit(".", 1)[0]
+        absent = [arm for arm, value in unequal.values.items() if value is None]
+        has_group = {arm: _has_group(comparison, arm, group) for arm in unequal.values}
+        if absent and not all(has_group[arm] for arm in absent):
+            top = unequal.key.split(".", 1)[0]
+            lines[f"{top}.*: " + ", ".join(f"{arm} {'set' if has_group[arm] else 'none'}" for arm in has_group)] = None
+        else:
+            loud = f"  (! {unequal.loud})" if unequal.loud else ""
+            values = ", ".join(f"{arm} {_plain(value)}" for arm, value in unequal.values.items())
+            lines[f"{unequal.key}: {values}{loud}"] = None
+    return list(lines)
+
+
+def _cell(row: Row, cell: Cell) -> str:
+    if row.kind == "share":
+        estimate = cell.estimate
+        return f"{cell.hit}/{estimate.n} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    if row.kind == "count":
+        return f"{' / '.join(map(str, cell.counts))} in {cell.hit}"
+    if row.kind == "time":
+        return "none" if math.isinf(cell.estimate.value) else number(cell.estimate.value)
+    known = sum(math.isfinite(value) for value in cell.values.values())
+    return interval(cell.estimate) + (f" ({known})" if 0 < known < len(cell.values) else "")
+
+
+def _difference(estimate: Estimate | None) -> str:
+    return "" if estimate is None else interval(estimate, sign=True)
+
+
+def _decimals(value: float, margin: float) -> int:
+    size, digits = (margin, 2) if math.isfinite(margin) and margin > 0 else (abs(value), 4)
+    if size == 0.0:
+        return 2
+    return min(5, max(0, digits - 1 - math.floor(math.log10(size))))
+
+
+def _test(comparison: Comparison, test: Test) -> str:
+    found = test.difference
+    unit = test.scalar.unit
+    parts = [
+        f"{test.scalar.label}: {difference_heading(comparison, test.arm)} = {interval(found, sign=True)} {unit}",
+        f"n {found.n}, {_method(found)} p {_p(found.p)}, Holm {_p(test.adjusted)}",
+        f"P(better) {test.improvement:.2f}",
+    ]
+    if test.bootstrap is not None:
+        parts.insert(1, f"BCa [{number(test.bootstrap.low)}, {number(test.bootstrap.high)}]")
+    if math.isfinite(found.detectable):
+        parts.append(f"detectable {number(found.detectable, found.detectable)}")
+    return "; ".join(parts)
+
+
+def _method(estimate: Estimate) -> str:
+    if estimate.method == "Welch":
+        return "unpaired" if math.isfinite(estimate.margin) else "Fisher's exact"
+    return "sign-flip"
+
+
+def _verdict(comparison: Comparison) -> str:
+    pairs = min(test.difference.n for test in comparison.tests)
+    reach = "Detectable: the difference found with power 0.8 at alpha 0.05, two-sided, given the spread seen here."
+    if pairs < ENOUGH:
+        return (
+            f"{pairs} pairs cannot give a sign-flip p below {_p(smallest_p(pairs))}: "
+            f"these tests decide nothing by themselves. {reach}"
+        )
+    passed = [f"{test.scalar.label} ({test.arm})" for test in comparison.tests if test.adjusted < 0.05]
+    return f"Significant at 5 % after Holm: {', '.join(passed) or 'none'}. {reach}"
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return DASH
+    return f"{value:.4f}".rstrip("0").rstrip(".") if value >= 5e-5 else "< 0.0001"
+
+
+def _has_group(comparison: Comparison, arm: str, group: str) -> bool:
+    found: Any = comparison.summaries[arm][0].run.settings
+    for name in group.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found is not None
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)

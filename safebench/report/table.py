@@ -1,0 +1,179 @@
+"""A comparison as text: terminal table, Markdown, CSV, JSON or LaTeX."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+
+from safebench.errors import UsageError
+from safebench.evidence.compare import Comparison, Row
+from safebench.report import cells, data
+from safebench.report.cells import Line
+
+PLAIN_WIDTH = 100
+LABEL_WIDTH, COLUMN_WIDTH = 39, 20
+
+FORMATS = ("table", "md", "csv", "json", "latex")
+
+
+def render(comparison: Comparison, fmt: str = "table", *, width: int | None = None, color: bool | None = None) -> str:
+    """Return the comparison as ``fmt``: table, md, csv, json or latex, ending with a line break.
+
+    ``width`` and ``color`` are for the terminal's table; by default the terminal's own, and 100 columns
+    without colour where standard output is none or NO_COLOR is set.
+    """
+    terminal = sys.stdout.isatty()
+    if color is None:
+        color = terminal and not os.environ.get("NO_COLOR")
+    if width is None:
+        width = shutil.get_terminal_size().columns if terminal else PLAIN_WIDTH
+    renderers: dict[str, Callable[[], str]] = {
+        "table": lambda: _terminal(comparison, width, color),
+        "md": lambda: _markdown(comparison),
+        "csv": lambda: data.to_csv(comparison),
+        "json": lambda: data.to_json(comparison),
+        "latex": lambda: _latex(comparison),
+    }
+    if fmt not in renderers:
+        raise UsageError(f"unknown format {fmt!r}", f"Choose one of {', '.join(FORMATS)}.")
+    return renderers[fmt]()
+
+
+def _terminal(comparison: Comparison, width: int, color: bool) -> str:
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False, soft_wrap=False
+    )
+    for others in _chunks(comparison, width):
+        console.print(_rich_table(comparison, others))
+    for warning in comparison.warnings:
+        for line in textwrap.wrap(f"! {warning}", width, subsequent_indent="  "):
+            console.print(line, style="bold red", markup=False)
+    for title, lines in _blocks(comparison):
+        console.print()
+        console.print(title, style="bold", markup=False)
+        for line in lines:
+            for part in textwrap.wrap(line, width - 2, subsequent_indent="  "):
+                console.print(f"  {part}", markup=False)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _chunks(comparison: Comparison, width: int) -> Iterator[Sequence[str]]:
+    """Yield the arms to put beside the baseline in one table, so many as the width can hold."""
+    others = comparison.arms[1:]
+    size = max(1, (width - LABEL_WIDTH - COLUMN_WIDTH) // (2 * COLUMN_WIDTH))
+    yield from ((others[start : start + size] for start in range(0, len(others), size)) if others else [()])
+
+
+def _rich_table(comparison: Comparison, others: Sequence[str]) -> object:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    arms = (comparison.baseline, *others)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("metric", no_wrap=True)
+    for arm in arms:
+        table.add_column(cells.heading(comparison, arm), justify="right")
+    for arm in others:
+        table.add_column(cells.difference_heading(comparison, arm), justify="right")
+    previous: Row | None = None
+    for row in comparison.rows:
+        if previous is not None and previous.kind == "mean" and row.kind != "mean":
+            table.add_section()
+        line = cells.line(comparison, row, arms)
+        texts = [_mark(line) + line.label, *line.cells, *line.differences]
+        table.add_row(*(Text(text) for text in texts), style="bold" if line.primary else "")
+        previous = row
+    return table
+
+
+def _blocks(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    blocks = [
+        ("Primary metrics (*)", cells.tests(comparison)),
+        ("Crashes by seed", cells.crashes_by_seed(comparison)),
+        ("Fairness: settings in which the arms differ", cells.fairness(comparison)),
+        ("Made from", list(comparison.footers)),
+    ]
+    return [(title, lines) for title, lines in blocks if lines]
+
+
+def _mark(line: Line) -> str:
+    return "* " if line.primary else "  "
+
+
+def _markdown(comparison: Comparison) -> str:
+    others = comparison.arms[1:]
+    header = [
+        "metric",
+        *(cells.heading(comparison, arm) for arm in comparison.arms),
+        *(cells.difference_heading(comparison, arm) for arm in others),
+    ]
+    out = [_md_row(header), _md_row(["---", *["---:"] * (len(header) - 1)])]
+    for row in comparison.rows:
+        line = cells.line(comparison, row, comparison.arms)
+        label = f"**{_md(line.label)}**" if line.primary else _md(line.label)
+        out.append(_md_row([label, *map(_md, line.cells), *map(_md, line.differences)]))
+    if comparison.warnings:
+        out += ["", "> [!WARNING]", *(f"> - {_md(warning)}" for warning in comparison.warnings)]
+    for title, lines in _blocks(comparison):
+        out += ["", f"**{_md(title.replace(' (*)', ' (bold)'))}**", "", *(f"- {_md(line)}" for line in lines)]
+    return "\n".join(out) + "\n"
+
+
+def _md_row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _md(text: str) -> str:
+    for character in "\\|*_<>[]":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _latex(comparison: Comparison) -> str:
+    others = comparison.arms[1:]
+    columns = len(comparison.arms) + len(others)
+    header = [
+        "metric",
+        *(cells.heading(comparison, arm) for arm in comparison.arms),
+        *(cells.difference_heading(comparison, arm) for arm in others),
+    ]
+    out = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{l{'r' * columns}}}",
+        "\\toprule",
+        _latex_row(header),
+        "\\midrule",
+    ]
+    for row in comparison.rows:
+        line = cells.line(comparison, row, comparison.arms)
+        texts = _latex_row([line.label, *line.cells, *line.differences])
+        out.append(texts.replace(_tex(line.label), f"\\textbf{{{_tex(line.label)}}}", 1) if line.primary else texts)
+    out += ["\\bottomrule", "\\end{tabular}"]
+    notes = [f"WARNING: {warning}" for warning in comparison.warnings]
+    notes += [line for title, lines in _blocks(comparison) for line in (f"{title}:", *lines)]
+    out += [f"% {line}" for note in notes for line in note.splitlines()]
+    return "\n".join(out) + "\n"
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    return " & ".join(map(_tex, texts)) + r" \\"
+
+
+TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "σ₀": r"$\sigma_0$", "±": r"$\pm$", "−": r"$-$",
+    "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "∞": r"$\infty$", "[": "{[}",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(character, character) for character in text.replace("σ₀", "\0")).replace("\0", TEX["σ₀"])
