@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Bytecode is written for what gets imported, once, and not for the ten times as many files that never are.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce reproduce-paper test test-slow test-extra lint type world lock clean
 
@@ -28,8 +31,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "safebench needs Python 3.11 or newer: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing the packages of requirements.lock: some minutes'
-	$(PIP) install $(PIP_FLAGS) -qq --requirement requirements.lock
+	$(PIP) install $(PIP_FLAGS) -qq --no-compile --requirement requirements.lock
 	$(PIP) install -qq --no-index --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c 'import datasets, pandas, peft, scipy.stats, torch, transformers, trl, typer, wandb'
 	@touch $@
 
 reproduce: $(READY) ## PPO against SAFE, five seeds each; continues where it was interrupted
