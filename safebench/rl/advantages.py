@@ -19,7 +19,7 @@ def token_rewards(scores: Tensor, mask: Tensor, kl: Tensor, kl_coefficient: floa
     """
     rewards = torch.where(mask, -kl_coefficient * kl, 0.0)
     end = mask.sum(-1).clamp(max=mask.shape[1] - 1)
-    return rewards.scatter_add(1, end[:, None], scores[:, None])
+    return rewards.scatter_add(1, end[:, None], scores[:, None].to(rewards.dtype))
 
 
 def value_mask(mask: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def phase(rule: PhaseRule, rewards: tuple[float, ...]) -> str:
 
 def entropy_gate(entropy: float, floor: float, least: float) -> float:
     """Return g = max(least, floor / (H + 0.1)) (SAFE, equation 9): larger where entropy is low. Nats."""
-    return max(least, floor / (entropy + 0.1))
+    return max(floor / (entropy + 0.1), least)
 
 
 def threshold(base: float, control: float, factor: float, lowest: float, highest: float) -> float:
@@ -176,6 +176,8 @@ def update_safe(
     short = _average(state.kl_short, measurement.kl, settings.short_decay)
     long = _average(state.kl_long, measurement.kl, settings.long_decay)
     pid_state, control = pid(settings.pid, state.pid, measurement.reward)
+    if not settings.pid.enabled:
+        control = PidOutput(control.velocity)  # what the signal reports is what moved the threshold
     rewards = (*state.rewards, measurement.reward)[-2 * settings.phase.window :]
     name = phase(settings.phase, rewards)
     factor = float(getattr(settings.phase, name)) if settings.phase.enabled else 1.0
@@ -184,7 +186,7 @@ def update_safe(
         kl_long=long,
         threshold=threshold(
             settings.base_threshold,
-            control.total if settings.pid.enabled else 0.0,
+            control.total,
             factor,
             settings.min_threshold,
             settings.max_threshold,

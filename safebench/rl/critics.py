@@ -21,7 +21,7 @@ def soft_min(values: Tensor, alpha: float) -> Tensor:
 
 
 class ValueHeads(nn.Module):
-    """H independent heads on a hidden state of width h, each giving one value; always float32.
+    """H independent heads on a hidden state of width h, each giving one value; float32 whatever the policy's type.
 
     SAFE, equation 2: LayerNorm, then per head Linear(h, h/4), GELU, Linear(h/4, 1). The ``linear`` form
     is PPO's usual Linear(h, 1). The last layer starts small (0.02, as Qwen2 initialises), drawn from
@@ -35,7 +35,7 @@ class ValueHeads(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the values [..., H] of hidden states [..., h]."""
-        hidden = self.norm(hidden.float())
+        hidden = self.norm(hidden.to(next(self.heads.parameters()).dtype))
         return torch.cat([head(hidden) for head in self.heads], dim=-1)
 
 

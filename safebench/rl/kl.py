@@ -49,9 +49,10 @@ def token_statistics(
 
     ``hidden`` [N, h] and ``reference`` [N, h] are the last hidden states of policy and reference,
     ``weight`` [V, h] the output embedding they share, ``tokens`` [N] the sampled ids. Logits are divided
-    by ``temperature``. Returns float32 [N] each, in nats; entropy is None unless ``with_entropy``, KL is
-    None without ``reference``. Gradients reach ``hidden`` only; with several chunks each is recomputed
-    in the backward pass, so that memory stays at one chunk's logits.
+    by ``temperature``. Returns [N] each, in nats, float32 or the weights' own precision where that is
+    higher; entropy is None unless ``with_entropy``, KL is None without ``reference``. Gradients reach
+    ``hidden`` only; with several chunks each is recomputed in the backward pass, so that memory stays at
+    one chunk's logits.
     """
     def piece(h: Tensor, t: Tensor, r: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         log_p = _log_probs(h, weight, temperature)
@@ -82,5 +83,6 @@ def token_statistics(
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight).float()
+    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)

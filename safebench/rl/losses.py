@@ -63,7 +63,7 @@ def kl_penalty(
     """
     excess = tracked - threshold
     if asymmetric:
-        excess = max(0.0, excess)
+        excess = max(excess, 0.0)  # in this order a KL that is not a number stays one
     return gate * coefficient * excess**2, 2 * gate * coefficient * excess
 
 
