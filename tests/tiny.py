@@ -1,0 +1,122 @@
+"""A tiny random Qwen2 policy with a tokenizer of single letters, made in memory, and settings and prompts to go with it."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from safebench import settings as s
+from safebench.world.assemble import World
+from safebench.world.policy import Policy, adapt
+from safebench.world.prompts import Prompts, encode_prompt
+from safebench.world.rewards import FunctionReward, RewardFunction
+from safebench.world.rollout import Encoded, Rollout, encode, sample
+
+PAD, END = 0, 1
+WORDS = [*string.ascii_letters, *string.digits]
+VOCABULARY = 2 + len(WORDS)
+CPU = torch.device("cpu")
+PROMPTS = ["a b c d e", "f g", "h", "i j k", "l m n o", "p q r s t u", "v w", "x y z"]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word; a word is one letter or digit."""
+    ids = {word: i for i, word in enumerate(["<pad>", "<end>", *WORDS])}
+    model = Tokenizer(WordLevel(ids, unk_token="<pad>"))
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
+
+
+def tiny_policy(
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    moved: float = 0.0,
+    lora_dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    gradient_checkpointing: bool = False,
+) -> Policy:
+    """Two layers of width 16, random weights wide enough for a distribution that is far from uniform.
+
+    ``moved`` is the deviation of the adapter's second matrix: at 0 the policy is the reference.
+    """
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.4,
+        attention_dropout=attention_dropout,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        base = Qwen2ForCausalLM(config).to(dtype)
+    model = s.Model(
+        lora=s.Lora(rank=4, alpha=8, dropout=lora_dropout), gradient_checkpointing=gradient_checkpointing
+    )
+    policy = adapt(base, tiny_tokenizer(), model, seed, CPU)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in policy.trainable().items():
+            parameter.data = parameter.data.to(dtype)
+            if "lora_B" in name and moved:
+                parameter.normal_(0.0, moved, generator=generator)
+    return policy
+
+
+def encoded(policy: Policy, texts: Sequence[str] = PROMPTS, limit: int = 48) -> Encoded:
+    """Tokenize and pad prompts."""
+    return encode(list(texts), [encode_prompt(policy.tokenizer, t) for t in texts], limit, PAD, CPU)
+
+
+def draws(rows: int, tokens: int, seed: int = 0) -> Tensor:
+    """Return uniform numbers [rows, tokens]."""
+    return torch.rand(rows, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_rollout(policy: Policy, texts: Sequence[str] = PROMPTS, tokens: int = 6, seed: int = 0) -> Rollout:
+    """Sample a reply of up to ``tokens`` tokens to each text."""
+    return sample(policy, encoded(policy, texts), draws(len(texts), tokens, seed), 1.0)
+
+
+def tiny_settings(arm: str = "ppo", **sections: Any) -> s.Settings:
+    """Return settings for batches of 8 replies of up to 6 tokens; ``sections`` are merged over them."""
+    base: dict[str, Any] = {
+        "experiment": "tiny",
+        "arm": arm,
+        "reward": {"name": "share", "judge": None},
+        "rollout": {"batch": len(PROMPTS), "reply_tokens": 6},
+        "update": {"steps": 10, "learning_rate": 1e-2},
+        "compute": {"device": "cpu"},
+    }
+    if arm == "safe":
+        base["penalty"] = {}
+    for name, section in sections.items():
+        base[name] = {**(base.get(name) or {}), **section} if isinstance(section, dict) else section
+    return s.Settings.model_validate(base)
+
+
+def share_of_a(prompts: list[str], replies: list[str]) -> list[float]:
+    """Score a reply by the share of its words that are ``a``."""
+    return [reply.split().count("a") / max(1, len(reply.split())) for reply in replies]
+
+
+def tiny_world(policy: Policy, reward: RewardFunction = share_of_a) -> World:
+    """Put the policy among 40 prompts of three letters each; no judge."""
+    texts = [f"{x} {y} {z}" for x in "abcde" for y in "fghi" for z in "jk"]
+    return World(policy, Prompts(texts[:32], texts[32:]), FunctionReward("share", reward), None)
