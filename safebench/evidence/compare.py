@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
+
+import numpy as np
 
 from safebench.errors import ComparisonRefused, UsageError
 from safebench.evidence import fairness, statistics
-from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, CrashSpec
+from safebench.evidence.crashes import SPEC, CrashSpec
 from safebench.evidence.fairness import Unequal
 from safebench.evidence.notes import footers, loud_warnings
+from safebench.evidence.rows import Row, crash_rows, known, pairs, scalar_rows
 from safebench.evidence.runs import Run
 from safebench.evidence.scalars import SCALARS, Scalar
 from safebench.evidence.statistics import Estimate
 from safebench.evidence.summary import Summary, summarise
 
 Groups = Mapping[str, Sequence[Run]]
-RowKind = Literal["mean", "share", "time", "count"]
 
-CRASH_RATE = Scalar("crash_rate", "crash rate", "share of runs", "down", "runs with any event at scale 1", primary=True)
-FIRST_CRASH = Scalar("first_crash", "first crash", "step", "up", "start of the first event; median by Kaplan-Meier")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One arm's figure in one row.
-
-    ``values`` are by seed (NaN: not measured; in a ``time`` row: none). A ``count`` row has ``counts``, the
-    episodes over all runs at each of SCALES, and its ``values`` are each run's episodes at scale 1.
-    """
-
-    estimate: Estimate
-    values: Mapping[int, float]
-    counts: tuple[int, ...] = ()
-
-    @property
-    def hit(self) -> int:
-        """Runs with a value above zero."""
-        return sum(value > 0 for value in self.values.values())
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric over all arms; ``differences`` are to the baseline, by arm, where one is defined."""
-
-    scalar: Scalar
-    kind: RowKind
-    cells: Mapping[str, Cell]
-    differences: Mapping[str, Estimate] = field(default_factory=dict)
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +35,8 @@ class Test:
     adjusted: float
     improvement: float
     """Probability that a run of the arm is better than one of the baseline, ties half."""
+    bootstrap: Estimate | None = None
+    """BCa interval of the paired difference, from eight pairs on."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +88,7 @@ def compare(
             "there and marks it. Several runs of one seed, or none at all, cannot be forced.",
         )
     summaries = {arm: tuple(summarise(run, spec) for run in runs) for arm, runs in chosen.items()}
-    rows = (*_scalar_rows(summaries, arms), *_crash_rows(summaries, arms))
+    rows = (*scalar_rows(summaries, arms), *crash_rows(summaries, arms))
     tests = _tests(rows, arms, summaries)
     unequal = fairness.differences(chosen)
     return Comparison(
@@ -142,81 +115,6 @@ def _ordered(groups: Groups, baseline: str | None) -> tuple[str, ...]:
     return (first, *(arm for arm in groups if arm != first))
 
 
-def _scalar_rows(summaries: Mapping[str, Sequence[Summary]], arms: Sequence[str]) -> list[Row]:
-    rows = []
-    for scalar in SCALARS:
-        values = {arm: {s.run.seed: s.values[scalar.key] for s in summaries[arm]} for arm in arms}
-        if any(math.isfinite(value) for by_seed in values.values() for value in by_seed.values()):
-            cells = {arm: Cell(statistics.mean(_known(values[arm])), values[arm]) for arm in arms}
-            rows.append(Row(scalar, "mean", cells, _differences(values, summaries, arms)))
-    return rows
-
-
-def _crash_rows(summaries: Mapping[str, Sequence[Summary]], arms: Sequence[str]) -> list[Row]:
-    crashed = {arm: {s.run.seed: float(s.crashed) for s in summaries[arm]} for arm in arms}
-    shares = {arm: statistics.clopper_pearson(int(sum(v.values())), len(v)) for arm, v in crashed.items()}
-    rate = Row(
-        CRASH_RATE,
-        "share",
-        {arm: Cell(shares[arm], crashed[arm]) for arm in arms},
-        {arm: _shares(difference, crashed, arm, arms[0]) for arm, difference in _differences(crashed, summaries, arms).items()},
-    )  # fmt: skip
-    first = Row(FIRST_CRASH, "time", {arm: _first_crash(summaries[arm]) for arm in arms})
-    kinds = [
-        Row(_counted(kind), "count", {arm: _counts(summaries[arm], kind) for arm in arms})
-        for kind in CRASH_KINDS
-        if any(summary.count(kind, scale) for found in summaries.values() for summary in found for scale in SCALES)
-    ]
-    return [rate, first, *kinds]
-
-
-def _counted(kind: str) -> Scalar:
-    return Scalar(f"crash/{kind}", kind, "episodes", "down", f"episodes of {kind} over all runs, at each scale")
-
-
-def _counts(summaries: Sequence[Summary], kind: str) -> Cell:
-    values = {summary.run.seed: float(summary.count(kind)) for summary in summaries}
-    totals = tuple(sum(summary.count(kind, scale) for summary in summaries) for scale in SCALES)
-    return Cell(statistics.mean(list(values.values())), values, totals)
-
-
-def _first_crash(summaries: Sequence[Summary]) -> Cell:
-    seen = [summary.first_crash is not None for summary in summaries]
-    times = [float(s.run.last_step if s.first_crash is None else s.first_crash) for s in summaries]
-    values = {s.run.seed: math.nan if s.first_crash is None else float(s.first_crash) for s in summaries}
-    median = statistics.median_survival(times, seen)
-    return Cell(Estimate(median, math.nan, math.nan, len(times), "Kaplan-Meier median"), values)
-
-
-def _differences(
-    values: Mapping[str, Mapping[int, float]], summaries: Mapping[str, Sequence[Summary]], arms: Sequence[str]
-) -> dict[str, Estimate]:
-    first, *others = arms
-    return {arm: _difference(values[arm], values[first], _paired(summaries, arm, first)) for arm in others}
-
-
-def _difference(second: Mapping[int, float], first: Mapping[int, float], paired: bool) -> Estimate:
-    if not paired:
-        return statistics.unpaired(_known(second), _known(first))
-    common = [
-        seed for seed, value in second.items() if math.isfinite(value) and math.isfinite(first.get(seed, math.nan))
-    ]
-    return statistics.paired([second[seed] for seed in common], [first[seed] for seed in common])
-
-
-def _shares(difference: Estimate, crashed: Mapping[str, Mapping[int, float]], arm: str, first: str) -> Estimate:
-    """A t-interval of zeros and ones means nothing: keep the difference and an exact p-value only."""
-    p = difference.p
-    if difference.method == "Welch":
-        a, b = crashed[arm], crashed[first]
-        p = statistics.fisher(int(sum(a.values())), len(a), int(sum(b.values())), len(b))
-    return replace(difference, low=math.nan, high=math.nan, p=p, detectable=math.nan)
-
-
-def _paired(summaries: Mapping[str, Sequence[Summary]], arm: str, first: str) -> bool:
-    return all(summary.run.paired for name in (arm, first) for summary in summaries[name])
-
-
 def _tests(rows: Sequence[Row], arms: Sequence[str], summaries: Mapping[str, Sequence[Summary]]) -> tuple[Test, ...]:
     primary = [row for row in rows if row.scalar.primary]
     made = {f"{row.scalar.key} {arm}": row.differences[arm].p for row in primary for arm in arms[1:]}
@@ -229,17 +127,21 @@ def _tests(rows: Sequence[Row], arms: Sequence[str], summaries: Mapping[str, Seq
             row.differences[arm],
             adjusted[f"{row.scalar.key} {arm}"],
             _improvement(row, arm, arms[0]),
+            _bootstrap(row, arm, arms[0]),
         )
         for arm in arms[1:]
         for row in primary
     )
 
 
+def _bootstrap(row: Row, arm: str, first: str) -> Estimate | None:
+    both = pairs(row.cells[arm].values, row.cells[first].values)
+    if row.kind != "mean" or row.differences[arm].method != statistics.PAIRED or len(both) < 8:
+        return None
+    return statistics.bca([second - base for second, base in both], np.random.default_rng(BOOTSTRAP_SEED))
+
+
 def _improvement(row: Row, arm: str, first: str) -> float:
     sign = -1.0 if row.scalar.direction == "down" else 1.0
-    second, base = ([sign * value for value in _known(row.cells[name].values)] for name in (arm, first))
+    second, base = ([sign * value for value in known(row.cells[name].values)] for name in (arm, first))
     return statistics.probability_of_improvement(second, base)
-
-
-def _known(values: Mapping[int, float]) -> list[float]:
-    return [value for value in values.values() if math.isfinite(value)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from safebench.evidence.runs import Run
 
-NAMES = ("experiment", "description", "seed")
+NAMES = ("experiment", "description", "seed", "arm")
 """Settings that say which run it is, not what it does."""
 
 MATCHED: Mapping[str, tuple[str, ...]] = {

@@ -42,8 +42,10 @@ def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tupl
     commands = dict.fromkeys(run.manifest.get("command") for run in runs)
     lines = [
         f"seeds {', '.join(map(str, seeds))}; steps {', '.join(map(str, steps))}",
-        f"commit {', '.join(_commits(summaries)) or 'unknown'}; hardware {'; '.join(_machines(summaries)) or 'unknown'}",
-        f"crash specification {spec.version}; episodes at thresholds {' / '.join(f'{scale:g}×' for scale in SCALES)}",
+        f"commit {', '.join(_commits(summaries)) or 'unknown'}",
+        f"hardware {'; '.join(_machines(summaries)) or 'unknown'}",
+        f"crash specification {spec.version}; a / b / c in r: episodes at thresholds "
+        f"{' / '.join(f'{scale:g}×' for scale in SCALES)}, at 1× in r runs; their difference is per run at 1×",
     ]
     known = [str(command) for command in commands if command]
     if known:

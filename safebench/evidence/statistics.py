@@ -17,6 +17,7 @@ from scipy import special
 Values = Sequence[float]
 ALPHA = 0.05
 POWER = 0.8
+PAIRED, WELCH = "paired t", "Welch"
 _UNIT = (np.arange(4096) + 0.5) / 4096  # midpoints of a quadrature over quantiles
 EXACT_SIGNS = 20
 """Pairs up to which the sign-flip test visits every pattern of signs."""
@@ -60,7 +61,7 @@ def paired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Esti
     estimate = mean([float(value) for value in data], confidence)
     spread = float(data.std(ddof=1)) if data.size > 1 else math.nan
     reach = detectable(spread, data.size, 1 - confidence)
-    return Estimate(estimate.value, estimate.low, estimate.high, data.size, "paired t", sign_flip(data.tolist()), reach)
+    return Estimate(estimate.value, estimate.low, estimate.high, data.size, PAIRED, sign_flip(data.tolist()), reach)
 
 
 def unpaired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Estimate:
@@ -70,20 +71,20 @@ def unpaired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Es
     """
     a, b = _array(second), _array(first)
     if not a.size or not b.size:
-        return Estimate(math.nan, math.nan, math.nan, 0, "Welch")
+        return Estimate(math.nan, math.nan, math.nan, 0, WELCH)
     difference, n = float(a.mean() - b.mean()), int(min(a.size, b.size))
     if n < 2:
-        return Estimate(difference, math.nan, math.nan, n, "Welch")
+        return Estimate(difference, math.nan, math.nan, n, WELCH)
     parts = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
     error = math.sqrt(sum(parts))
     if error == 0.0:
-        return Estimate(difference, difference, difference, n, "Welch", 1.0 if difference == 0.0 else 0.0, 0.0)
+        return Estimate(difference, difference, difference, n, WELCH, 1.0 if difference == 0.0 else 0.0, 0.0)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (a.size - 1) + parts[1] ** 2 / (b.size - 1))
     margin = _t(1 - confidence, freedom) * error
     p = float(2 * special.stdtr(freedom, -abs(difference) / error))
     pooled = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
     reach = detectable(pooled, 2 * a.size * b.size / (a.size + b.size), 1 - confidence, samples=2)
-    return Estimate(difference, difference - margin, difference + margin, n, "Welch", p, reach)
+    return Estimate(difference, difference - margin, difference + margin, n, WELCH, p, reach)
 
 
 def sign_flip(differences: Values, generator: np.random.Generator | None = None, draws: int = 100_000) -> float:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safebench.evidence.compare import Cell, Comparison, Row, Test
-from safebench.evidence.statistics import Estimate, smallest_p
+from safebench.evidence.compare import Comparison, Test
+from safebench.evidence.rows import Cell, Row
+from safebench.evidence.statistics import PAIRED, WELCH, Estimate, smallest_p
 
 ENOUGH = 6
 """Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""
@@ -45,22 +46,22 @@ def line(comparison: Comparison, row: Row, arms: Sequence[str]) -> Line:
 
 
 def number(value: float, margin: float = math.nan, sign: bool = False) -> str:
-    """Return a number with digits that its margin deserves (two of the margin's), else four of its own."""
+    """Return a number with as many digits as its margin deserves: two of the margin's, at most four of its own."""
     if math.isnan(value):
         return DASH
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:{'+' if sign else ''}.{_decimals(value, margin)}f}"
-    return text.replace("-", "−")
+    return f"{value:{'+' if sign else ''}{_format(value, margin)}}".replace("-", "−")
 
 
 def interval(estimate: Estimate, sign: bool = False) -> str:
     """Return ``value ± margin``, or the value alone where there is no interval."""
-    text = number(estimate.value, estimate.margin, sign)
-    if not math.isfinite(estimate.margin):
+    margin = estimate.margin
+    text = number(estimate.value, margin, sign)
+    if not math.isfinite(margin):
         return text
-    decimals = _decimals(estimate.value, estimate.margin)
-    return f"{text} ± {estimate.margin:.{decimals}f}"
+    shown = "0" if _nothing(margin, estimate.value) else format(margin, _format(estimate.value, margin))
+    return f"{text} ± {shown}".replace("-", "−")
 
 
 def tests(comparison: Comparison) -> list[str]:
@@ -112,7 +113,7 @@ def _cell(row: Row, cell: Cell) -> str:
     if row.kind == "count":
         return f"{' / '.join(map(str, cell.counts))} in {cell.hit}"
     if row.kind == "time":
-        return "none" if math.isinf(cell.estimate.value) else number(cell.estimate.value)
+        return "none" if math.isinf(cell.estimate.value) else f"{cell.estimate.value:g}"
     known = sum(math.isfinite(value) for value in cell.values.values())
     return interval(cell.estimate) + (f" ({known})" if 0 < known < len(cell.values) else "")
 
@@ -121,11 +122,22 @@ def _difference(estimate: Estimate | None) -> str:
     return "" if estimate is None else interval(estimate, sign=True)
 
 
-def _decimals(value: float, margin: float) -> int:
-    size, digits = (margin, 2) if math.isfinite(margin) and margin > 0 else (abs(value), 4)
+def _format(value: float, margin: float) -> str:
+    if not math.isfinite(margin) or _nothing(margin, value):
+        margin = 0.0
+    size = max(abs(value), margin)
     if size == 0.0:
-        return 2
-    return min(5, max(0, digits - 1 - math.floor(math.log10(size))))
+        return ".2f"
+    if size < 5e-4:
+        return ".1e"
+    own = 3 - math.floor(math.log10(size))
+    deserved = 1 - math.floor(math.log10(margin)) if margin else own
+    return f".{min(4, max(0, min(own, deserved)))}f"
+
+
+def _nothing(margin: float, value: float) -> bool:
+    """Tell whether a margin is what rounding leaves of none."""
+    return margin <= 1e-12 * abs(value)
 
 
 def _test(comparison: Comparison, test: Test) -> str:
@@ -144,18 +156,16 @@ def _test(comparison: Comparison, test: Test) -> str:
 
 
 def _method(estimate: Estimate) -> str:
-    if estimate.method == "Welch":
-        return "unpaired" if math.isfinite(estimate.margin) else "Fisher's exact"
-    return "sign-flip"
+    return {PAIRED: "sign-flip", WELCH: "Welch's"}.get(estimate.method, estimate.method)
 
 
 def _verdict(comparison: Comparison) -> str:
-    pairs = min(test.difference.n for test in comparison.tests)
+    runs = min(test.difference.n for test in comparison.tests)
     reach = "Detectable: the difference found with power 0.8 at alpha 0.05, two-sided, given the spread seen here."
-    if pairs < ENOUGH:
+    if runs < ENOUGH:
         return (
-            f"{pairs} pairs cannot give a sign-flip p below {_p(smallest_p(pairs))}: "
-            f"these tests decide nothing by themselves. {reach}"
+            f"From {runs} runs an arm no verdict is drawn: the sign-flip test cannot give a p below "
+            f"{_p(smallest_p(runs))} for so many pairs. {reach}"
         )
     passed = [f"{test.scalar.label} ({test.arm})" for test in comparison.tests if test.adjusted < 0.05]
     return f"Significant at 5 % after Holm: {', '.join(passed) or 'none'}. {reach}"

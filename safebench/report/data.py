@@ -9,8 +9,9 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from safebench.evidence.compare import Cell, Comparison, Row
+from safebench.evidence.compare import Comparison
 from safebench.evidence.crashes import SCALES
+from safebench.evidence.rows import Cell, Row
 from safebench.evidence.statistics import Estimate
 
 COLUMNS = (

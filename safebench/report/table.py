@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from safebench.errors import UsageError
-from safebench.evidence.compare import Comparison, Row
+from safebench.evidence.compare import Comparison
+from safebench.evidence.rows import Row
 from safebench.report import cells, data
 from safebench.report.cells import Line
 
@@ -133,7 +134,7 @@ def _md_row(texts: Sequence[str]) -> str:
 
 
 def _md(text: str) -> str:
-    for character in "\\|*_<>[]":
+    for character in "\\|*_<":
         text = text.replace(character, f"\\{character}")
     return text
 

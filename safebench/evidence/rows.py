@@ -1,0 +1,146 @@
+"""Rows of a comparison: a cell per arm, and the difference of every other arm to the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from safebench.evidence import statistics
+from safebench.evidence.crashes import CRASH_KINDS, SCALES
+from safebench.evidence.scalars import SCALARS, Scalar
+from safebench.evidence.statistics import Estimate
+from safebench.evidence.summary import Summary
+
+Summaries = Mapping[str, Sequence[Summary]]
+BySeed = Mapping[int, float]
+RowKind = Literal["mean", "share", "time", "count"]
+
+CRASH_RATE = Scalar("crash_rate", "crash rate", "share of runs", "down", "runs with any event at scale 1", primary=True)
+FIRST_CRASH = Scalar("first_crash", "first crash", "step", "up", "start of the first event; median by Kaplan-Meier")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm's figure in one row.
+
+    ``values`` are by seed (NaN: not measured; in a ``time`` row: none). A ``count`` row has ``counts``, the
+    episodes over all runs at each of SCALES, and its ``values`` are each run's episodes at scale 1.
+    """
+
+    estimate: Estimate
+    values: BySeed
+    counts: tuple[int, ...] = ()
+
+    @property
+    def hit(self) -> int:
+        """Runs with a value above zero."""
+        return sum(value > 0 for value in self.values.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric over all arms; ``differences`` are to the baseline, by arm, where one is defined."""
+
+    scalar: Scalar
+    kind: RowKind
+    cells: Mapping[str, Cell]
+    differences: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+def scalar_rows(summaries: Summaries, arms: Sequence[str]) -> list[Row]:
+    """Return a row for every scalar that any run has."""
+    rows = []
+    for scalar in SCALARS:
+        values = {arm: {s.run.seed: s.values[scalar.key] for s in summaries[arm]} for arm in arms}
+        if any(math.isfinite(value) for by_seed in values.values() for value in by_seed.values()):
+            cells = {arm: Cell(statistics.mean(known(values[arm])), values[arm]) for arm in arms}
+            rows.append(Row(scalar, "mean", cells, _differences(values, summaries, arms)))
+    return rows
+
+
+def crash_rows(summaries: Summaries, arms: Sequence[str]) -> list[Row]:
+    """Return the crash rate, the first crash, and a row for every kind that any run had at any scale."""
+    crashed = {arm: {s.run.seed: float(s.crashed) for s in summaries[arm]} for arm in arms}
+    shares = {arm: statistics.clopper_pearson(int(sum(v.values())), len(v)) for arm, v in crashed.items()}
+    cells = {arm: Cell(shares[arm], crashed[arm]) for arm in arms}
+    differences = _differences(crashed, summaries, arms)
+    exact = {arm: _share_difference(found, crashed[arm], crashed[arms[0]]) for arm, found in differences.items()}
+    rate = Row(CRASH_RATE, "share", cells, exact)
+    first = Row(FIRST_CRASH, "time", {arm: _first_crash(summaries[arm]) for arm in arms})
+    seen = [
+        kind
+        for kind in CRASH_KINDS
+        if any(summary.count(kind, scale) for found in summaries.values() for summary in found for scale in SCALES)
+    ]
+    return [rate, first, *(_count_row(kind, summaries, arms) for kind in seen)]
+
+
+def _count_row(kind: str, summaries: Summaries, arms: Sequence[str]) -> Row:
+    cells = {arm: _counts(summaries[arm], kind) for arm in arms}
+    differences = _differences({arm: cell.values for arm, cell in cells.items()}, summaries, arms)
+    return Row(_counted(kind), "count", cells, {arm: _count_difference(found) for arm, found in differences.items()})
+
+
+def _counted(kind: str) -> Scalar:
+    return Scalar(f"crash/{kind}", kind, "episodes", "down", f"episodes of {kind} over all runs, at each scale")
+
+
+def _counts(summaries: Sequence[Summary], kind: str) -> Cell:
+    values = {summary.run.seed: float(summary.count(kind)) for summary in summaries}
+    totals = tuple(sum(summary.count(kind, scale) for summary in summaries) for scale in SCALES)
+    return Cell(statistics.mean(list(values.values())), values, totals)
+
+
+def _first_crash(summaries: Sequence[Summary]) -> Cell:
+    seen = [summary.first_crash is not None for summary in summaries]
+    times = [float(s.run.last_step if s.first_crash is None else s.first_crash) for s in summaries]
+    values = {s.run.seed: math.nan if s.first_crash is None else float(s.first_crash) for s in summaries}
+    median = statistics.median_survival(times, seen)
+    return Cell(Estimate(median, math.nan, math.nan, len(times), "Kaplan-Meier median"), values)
+
+
+def _differences(values: Mapping[str, BySeed], summaries: Summaries, arms: Sequence[str]) -> dict[str, Estimate]:
+    first, *others = arms
+    return {arm: _difference(values[arm], values[first], _paired(summaries, arm, first)) for arm in others}
+
+
+def _difference(second: BySeed, first: BySeed, paired: bool) -> Estimate:
+    if not paired:
+        return statistics.unpaired(known(second), known(first))
+    both = pairs(second, first)
+    return statistics.paired([pair[0] for pair in both], [pair[1] for pair in both])
+
+
+def pairs(second: BySeed, first: BySeed) -> list[tuple[float, float]]:
+    """Return the values of the seeds that both have."""
+    both = [(value, first.get(seed, math.nan)) for seed, value in second.items()]
+    return [pair for pair in both if all(map(math.isfinite, pair))]
+
+
+def _share_difference(difference: Estimate, second: BySeed, first: BySeed) -> Estimate:
+    if difference.method == statistics.PAIRED:
+        return _bare(difference, "sign-flip", difference.p)
+    p = statistics.fisher(int(sum(second.values())), len(second), int(sum(first.values())), len(first))
+    return _bare(difference, "Fisher's exact", p)
+
+
+def _count_difference(difference: Estimate) -> Estimate:
+    if difference.method == statistics.PAIRED:
+        return _bare(difference, "sign-flip", difference.p)
+    return _bare(difference, "difference", math.nan)
+
+
+def _bare(difference: Estimate, method: str, p: float) -> Estimate:
+    """Keep the difference and its exact p-value: a t-interval of a few zeros and ones means nothing."""
+    return replace(difference, low=math.nan, high=math.nan, method=method, p=p, detectable=math.nan)
+
+
+def _paired(summaries: Summaries, arm: str, first: str) -> bool:
+    return all(summary.run.paired for name in (arm, first) for summary in summaries[name])
+
+
+def known(values: BySeed) -> list[float]:
+    """Return the values that were measured."""
+    return [value for value in values.values() if math.isfinite(value)]
