@@ -47,7 +47,8 @@ class _Episode:
         self._clear()
 
     def _clear(self) -> None:
-        self.open, self._points, self._start, self._last = False, 0, 0, 0
+        self.open, self._start, self._last = False, 0, 0
+        self.streak = 0  # measured steps of the streak so far
         self._peak, self._depth = 0.0, -math.inf
 
     def event(self, end: int | None) -> Event:
@@ -55,12 +56,12 @@ class _Episode:
 
     def beyond(self, step: int, value: float, excess: float) -> Event | None:
         """The quantity is beyond its limit at ``step``; return the event if it opens here."""
-        if not self._points:
+        if not self.streak:
             self._start = step
-        self._points, self._last = self._points + 1, step
+        self.streak, self._last = self.streak + 1, step
         if excess > self._depth:
             self._peak, self._depth = value, excess
-        if self.open or step - self._start + 1 < self._window or self._points < self._needed:
+        if self.open or step - self._start + 1 < self._window or self.streak < self._needed:
             return None
         self.open, self.count = True, self.count + 1
         return self.event(None)
@@ -68,8 +69,7 @@ class _Episode:
     def within(self) -> Event | None:
         """The quantity is inside its limit; return the event if it closes here."""
         closed = self.event(self._last) if self.open else None
-        if self._points:
-            self._clear()
+        self._clear()
         return closed
 
 
@@ -125,13 +125,17 @@ class Detectors:
         self._step = step
         worst: dict[str, tuple[float, float] | None] = {}
         for reading in readings:
-            excess = reading.excess(self.scale)
-            before = worst.setdefault(reading.kind, None)
-            if excess is not None and (before is None or excess > before[1]):
-                worst[reading.kind] = (reading.value, excess)
+            excess, kind = reading.excess(self.scale), reading.kind
+            before = worst.get(kind)
+            if excess is None:
+                worst[kind] = before
+            elif before is None or excess > before[1]:
+                worst[kind] = (reading.value, excess)
         events = []
         for kind, found in worst.items():
             episode = self._episodes[kind]
+            if found is None and not episode.streak:
+                continue
             event = episode.within() if found is None else episode.beyond(step, *found)
             if event is not None:
                 events.append(event)

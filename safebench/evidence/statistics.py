@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,24 +122,27 @@ def detectable(spread: float, n: float, alpha: float = ALPHA, power: float = POW
     ``spread`` is the standard deviation of the paired differences (``samples=1``) or of each of two
     independent samples of size n (``samples=2``); ``n`` the number of pairs or the size of each sample.
     """
-    from scipy import optimize
-
     if n < 2 or not math.isfinite(spread):
         return math.nan
-    freedom = samples * (n - 1)
-    shift = optimize.brentq(lambda shift: _power(shift, freedom, alpha) - power, 0.0, 2 * _t(alpha, freedom) + 10.0)
-    return float(shift) * spread * math.sqrt(samples / n)
+    return _shift(samples * (n - 1), alpha, power) * spread * math.sqrt(samples / n)
+
+
+@lru_cache
+def _shift(freedom: float, alpha: float, power: float) -> float:
+    """Noncentrality that gives the two-sided t-test its power; the statistic is (Z + shift) / sqrt(chi2 / freedom)."""
+    from scipy import optimize
+
+    critical = _t(alpha, freedom)
+    limits = critical * np.sqrt(special.chdtri(freedom, 1 - _UNIT) / freedom)
+
+    def shortfall(shift: float) -> float:
+        return float(np.mean(special.ndtr(shift - limits) + special.ndtr(-shift - limits))) - power
+
+    return float(optimize.brentq(shortfall, 0.0, 2 * critical + 10.0))
 
 
 def _t(alpha: float, freedom: float) -> float:
     return float(special.stdtrit(freedom, 1 - alpha / 2))
-
-
-def _power(shift: float, freedom: float, alpha: float) -> float:
-    """Power of the two-sided t-test whose statistic is noncentral t: (Z + shift) / sqrt(chi2 / freedom)."""
-    critical = _t(alpha, freedom)
-    spread = critical * np.sqrt(special.chdtri(freedom, 1 - _UNIT) / freedom)
-    return float(np.mean(special.ndtr(shift - spread) + special.ndtr(-shift - spread)))
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 1 - ALPHA) -> Estimate:
