@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,8 +214,13 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def load(target: str) -> Any:
-    """Import ``module:attribute``; raise ``MissingResource`` when module or attribute is not there."""
+    """Import ``module:attribute``, installed or in the current folder.
+
+    Raises ``MissingResource`` when module or attribute is not there.
+    """
     module_name, _, attribute = target.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -195,11 +195,11 @@ def _lay_override(stack: Stack, override: str) -> None:
     try:
         value = yaml_text.read(text)
     except ValueError as error:
-        stack.fault(key, f"{text!r} is not a YAML value: {error}", "--set")
+        stack.fault(key, f"{text!r} is not a YAML value: {error}", "command line")
         return
     for part in reversed(parts):
         value = {part: value}
-    stack.lay(value, "--set")
+    stack.lay(value, "command line")
 
 
 def _refuse_another_experiment(stack: Stack, title: str) -> None:

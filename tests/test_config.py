@@ -127,17 +127,17 @@ def test_all_faults_at_once_each_with_key_value_and_origin(here: Path) -> None:
     assert text.splitlines()[0] == "12 faults in the settings of safe:"
     for line in (
         "--set 'steps': write key.path=value",
-        "update.epochs = true: must be a number (--set)",
-        "update.learningrate = 1: unknown key; did you mean update.learning_rate? (--set)",
-        "learning_rate = 0.0001: unknown key; did you mean update.learning_rate? (--set)",
+        "update.epochs = true: must be a number (command line)",
+        "update.learningrate = 1: unknown key; did you mean update.learning_rate? (command line)",
+        "learning_rate = 0.0001: unknown key; did you mean update.learning_rate? (command line)",
         "lr = 2: unknown key",
-        "update.steps = 0: must be greater than 0 (--set)",
+        "update.steps = 0: must be greater than 0 (command line)",
         f"critic.heads = 'triple': must be 'single' or 'double' ({file})",
         f"loss.clip = inf: must be a finite number ({file})",
         f"penalty = 3: is a section: give its keys ({file})",
         "rollout.batch (7) must be a multiple of update.minibatches (3)",
-        "model.name = qwen2.5-3: unknown; did you mean qwen2.5-3b? (--set)",
-        "recording.trackers = wandbb: unknown; did you mean wandb? (--set)",
+        "model.name = qwen2.5-3: unknown; did you mean qwen2.5-3b? (command line)",
+        "recording.trackers = wandbb: unknown; did you mean wandb? (command line)",
     ):
         assert line in text
 

@@ -1,0 +1,10 @@
+"""``python -m safebench`` is ``safebench``."""
+
+from __future__ import annotations
+
+import sys
+
+from safebench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

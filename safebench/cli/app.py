@@ -1,0 +1,97 @@
+"""All commands in one place, and what an error looks like at the end of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from safebench.cli import commands
+from safebench.cli.said import tell
+from safebench.errors import SafebenchError
+from safebench.telemetry import quiet
+
+REPORT = "This is a fault of safebench: please report it, with the lines above and the command, to its issue tracker."
+
+app = typer.Typer(
+    name="safebench",
+    help="Compare SAFE with PPO: train, record, tabulate.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _name, _command in (
+    ("run", commands.run),
+    ("compare", commands.compare),
+    ("list", commands.list_runs),
+    ("show", commands.show),
+    ("clean", commands.clean),
+    ("experiments", commands.experiments),
+    ("arms", commands.arms),
+    ("models", commands.models),
+    ("rewards", commands.rewards),
+    ("doctor", commands.doctor),
+    ("sample", commands.sample),
+    ("export", commands.export),
+):
+    app.command(_name)(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"safebench {version('safebench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors of ours are said in two lines, without a traceback."""
+    quiet()
+    try:
+        return _code(app(args=arguments, prog_name="safebench", standalone_mode=False))
+    except typer.TyperException as error:
+        _show(error)
+        return int(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 130
+    except SafebenchError as error:
+        tell(error)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has left (safebench list | head): nothing is wrong.
+        sys.stderr.close()
+        return 0
+    except Exception:  # the last boundary: everything we did not foresee
+        import traceback
+
+        traceback.print_exc()
+        print(REPORT, file=sys.stderr)
+        return 1
+
+
+def _show(error: typer.TyperException) -> None:
+    """Write a fault of the command line itself; such errors carry the usage line of their command."""
+    show = getattr(error, "show", None)
+    if show is None:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+    else:
+        show(sys.stderr)
+
+
+def _code(returned: Any) -> int:
+    return returned if isinstance(returned, int) else 0

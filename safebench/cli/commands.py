@@ -1,0 +1,178 @@
+"""Every command with its options and help; what it does is imported when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safebench.cli import options
+from safebench.cli.options import Format, IfExists
+
+RESULTS = Path("results")
+
+
+def run(
+    experiment: options.Experiments,
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    seeds: options.Seeds = None,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    config: options.ConfigFiles = None,
+    tracker: options.Trackers = None,
+    jobs: options.Jobs = 1,
+    if_exists: options.Exists = IfExists.RESUME,
+    dry_run: options.DryRun = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Run experiments: train, record, say how it ended. Called again, it continues what is unfinished."""
+    from safebench.cli import making
+    from safebench.cli.asked import Asked
+
+    asked = Asked(
+        experiment,
+        seeds=seeds,
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        steps=steps,
+        files=config or (),
+        overrides=set_ or (),
+        trackers=tracker or (),
+    )
+    if dry_run:
+        return making.dry_run(asked, results)
+    return making.make(asked.seeded("0"), results, jobs, if_exists)
+
+
+def compare(
+    experiment: options.Experiments,
+    output: options.Output = Format.TABLE,
+    make: options.Make = False,
+    seeds: options.Seeds = None,
+    baseline: options.Baseline = None,
+    force: options.Force = False,
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    config: options.ConfigFiles = None,
+    tracker: options.Trackers = None,
+    jobs: options.Jobs = 1,
+    dry_run: options.DryRun = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Compare experiments over seeds, on what lies in the results; --run makes what is missing."""
+    from safebench.cli import making
+    from safebench.cli.asked import Asked
+
+    asked = Asked(
+        experiment,
+        seeds=seeds,
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        steps=steps,
+        files=config or (),
+        overrides=set_ or (),
+        trackers=tracker or (),
+    )
+    if dry_run:
+        return making.dry_run(asked, results, making.COMPARED_SEEDS)
+    from safebench.cli import comparing
+
+    return comparing.compare(asked, results, output, baseline=baseline, force=force, jobs=jobs if make else None)
+
+
+def list_runs(model: options.ModelName = None, results: options.Root = RESULTS) -> None:
+    """List the runs in the results, whatever became of them."""
+    from safebench.cli.results import list_runs
+
+    list_runs(model, results)
+
+
+def show(run: options.RunName, results: options.Root = RESULTS) -> None:
+    """Show one run: what it is, how it differs from its experiment, its last figures, its crashes."""
+    from safebench.cli.results import show
+
+    show(run, results)
+
+
+def clean(run: options.RunNames = None, dry_run: options.Pretend = False, results: options.Root = RESULTS) -> None:
+    """Delete what ended runs no longer need: checkpoints and trackers' caches. Figures and adapters stay."""
+    from safebench.cli.results import clean
+
+    clean(run or [], results, dry_run)
+
+
+def experiments() -> None:
+    """List the named experiments and presets."""
+    from safebench.cli.tables import experiments
+
+    experiments()
+
+
+def arms() -> None:
+    """List the algorithms that the shared loop can run."""
+    from safebench.cli.tables import arms
+
+    arms()
+
+
+def models() -> None:
+    """List the language models of the catalogue; --model also takes hub ids and local directories."""
+    from safebench.cli.tables import things
+
+    things("models")
+
+
+def rewards() -> None:
+    """List the rewards of the catalogue; --reward also takes hub ids, directories and module:function."""
+    from safebench.cli.tables import things
+
+    things("rewards")
+
+
+def doctor(online: options.Online = False, results: options.Root = RESULTS) -> int:
+    """Say what this machine can run and why not. Ends with 3 where even the embedded run cannot be had."""
+    from safebench.cli.machine import doctor
+
+    return doctor(online, results)
+
+
+def sample(
+    run: options.RunName,
+    prompt: options.Prompt,
+    count: options.Count = 1,
+    seed: options.Seed = 0,
+    temperature: options.Temperature = None,
+    tokens: options.Tokens = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """Let a trained policy reply to a prompt."""
+    from safebench.cli.results import locate
+
+    folder = locate(run, results)
+    from safebench.world import talk  # imports torch: not before the run is found
+
+    for reply in talk.sample(folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens):
+        print(reply)
+
+
+def export(run: options.RunName, out: options.Out = None, results: options.Root = RESULTS) -> None:
+    """Merge a run's adapter into its model and write it for plain transformers."""
+    from safebench.cli.results import locate
+
+    folder = locate(run, results)
+    from safebench.world import talk  # imports torch: not before the run is found
+
+    print(talk.export(folder, folder / "merged" if out is None else out))

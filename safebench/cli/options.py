@@ -1,0 +1,97 @@
+"""The options of all commands, with their help. Light, so that ``--help`` is fast."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class IfExists(StrEnum):
+    """What to do with a run whose folder is there already."""
+
+    RESUME = "resume"
+    SKIP = "skip"
+    ERROR = "error"
+    OVERWRITE = "overwrite"
+
+
+Experiments = Annotated[
+    list[str],
+    typer.Argument(metavar="EXPERIMENT...", help="Names (`safebench experiments`), name@preset, or .yaml files."),
+]
+Root = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the results.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="Name (`safebench models`), hub id or local directory.")
+]
+RewardName = Annotated[
+    str | None,
+    typer.Option(
+        "--reward", metavar="R", help="Name (`safebench rewards`), hub id, local directory or module:function."
+    ),
+]
+PromptsName = Annotated[
+    str | None, typer.Option("--prompts", metavar="P", help="embedded, hh-rlhf, hub data set, or .jsonl/.parquet/.txt.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="The model at full size, random: nothing is downloaded.")
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0-4", help="Seeds: 3, 0-4 or 0,2,7.")]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Updates of each run.")]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="smoke, default, paper, a stress-…, or stress for all of those."),
+]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
+ConfigFiles = Annotated[
+    list[Path] | None, typer.Option("--config", metavar="F.YAML", help="Settings from a file; may be repeated.")
+]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker", metavar="NAME", help="wandb (offline), wandb-online, tensorboard, trackio; CSV is always on."
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Runs at a time.")]
+Exists = Annotated[IfExists, typer.Option("--if-exists", help="What to do with a run that is there already.")]
+
+
+class Format(StrEnum):
+    """How a comparison is written."""
+
+    TABLE = "table"
+    MD = "md"
+    CSV = "csv"
+    JSON = "json"
+    LATEX = "latex"
+
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print settings, updates, tokens, memory and disk; do nothing.")
+]
+Output = Annotated[Format, typer.Option("--format", help="How the comparison is written.")]
+Make = Annotated[bool, typer.Option("--run", help="Make the runs that are missing first.")]
+Force = Annotated[bool, typer.Option("--force", help="Compare what does not match, and mark it.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="EXPERIMENT", help="Hold the others against this one, not the first."),
+]
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run folder, or its end: safe/seed-0, or safe if it has one seed.")
+]
+RunNames = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Only these; all by default.")]
+Pretend = Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")]
+
+Online = Annotated[bool, typer.Option("--online", help="Ask the hub which models can be had.")]
+
+Prompt = Annotated[str, typer.Option("--prompt", "-p", help="What to reply to.")]
+Count = Annotated[int, typer.Option("--count", "-n", min=1, help="Number of replies.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling noise.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", min=1e-6, help="Sampling temperature; the run's own by default.")
+]
+Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Longest reply; the run's own by default.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="A new folder; RUN/merged by default.")]

@@ -1,0 +1,41 @@
+"""How a run ended, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from safebench.launch import Result, label
+from safebench.recording.metrics import CRASH_KINDS
+
+FIGURES = (
+    ("reward", "reward/mean", ""),
+    ("judge", "eval/judge", ""),
+    ("KL", "kl/mean", " nats/token"),
+    ("entropy", "entropy/mean", " nats/token"),
+    ("distinct replies", "reply/distinct", ""),
+)
+
+
+def describe(result: Result) -> str:
+    """Return what a finished or unstable run came to: status, steps, last figures, crashes, files."""
+    summary, steps = result.summary, result.settings.update.steps
+    before = "" if result.fresh else " (before; nothing was done)"
+    lines = [f"{label(result.settings)}: {result.status}{before}, step {summary.get('step', '?')} of {steps}"]
+    figures = [f"{word} {_figure(summary[key])}{unit}" for word, key, unit in FIGURES if key in summary]
+    if figures:
+        lines.append(f"  {'  '.join(figures)}")
+    lines.append(f"  crashes: {crashes(summary)}")
+    lines.append(f"  files: {result.folder}")
+    return "\n".join(lines)
+
+
+def crashes(row: Mapping[str, Any]) -> str:
+    """Return the crash counts of a row of metrics in words, ``none`` where all are zero."""
+    counts = {kind: row.get(f"crash/{kind}") for kind in CRASH_KINDS}
+    found = [f"{kind} {int(count)}" for kind, count in counts.items() if isinstance(count, int | float) and count > 0]
+    return ", ".join(found) or "none"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,150 @@
+"""What lies in the results: list it, show one, clean up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from safebench import config
+from safebench.catalog import nearest
+from safebench.cli.outcome import crashes
+from safebench.cli.tables import columns
+from safebench.errors import MissingResource, UsageError
+from safebench.estimate import readable
+from safebench.evidence import runs
+from safebench.evidence.runs import Run
+from safebench.recording import status
+from safebench.recording.files import is_locked
+from safebench.recording.metrics import BY_KEY
+from safebench.settings import Settings
+
+
+def list_runs(model: str | None, results: Path) -> None:
+    """Print the runs in the results, of one model or of all."""
+    rows = [("MODEL", "EXPERIMENT", "SEED", "STATUS", "STEP", "FOLDER")]
+    for run in runs.find(results, model):
+        rows.append((run.model, run.variant, str(run.seed), state(run), _steps(run), str(run.folder)))
+    print(columns(rows) if len(rows) > 1 else f"no runs in {results}")
+
+
+def show(run: str, results: Path) -> None:
+    """Print one run: what it is, how it differs from its experiment, its last figures and its crashes."""
+    found = runs.read(locate(run, results))
+    print(f"{found.model} {found.variant} seed {found.seed}: {state(found)}, step {_steps(found)}")
+    if found.message:
+        print(f"  {found.message}")
+    record = None if found.status == "damaged" else status.read(found.folder)
+    for notice in record.notices if record else ():
+        print(f"  {notice}")
+    if found.status != "damaged":
+        _print_differences(config.load(found.folder / "config.yaml"))
+    last = _last(found)
+    print(f"\ncrashes: {crashes(last)}")
+    print("\nlast figures:")
+    figures = {key: value for key, value in last.items() if not key.startswith("crash/")}
+    print(
+        columns(
+            [(f"  {key}", _text(value), BY_KEY[key].unit if key in BY_KEY else "") for key, value in figures.items()]
+        )
+    )
+    print(f"\nfiles: {found.folder}")
+
+
+def clean(names: Sequence[str], results: Path, dry_run: bool) -> None:
+    """Delete what ended runs no longer need, of those named or of all; say what was freed."""
+    chosen = [runs.read(locate(name, results)) for name in names] if names else runs.find(results)
+    freed = 0
+    for one in chosen:
+        if not one.complete or is_locked(one.folder):
+            if names:
+                print(f"kept {one.folder}: {state(one)}, so it may still need them")
+            continue
+        for path in _needless(one.folder):
+            size = _size(path)
+            freed += size
+            print(f"{'would delete' if dry_run else 'deleted'} {path} ({readable(size)})")
+            if not dry_run:
+                shutil.rmtree(path)
+    print(f"{'would free' if dry_run else 'freed'} {readable(freed)}")
+
+
+def locate(name: str, root: Path) -> Path:
+    """Return the run folder that ``name`` means: a path, or the end of one below ``root``, where that is clear."""
+    for folder in (Path(name), root / name):
+        if (folder / "config.yaml").is_file():
+            return folder
+    folders = [run.folder for run in runs.find(root)]
+    parts = Path(name).parts
+    ends = [folder for folder in folders if parts in (folder.parts[-len(parts) :], folder.parent.parts[-len(parts) :])]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise UsageError(f"{name} may be any of {', '.join(map(str, ends))}", hint="Name one of them.")
+    if not folders:
+        raise MissingResource(f"no run {name}: there are none in {root}", hint="`safebench run ppo` makes one.")
+    near = nearest(name, ["/".join(folder.parts[-2:]) for folder in folders])
+    advice = f"; did you mean {near}?" if near else ""
+    raise UsageError(f"no run {name} in {root}{advice}", hint="`safebench list` lists them.")
+
+
+def state(run: Run) -> str:
+    """Return a run's status; one that says it is running while nobody works on it was killed."""
+    if run.status == "running" and not is_locked(run.folder):
+        return "killed (resumable)"
+    return f"{run.status} (resumable)" if run.status == "interrupted" else run.status
+
+
+def _steps(run: Run) -> str:
+    record = None if run.status in ("damaged", "unknown") else status.read(run.folder)
+    return f"{record.step}/{record.steps}" if record else f"?/{run.planned_steps or '?'}"
+
+
+def _print_differences(settings: Settings) -> None:
+    original = config.shipped(settings)
+    if original is None:
+        print(f"\nno experiment {settings.experiment} is here to compare its settings with")
+        return
+    rows = [(f"  {key}", f"{_text(old)} -> {_text(new)}") for key, old, new in config.changes(settings, original)]
+    print(f"\nsettings: {'those of ' + settings.experiment if not rows else 'not those of ' + settings.experiment}")
+    if rows:
+        print(columns(rows))
+
+
+def _last(run: Run) -> dict[str, Any]:
+    """Return the last value of every column that has one."""
+    last = {}
+    for key, cells in run.cells.items():
+        filled = [cell for cell in cells if cell]
+        if filled:
+            last[key] = _number(filled[-1])
+    return last
+
+
+def _number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, tuple)
+        else str(value)
+    )
+
+
+def _needless(folder: Path) -> Iterator[Path]:
+    """Yield the folders an ended run can do without. W&B's own offline files are not among them: they await upload."""
+    places = [folder / "checkpoints"]
+    places += sorted((folder / "trackers").glob("**/artifacts")) + sorted((folder / "trackers").glob("**/logs"))
+    yield from (place for place in places if place.is_dir() and not place.is_symlink())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

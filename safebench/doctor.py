@@ -1,0 +1,227 @@
+"""What this machine can run, and why not: device, memory, disk, packages, weights. Asks the network only if told to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+
+import psutil
+
+from safebench import catalog, config
+from safebench.architectures import parameters
+from safebench.estimate import GIB, Device, estimate, readable
+from safebench.settings import Settings
+
+CGROUP = Path("/sys/fs/cgroup")
+GIVES = 0.9
+"""Share of the free memory that a run may be estimated to need; estimates are not exact."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. ``ok`` is None where it matters only for some runs."""
+
+    name: str
+    ok: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run with one model (or preset) fits here."""
+
+    name: str
+    needs: int | None
+    ok: bool
+    text: str
+
+
+def device_kind(name: str = "auto") -> Device:
+    """Return where a run with ``compute.device`` = ``name`` would go, without importing torch."""
+    if name != "auto":
+        return "cuda" if name.startswith("cuda") else "cpu"
+    driver = Path("/proc/driver/nvidia/gpus").is_dir() or shutil.which("nvidia-smi") is not None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    return "cuda" if driver and not hidden and not (_version("torch") or "+cpu").endswith("+cpu") else "cpu"
+
+
+def free_memory(kind: str) -> int | None:
+    """Return the free bytes of this machine or of its first GPU; None where nobody tells."""
+    return _gpu_memory() if kind == "cuda" else min(psutil.virtual_memory().available, *_cgroup_memory())
+
+
+def checks(root: Path, online: bool) -> Iterator[Check]:
+    """Look at everything but the models, one after another."""
+    version = platform.python_version()
+    yield Check("python", sys.version_info >= (3, 11), f"{version} ({platform.machine()}, {platform.system()})")
+    yield _torch()
+    yield from _packages()
+    yield from _devices()
+    free = free_memory("cpu")
+    yield Check("memory", free is not None and free > 2 * GIB, f"{readable(free or 0)} free, {os.cpu_count()} cores")
+    yield _disk(root)
+    yield _world()
+    yield from _hub(online)
+    yield _wandb()
+
+
+def verdicts() -> Iterator[Verdict]:
+    """Say of every model of the catalogue, and of the paper's set-up, whether it fits here."""
+    for entry in catalog.entries("models"):
+        hub = entry.kind == "hub"
+        small = ["model.dtype=bfloat16", "model.gradient_checkpointing=true"] if hub else []
+        settings = config.resolve("ppo", overrides=[f"model.name={entry.name}", *small])
+        yield _verdict(entry.name, settings, weights(entry))
+    paper = config.resolve("ppo", preset="paper")
+    yield _verdict("--preset paper", paper, "GPU advised" if device_kind() == "cpu" else "")
+
+
+def weights(entry: catalog.Entry) -> str:
+    """Return where a model's weights are or must come from."""
+    if entry.kind != "hub":
+        return "weights in the package" if entry.kind == "embedded" else entry.location
+    if catalog.local_copy(entry.location) is not None:
+        return "weights in the local cache"
+    size = f" {readable(2 * parameters(entry.architecture))}" if entry.architecture else ""
+    gated = ", licence to accept first" if entry.gated else ""
+    return f"weights to download{size}{gated}; --random-weights needs none"
+
+
+def _verdict(name: str, settings: Settings, note: str) -> Verdict:
+    kind = device_kind(settings.compute.device)
+    needs, free = estimate(settings, kind).total_memory, free_memory(kind)
+    if needs is None or free is None:
+        return Verdict(name, needs, False, f"not known; {note}" if note else "not known")
+    fits = needs <= GIVES * free
+    where = "fits" if fits else f"too large: {readable(free)} free"
+    slow = ", slow without a GPU" if fits and kind == "cpu" and settings.model.name != "embedded" else ""
+    return Verdict(name, needs, fits, f"{where} on {kind}{slow}" + (f"; {note}" if note else ""))
+
+
+def _torch() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("torch", False, "not installed: make setup, or pip install torch")
+    import torch
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    return Check("torch", True, f"{torch.__version__} ({build}), {torch.get_num_threads()} threads")
+
+
+def _packages() -> Iterator[Check]:
+    for name in ("transformers", "trl", "peft", "accelerate", "datasets"):
+        version = _version(name)
+        yield Check(name, version is not None, version or f"not installed: pip install {name}")
+    for name in ("tensorboard", "trackio"):
+        version = _version(name)
+        yield Check(
+            name, True if version else None, version or f"not installed (optional): pip install safebench[{name}]"
+        )
+
+
+def _devices() -> Iterator[Check]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        driver = shutil.which("nvidia-smi") is not None
+        why = "torch is a CPU build" if torch.version.cuda is None else "no driver or no GPU"
+        advice = "; a GPU is there: install a CUDA build of torch" if driver and torch.version.cuda is None else ""
+        yield Check("cuda", None, f"none: {why}{advice}")
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        bf16 = "" if torch.cuda.is_bf16_supported() else ", no bfloat16"
+        name = torch.cuda.get_device_name(index)
+        yield Check(f"cuda:{index}", True, f"{name}, {readable(free)} of {readable(total)} free{bf16}")
+
+
+def _disk(root: Path) -> Check:
+    folder = next(place for place in (root.absolute(), *root.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        return Check("disk", False, f"{folder} cannot be written: choose another with --results")
+    return Check("disk", free > GIB, f"{readable(free)} free in {folder}")
+
+
+def _world() -> Check:
+    missing = [part for part in ("policy", "proxy", "judge", "prompts.jsonl") if not (catalog.WORLD / part).exists()]
+    if missing:
+        return Check("embedded world", False, f"missing: {', '.join(missing)}; make world builds it")
+    return Check("embedded world", True, "policy, reward models and prompts are in the package")
+
+
+def _hub(online: bool) -> Iterator[Check]:
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        yield Check("hub", None, "offline by HF_HUB_OFFLINE: local copies and directories only")
+        return
+    if not online:
+        yield Check("hub", None, "not asked (--online asks)")
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for entry in (*catalog.MODELS, *catalog.REWARDS):
+        if entry.kind != "hub":
+            continue
+        try:
+            HfApi().model_info(entry.location, timeout=10)
+        except HfHubHTTPError as error:
+            yield Check(f"hub {entry.location}", None, f"refused: {str(error).splitlines()[0]}")
+        except OSError as error:
+            yield Check("hub", None, f"not reached: {error}")
+            return
+        else:
+            yield Check(f"hub {entry.location}", True, "can be had")
+
+
+def _wandb() -> Check:
+    version = _version("wandb")
+    if version is None:
+        return Check("wandb", None, "not installed: pip install wandb")
+    login = "logged in" if os.environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai") else "not logged in"
+    return Check("wandb", True, f"{version}, {login}; --tracker wandb needs no login, wandb-online does")
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc(path).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def _gpu_memory() -> int | None:
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+        return int(answer[0]) * 1024**2
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _cgroup_memory() -> Iterator[int]:
+    """Yield what a container's limit leaves, where there is one."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return
+    if limit.isdigit():
+        yield max(0, int(limit) - used)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

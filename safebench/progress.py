@@ -1,0 +1,183 @@
+"""What a run says while it goes: one live line per run on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+Row = Mapping[str, Any]
+
+SHOWN = (("reward", "reward/mean"), ("judge", "eval/judge"), ("KL", "kl/mean"), ("entropy", "entropy/mean"))
+"""What a progress line shows: its word and the metric's key."""
+
+
+class View(Protocol):
+    """Shows several runs going on. A label names one run, such as ``safe seed 0``."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the screen as a terminal user expects it."""
+        ...
+
+    def started(self, label: str, steps: int) -> None:
+        """Say that a run of that many steps begins."""
+        ...
+
+    def row(self, label: str, row: Row, events: list[str]) -> None:
+        """Show a finished row of metrics and the kinds of crash that began at it."""
+        ...
+
+    def ended(self, label: str, text: str) -> None:
+        """Say how the run ended."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something beside the runs."""
+        ...
+
+
+class Latest:
+    """The newest value of each shown metric; a judge measured every so often stays visible between."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def update(self, row: Row) -> str:
+        """Take a row's values and return the line, such as ``reward 0.31  KL 0.020``."""
+        for word, key in SHOWN:
+            value = row.get(key)
+            if isinstance(value, int | float):
+                self._values[word] = float(value)
+        return "  ".join(f"{word} {self._values[word]:.3g}" for word, _ in SHOWN if word in self._values)
+
+
+class PlainView:
+    """Lines for logs and pipes: each run's begin, every tenth of it, its crashes and its end."""
+
+    def __init__(self, stream: TextIO, clock: Any = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._steps: dict[str, int] = {}
+        self._begun: dict[str, float] = {}
+        self._first: dict[str, tuple[int, float]] = {}
+        self._latest: dict[str, Latest] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to undo."""
+
+    def started(self, label: str, steps: int) -> None:
+        """Write that the run begins."""
+        self._steps[label], self._begun[label], self._latest[label] = steps, self._clock(), Latest()
+        self.note(f"{label}: {steps} steps")
+
+    def row(self, label: str, row: Row, events: list[str]) -> None:
+        """Write the row if it is a tenth's, and each crash."""
+        step, steps, now = int(row["step"]), self._steps[label], self._clock()
+        text = self._latest[label].update(row)
+        first, since = self._first.setdefault(label, (step, now))
+        for event in events:
+            self.note(f"{label}: step {step}: {event}")
+        if step * 10 // steps != (step - 1) * 10 // steps or step == first:
+            left = (now - since) / (step - first) * (steps - step) if step > first else None
+            eta = f"  {duration(left)} left" if left else ""
+            self.note(f"{label}: step {step}/{steps}  {text}{eta}")
+
+    def ended(self, label: str, text: str) -> None:
+        """Write how the run ended and how long it took."""
+        took = f" after {duration(self._clock() - self._begun.pop(label))}" if label in self._begun else ""
+        self._first.pop(label, None)
+        self.note(f"{label}: {text}{took}")
+
+    def note(self, text: str) -> None:
+        """Write a line."""
+        print(text, file=self._stream, flush=True)
+
+
+class LiveView:
+    """A bar per run that goes on, and one over all runs when there are several."""
+
+    def __init__(self, runs: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            # stdout is for data; what libraries write to stderr goes above the bars.
+            redirect_stdout=False,
+        )
+        self._runs = runs
+        self._tasks: dict[str, Any] = {}
+        self._latest: dict[str, Latest] = {}
+        self._all = self._progress.add_task("all runs", total=runs, text="") if runs > 1 else None
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing, the last state left on the screen."""
+        self._progress.stop()
+
+    def started(self, label: str, steps: int) -> None:
+        """Add the run's bar."""
+        self._tasks[label] = self._progress.add_task(label, total=steps, text="loading")
+        self._latest[label] = Latest()
+
+    def row(self, label: str, row: Row, events: list[str]) -> None:
+        """Move the run's bar; write crashes above the bars."""
+        step, task = int(row["step"]), self._tasks[label]
+        self._progress.update(task, completed=step, text=self._latest[label].update(row))
+        for event in events:
+            self.note(f"{label}: step {step}: {event}")
+
+    def ended(self, label: str, text: str) -> None:
+        """Take the run's bar away (not a single run's) and write how it ended."""
+        if self._all is not None:
+            self._progress.advance(self._all)
+            if label in self._tasks:
+                self._progress.remove_task(self._tasks.pop(label))
+        self.note(f"{label}: {text}")
+
+    def note(self, text: str) -> None:
+        """Write a line above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+
+def open_view(runs: int, stream: TextIO | None = None) -> View:
+    """Return the view that fits: live on a terminal that can move its cursor, plain lines elsewhere."""
+    stream = sys.stderr if stream is None else stream
+    if stream is sys.stderr and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return LiveView(runs)
+    return PlainView(stream)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,88 @@
+"""A worker of the pool: reads one run per line from stdin, does it, and reports lines of JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from safebench.launch import one
+from safebench.recording import status
+from safebench.settings import Settings
+from safebench.telemetry import quiet
+
+
+class Pipe:
+    """The view at the other end of the pool's pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to undo."""
+
+    def started(self, label: str, steps: int) -> None:
+        """The pool knows."""
+
+    def ended(self, label: str, text: str) -> None:
+        """The pool gets the whole result."""
+
+    def note(self, text: str) -> None:
+        """Leave it on stderr."""
+        print(text, file=sys.stderr)
+
+    def row(self, label: str, row: Mapping[str, Any], events: list[str]) -> None:
+        """Send the row."""
+        self.send({"row": dict(row), "events": events})
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; when nobody listens any more, stop as if asked to."""
+        try:
+            print(json.dumps(message), file=self._stream, flush=True)
+        except BrokenPipeError:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Do the runs that stdin names until it ends."""
+    quiet()
+    # What libraries print goes to stderr: stdout is the pipe.
+    pipe = Pipe(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)
+    try:
+        for line in sys.stdin:
+            _do(json.loads(line), pipe)
+    except KeyboardInterrupt:
+        return
+
+
+def _do(task: dict[str, Any], pipe: Pipe) -> None:
+    settings = Settings.model_validate(task["settings"])
+    result = one(settings, Path(task["root"]), pipe, task["if_exists"])
+    pipe.send(
+        {
+            "folder": str(result.folder),
+            "status": result.status,
+            "summary": result.summary,
+            "fresh": result.fresh,
+            "message": result.message,
+            "hint": result.hint,
+            "exit_code": result.exit_code,
+            "notices": record.notices if (record := status.read(result.folder)) and result.fresh else (),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
