@@ -11,8 +11,7 @@ from safebench.cli.dry import estimated
 from safebench.cli.options import IfExists
 from safebench.cli.outcome import describe
 from safebench.cli.said import complain
-from safebench.launch import exit_code, label, launch
-from safebench.progress import open_view
+from safebench.launch import exit_code, label, launch, open_view
 from safebench.settings import Settings
 
 COMPARED_SEEDS = "0-4"

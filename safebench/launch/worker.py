@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from safebench.launch import one
+from safebench.launch.turns import one
 from safebench.recording import status
 from safebench.settings import Settings
 from safebench.telemetry import quiet

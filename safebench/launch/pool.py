@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from safebench.launch import IfExists, Result, ending, interrupted, label, waiting
-from safebench.progress import View
+from safebench.launch.outcome import Result, ending, interrupted, label, waiting
+from safebench.launch.progress import View
+from safebench.launch.turns import IfExists
 from safebench.settings import Settings
 
 STDERR_LINES = 40
@@ -32,7 +33,7 @@ class Worker:
     def __init__(self, environment: dict[str, str], messages: queue.Queue[tuple[Worker, Message | None]]) -> None:
         # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "safebench.worker"],
+            [sys.executable, "-m", "safebench.launch.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -162,6 +163,6 @@ class Pool:
 
     def _environment(self) -> dict[str, str]:
         """Return a worker's environment: ours, and the way to this package wherever it was started from."""
-        home = str(Path(__file__).parents[1])
+        home = str(Path(__file__).parents[2])
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         return os.environ | {"PYTHONPATH": path}

@@ -1,0 +1,61 @@
+"""What became of a run that was asked for, and what that means for the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safebench.config import run_folder
+from safebench.settings import Settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one run that was asked for."""
+
+    settings: Settings
+    folder: Path
+    status: str
+    """finished, unstable, interrupted, failed, or ``waiting``: an interruption came before its turn."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    fresh: bool = True
+    """False when the run had ended before and nothing was done."""
+    message: str = ""
+    hint: str | None = None
+    exit_code: int = 0
+
+
+def label(settings: Settings) -> str:
+    """Return the few words that name a run on the screen."""
+    return f"{settings.experiment} seed {settings.seed}"
+
+
+def waiting(settings: Settings, root: Path) -> Result:
+    """Return the result of a run that had no turn."""
+    return Result(settings, run_folder(root, settings), "waiting", exit_code=130)
+
+
+def interrupted(settings: Settings, root: Path) -> Result:
+    """Return the result of a run that was stopped outside its steps."""
+    hint = "Call the same command again to continue."
+    return Result(settings, run_folder(root, settings), "interrupted", {}, True, "stopped by the user", hint, 130)
+
+
+def ending(result: Result) -> str:
+    """Return how a run ended, in a few words."""
+    if result.status == "failed":
+        return f"failed: {result.message.strip().splitlines()[-1]}"
+    if not result.fresh:
+        return f"{result.status} before; kept"
+    return result.status
+
+
+def exit_code(results: Sequence[Result]) -> int:
+    """Return the command's exit code: a single run's own; of several, 0 unless one was stopped or failed."""
+    if len(results) == 1:
+        return results[0].exit_code
+    codes = {result.exit_code for result in results} - {0, 4}
+    # An interruption first: the others may only look failed because of it. Then faults of ours, then the user's.
+    return next((code for code in (130, 1, 3, 2) if code in codes), 0)

@@ -1,0 +1,53 @@
+"""Runs in this process, one after another; one fault stops no other run."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from safebench.config import run_folder
+from safebench.errors import SafebenchError
+from safebench.launch.outcome import Result, ending, interrupted, label, waiting
+from safebench.launch.progress import View
+from safebench.settings import Settings
+
+IfExists = Literal["resume", "skip", "error", "overwrite"]
+
+
+def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExists) -> list[Result]:
+    """Do the runs; after an interruption no other begins."""
+    results: list[Result] = []
+    for settings in runs:
+        if any(result.status == "interrupted" for result in results):
+            results.append(waiting(settings, root))
+            continue
+        view.started(label(settings), settings.update.steps)
+        results.append(one(settings, root, view, if_exists))
+        view.ended(label(settings), ending(results[-1]))
+    return results
+
+
+def one(settings: Settings, root: Path, view: View, if_exists: IfExists) -> Result:
+    """Do one run in this process; whatever goes wrong becomes a result, so that the next run has its turn."""
+    folder = run_folder(root, settings)
+    try:
+        # Here, because it imports torch: naming wrong settings must not wait for that.
+        from safebench.run import execute
+
+        outcome = execute(
+            settings,
+            root,
+            if_exists=if_exists,
+            progress=lambda row, events: view.row(label(settings), row, events),
+        )
+    except KeyboardInterrupt:
+        return interrupted(settings, root)
+    except SafebenchError as error:
+        status = "interrupted" if error.exit_code == 130 else "failed"
+        return Result(settings, folder, status, {}, True, str(error), error.hint, error.exit_code)
+    except Exception:  # the boundary between runs: shown in full, and the next run goes on
+        return Result(settings, folder, "failed", {}, True, traceback.format_exc(), None, 1)
+    code = 4 if outcome.status == "unstable" else 0
+    return Result(settings, outcome.folder, outcome.status, outcome.summary, outcome.fresh, "", None, code)
