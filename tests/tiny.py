@@ -1,8 +1,9 @@
-"""A tiny random Qwen2 policy with a tokenizer of single letters, made in memory, and settings and prompts to go with it."""
+"""A tiny random Qwen2 policy with a tokenizer of single letters, made in memory, and what goes with it."""
 
 from __future__ import annotations
 
 import string
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from safebench.world.rollout import Encoded, Rollout, encode, sample
 PAD, END = 0, 1
 WORDS = [*string.ascii_letters, *string.digits]
 VOCABULARY = 2 + len(WORDS)
+STOPS = (END, *range(2 + len(string.ascii_letters), VOCABULARY))
 CPU = torch.device("cpu")
 PROMPTS = ["a b c d e", "f g", "h", "i j k", "l m n o", "p q r s t u", "v w", "x y z"]
 
@@ -46,7 +48,8 @@ def tiny_policy(
 ) -> Policy:
     """Two layers of width 16, random weights wide enough for a distribution that is far from uniform.
 
-    ``moved`` is the deviation of the adapter's second matrix: at 0 the policy is the reference.
+    ``moved`` is the deviation of the adapter's second matrix: at 0 the policy is the reference. A digit ends
+    a reply as the end token does, so that lengths differ.
     """
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -69,13 +72,17 @@ def tiny_policy(
     model = s.Model(
         lora=s.Lora(rank=4, alpha=8, dropout=lora_dropout), gradient_checkpointing=gradient_checkpointing
     )
-    policy = adapt(base, tiny_tokenizer(), model, seed, CPU)
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 by the attribute's old name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        policy = adapt(base, tiny_tokenizer(), model, seed, CPU)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in policy.trainable().items():
             parameter.data = parameter.data.to(dtype)
             if "lora_B" in name and moved:
-                parameter.normal_(0.0, moved, generator=generator)
+                parameter.copy_(moved * torch.randn(parameter.shape, generator=generator))
+    policy.stop_ids = STOPS
     return policy
 
 
