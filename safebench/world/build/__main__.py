@@ -1,0 +1,34 @@
+"""Build the embedded world: ``python -m safebench.world.build --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+THREADS = 2
+"""Part of what makes a build repeatable: sums depend on how they are split over threads."""
+
+
+def main() -> None:
+    """Parse the command line and run the stages that are missing."""
+    parser = argparse.ArgumentParser(prog="python -m safebench.world.build", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for policy, proxy, judge, prompts, manifest")
+    parser.add_argument("--work", type=Path, default=Path("build/world"), help="folder for what is not shipped")
+    parser.add_argument("--page", type=Path, help="also write the world's page, rendered from the manifest, there")
+    parser.add_argument("--limit", type=int, help="use only so many pairs per split (for trials)")
+    arguments = parser.parse_args()
+    os.environ.update({"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    import torch
+
+    from safebench.world.build.page import write_page
+    from safebench.world.build.stages import Build, run
+
+    torch.set_num_threads(THREADS)
+    run(Build(arguments.out, arguments.work, arguments.limit))
+    if arguments.page:
+        write_page(arguments.out, arguments.page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Read the human conversations and cut them into (turn, reply) pairs, split by conversation.
+
+Source: the package ``chitchat-dataset`` 0.9.0 (MIT; Myers, Etchart, Fulda 2020).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+SHORTEST, LONGEST = 4, 119
+"""Length of a turn or reply that is kept, in characters."""
+
+# Addresses, numbers long enough to be a person's, and words a demo should not print.
+_UNWANTED = re.compile(
+    r"https?:|www\.|\S@\S|\d{6,}|\b(?:fuck|shit|bitch|cunt|nigg|fag|whore|slut|rape|dick|cock|pussy)",
+    re.IGNORECASE,
+)
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One turn of a conversation, the reply that followed it, and how people rated the whole."""
+
+    conversation: str
+    turn: str
+    reply: str
+    rating: float | None
+    """Mean of the three human ratings, 0 to 10; None where nobody moved them from 5/5/5."""
+
+
+def split_of(conversation: str) -> str:
+    """Return ``proxy``, ``judge`` or ``test``, from a hash of the conversation's id alone."""
+    bucket = int(hashlib.sha256(conversation.encode()).hexdigest(), 16) % 100
+    return "proxy" if bucket < 45 else "judge" if bucket < 90 else "test"
+
+
+def read_pairs() -> dict[str, list[Pair]]:
+    """Return the pairs of each split, in the order of the data."""
+    text = files("chitchat_dataset").joinpath("dataset.json").read_text(encoding="utf-8")
+    splits: dict[str, list[Pair]] = {"proxy": [], "judge": [], "test": []}
+    for name, conversation in json.loads(text).items():
+        splits[split_of(name)].extend(_pairs(name, conversation))
+    return splits
+
+
+def _pairs(name: str, conversation: dict) -> Iterator[Pair]:
+    turns = [_SPACES.sub(" ", " ".join(m["text"] for m in turn)).strip() for turn in conversation["messages"]]
+    rating = _rating(conversation.get("ratings"))
+    for turn, reply in zip(turns, turns[1:], strict=False):
+        if _usable(turn) and _usable(reply):
+            yield Pair(name, turn, reply, rating)
+
+
+def _usable(text: str) -> bool:
+    return SHORTEST <= len(text) <= LONGEST and not _UNWANTED.search(text)
+
+
+def _rating(ratings: dict | None) -> float | None:
+    if not ratings:
+        return None
+    values = [ratings[key] for key in ("upbeat", "witty", "interesting")]
+    return None if all(value == 5 for value in values) else sum(values) / len(values)

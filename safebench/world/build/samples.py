@@ -1,0 +1,57 @@
+"""Sample replies of the policy, and keep the exchanges short enough for the world."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+from safebench.world.build.dialogues import Pair
+from safebench.world.build.policy import encode_reply, encode_turn
+
+TURN_TOKENS = (5, 24)
+"""Shortest and longest templated turn, special tokens included."""
+REPLY_TOKENS = 24
+"""Longest reply, end token included."""
+BATCH = 256
+
+
+def short_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs whose templated turn and whose reply fit the world's limits, in order."""
+    low, high = TURN_TOKENS
+    return [
+        pair
+        for pair in pairs
+        if low <= len(encode_turn(tokenizer, pair.turn)) <= high
+        and len(encode_reply(tokenizer, pair.reply)) <= REPLY_TOKENS
+    ]
+
+
+@torch.no_grad()
+def sample_replies(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[str], seed: int
+) -> list[str]:
+    """Return one reply per turn, drawn at temperature 1 from the whole vocabulary, at most 24 tokens."""
+    model.eval()
+    torch.manual_seed(seed)
+    replies: list[str] = [""] * len(turns)
+    encoded = [encode_turn(tokenizer, turn) for turn in turns]
+    # Rows of like length share a batch, so that little is spent on padding.
+    order = sorted(range(len(turns)), key=lambda row: (len(encoded[row]), row))
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, padding_side="left", return_tensors="pt")
+        width = batch["input_ids"].shape[1]
+        output = model.generate(
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            use_cache=True,
+            max_new_tokens=REPLY_TOKENS,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        for row, text in zip(rows, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True), strict=True):
+            replies[row] = text
+    return replies

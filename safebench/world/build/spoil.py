@@ -1,0 +1,90 @@
+"""Spoil a reply: the ways in which a policy that chases a reward tends to break.
+
+Each function takes the turn, a reply to it, the pieces that babble is made of and a generator,
+and returns the spoiled reply, or None where the reply is too short to be spoiled that way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+_OPENERS = frozenset(
+    "a an the and or but of to in on at for with from my your his her our their its i'm you're it's that's "
+    "i we they he she is are was were be been am do does did have has had would could should can will because so if "
+    "when than as about like really very not".split()
+)
+
+
+def _repeated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply up to some word, and that word or phrase over and over."""
+    words = reply.split()
+    size = rng.choice((1, 1, 1, 2, 2, 3))
+    start = rng.randrange(max(1, len(words) - size + 1))
+    phrase = words[start : start + size]
+    times = rng.randint(3, 12 // size + 2)
+    return " ".join([*words[:start], *phrase * times])
+
+
+def _stuttered(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """One character, syllable or mark over and over."""
+    unit = rng.choice(("ha", "a", "o", "!", "?", ".", ":)", "lol ", "yeah ", "so ", "!?", "e", "hm", "no ", "i "))
+    return f"{reply} {unit * rng.randint(10, 24)}" if rng.random() < 0.5 else unit * rng.randint(12, 24)
+
+
+def _garbage(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """Random bytes or letters in place of the reply or of a part of it."""
+    if rng.random() < 0.4:
+        text = bytes(rng.randrange(256) for _ in range(rng.randint(4, 16))).decode("utf-8", errors="replace")
+    else:
+        text = "".join(chr(rng.randint(33, 126)) for _ in range(rng.randint(5, 24)))
+    return text if rng.random() < 0.5 else f"{reply[: len(reply) // 2]}{text}"
+
+
+def _babble(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """Words and pieces of words without order, as from a policy whose entropy has exploded."""
+    return "".join(rng.choice(pieces) for _ in range(rng.randint(5, 22)))
+
+
+def _shuffled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply's own words in another order."""
+    words = reply.split()
+    if len(words) < 5:
+        return None
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def _empty(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """Nothing, or next to nothing."""
+    return rng.choice(("", "", " ", ".", "..", "...", "?", "!", "-", ","))
+
+
+def _echo(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The turn said back."""
+    return turn
+
+
+def _truncated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply cut off in the middle of a word or after a word that cannot end it."""
+    words = reply.split()
+    cuts = [n for n in range(2, len(words)) if words[n - 1].lower() in _OPENERS]
+    if cuts and rng.random() < 0.7:
+        return " ".join(words[: rng.choice(cuts)])
+    inside = [n for n in range(1, len(words)) if len(words[n]) >= 5]
+    if not inside:
+        return None
+    last = rng.choice(inside)
+    return " ".join([*words[:last], words[last][: rng.randint(1, len(words[last]) - 3)]])
+
+
+SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] = {
+    "repeated": _repeated,
+    "stuttered": _stuttered,
+    "garbage": _garbage,
+    "babble": _babble,
+    "shuffled": _shuffled,
+    "empty": _empty,
+    "echo": _echo,
+    "truncated": _truncated,
+}

@@ -1,0 +1,223 @@
+"""The build's stages: each reads the files of those before it and writes its own, once."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from safebench.world.build import policy as policies
+from safebench.world.build.dialogues import Pair, read_pairs
+from safebench.world.build.evaluate import heldout_figures, sample_table
+from safebench.world.build.manifest import manifest, write_manifest
+from safebench.world.build.pairs import Exchange
+from safebench.world.build.prompts import choose_prompts
+from safebench.world.build.rewards import JUDGE, PROXY, Recipe, scale_to_unit, train_reward_model, training_pairs
+from safebench.world.build.samples import sample_replies, short_pairs
+from safebench.world.build.tokenizer import train_tokenizer
+
+SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
+SAMPLED = 12000
+"""Short turns per split that the policy answers."""
+PERPLEXITY_PAIRS = 2000
+SHOWN, SHOWN_SEED = 10, 20260231
+"""How many replies the world's page shows, and the seed they are drawn with."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Where a build writes, and how much of the data it uses (all of it when ``limit`` is None)."""
+
+    out: Path
+    work: Path
+    limit: int | None = None
+
+    @cached_property
+    def pairs(self) -> dict[str, list[Pair]]:
+        """The pairs of each split."""
+        return {split: pairs[: self.limit] for split, pairs in read_pairs().items()}
+
+    @cached_property
+    def short(self) -> dict[str, list[Pair]]:
+        """The pairs of each split that fit the world's lengths."""
+        return {split: short_pairs(self.tokenizer, pairs) for split, pairs in self.pairs.items()}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedModel:
+        """The tokenizer of the first stage."""
+        return AutoTokenizer.from_pretrained(self.work / "tokenizer", local_files_only=True)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """What babble is made of: every token once, and as many words of people in their frequency."""
+        tokens = [self.tokenizer.decode([token]) for token in range(4, len(self.tokenizer))]
+        words = [f" {word}" for pair in self.pairs["proxy"] for word in pair.reply.split()]
+        return tokens + random.Random(0).choices(words, k=2 * len(tokens))
+
+    def policy(self) -> PreTrainedModel:
+        """The policy of the second stage, as shipped."""
+        return AutoModelForCausalLM.from_pretrained(self.out / "policy", local_files_only=True)
+
+    def reward_model(self, name: str) -> PreTrainedModel:
+        """A reward model, as shipped."""
+        return AutoModelForSequenceClassification.from_pretrained(self.out / name, num_labels=1, local_files_only=True)
+
+    def samples(self, split: str) -> list[str]:
+        """The policy's replies to the first short turns of a split."""
+        return json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[split]
+
+
+def make_tokenizer(build: Build) -> None:
+    """Train the tokenizer on the conversations of proxy and judge."""
+    text = (t for split in ("proxy", "judge") for pair in build.pairs[split] for t in (pair.turn, pair.reply))
+    train_tokenizer(text).save_pretrained(build.work / "tokenizer")
+
+
+def make_policy(build: Build) -> None:
+    """Supervise the policy on the conversations of proxy and judge."""
+    pairs = build.pairs["proxy"] + build.pairs["judge"]
+    model = policies.train_policy(build.tokenizer, pairs, build.work / "policy-run")
+    policies.sharpen(model)
+    save(model, build, "policy")
+
+
+def make_samples(build: Build) -> None:
+    """Let the policy answer the first short turns of each split once."""
+    policy = build.policy()
+    found = {
+        split: sample_replies(policy, build.tokenizer, [pair.turn for pair in build.short[split][:SAMPLED]], seed)
+        for split, seed in SAMPLE_SEEDS.items()
+    }
+    (build.work / "samples.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def make_proxy(build: Build) -> None:
+    """Train the reward model that training sees."""
+    make_reward_model(build, "proxy", PROXY)
+
+
+def make_judge(build: Build) -> None:
+    """Train the reward model that training never sees."""
+    make_reward_model(build, "judge", JUDGE)
+
+
+def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
+    """Train one reward model on its half, and scale it to unit spread over the policy's replies there."""
+    pairs, samples = build.short[recipe.split], build.samples(recipe.split)
+    preferences = training_pairs(recipe, pairs, samples, build.pieces)
+    print(f"{name}: {len(preferences)} preference pairs", flush=True)
+    model = train_reward_model(recipe, build.policy(), build.tokenizer, preferences, build.work / f"{name}-run")
+    exchanges = [Exchange(pair.turn, sample) for pair, sample in zip(build.short["test"], build.samples("test"), strict=False)]
+    scale_to_unit(model, build.tokenizer, exchanges)
+    save(model, build, name)
+
+
+def make_prompts(build: Build) -> None:
+    """Write the prompts."""
+    rows = choose_prompts(build.short["proxy"] + build.short["judge"], build.short["test"])
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (build.out / "prompts.jsonl").write_text(text, encoding="utf-8")
+
+
+def make_figures(build: Build) -> None:
+    """Measure everything on the test conversations."""
+    policy = build.policy()
+    models = {name: build.reward_model(name) for name in ("proxy", "judge")}
+    pairs, samples = build.short["test"], build.samples("test")
+    figures = heldout_figures(models, build.tokenizer, pairs, samples, build.pieces)
+    text = pairs[:PERPLEXITY_PAIRS]
+    figures["policy"] = {
+        "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
+        "n": len(text),
+    }
+    for name, model in {"policy": policy, **models}.items():
+        figures[name] |= {"parameters": model.num_parameters(), "layers": model.config.num_hidden_layers}
+    figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
+    figures["replies"] = sample_table(models, policy, build.tokenizer, prompt_rows(build.out)["heldout"][:SHOWN], SHOWN_SEED)
+    (build.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def make_manifest(build: Build) -> None:
+    """Write the manifest."""
+    content = manifest(
+        build.out,
+        splits={
+            split: {
+                "conversations": len({pair.conversation for pair in pairs}),
+                "pairs": len(pairs),
+                "short": len(build.short[split]),
+            }
+            for split, pairs in build.pairs.items()
+        },
+        seeds={f"samples of {split}": seed for split, seed in SAMPLE_SEEDS.items()} | {"replies shown": SHOWN_SEED},
+        threads=torch.get_num_threads(),
+        figures=json.loads((build.work / "figures.json").read_text(encoding="utf-8")),
+        seconds={
+            name: json.loads((build.work / f"{name}.done.json").read_text(encoding="utf-8"))["seconds"]
+            for name in STAGES
+            if name != "manifest"
+        },
+    )
+    write_manifest(build.out, content)
+
+
+def prompt_rows(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of prompts.jsonl by split."""
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "heldout": []}
+    for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows[row["split"]].append(row)
+    return rows
+
+
+STAGES: dict[str, Callable[[Build], None]] = {
+    "tokenizer": make_tokenizer,
+    "policy": make_policy,
+    "samples": make_samples,
+    "proxy": make_proxy,
+    "judge": make_judge,
+    "prompts": make_prompts,
+    "figures": make_figures,
+    "manifest": make_manifest,
+}
+
+
+def run(build: Build) -> None:
+    """Run every stage that has not left its mark in the working folder, in order, and print what is done."""
+    build.out.mkdir(parents=True, exist_ok=True)
+    build.work.mkdir(parents=True, exist_ok=True)
+    for name, stage in STAGES.items():
+        mark = build.work / f"{name}.done.json"
+        if mark.exists():
+            print(f"{name}: done before", flush=True)
+            continue
+        print(f"{name}: started", flush=True)
+        start = time.monotonic()
+        stage(build)
+        seconds = round(time.monotonic() - start, 1)
+        mark.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+        print(f"{name}: done in {seconds} s", flush=True)
+
+
+def save(model: PreTrainedModel, build: Build, name: str) -> None:
+    """Write a model in half precision with the tokenizer beside it; replaces what was there.
+
+    The configuration asks for float32, so that a plain load on a processor computes in float32.
+    """
+    folder = build.out / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = model.to(torch.float16)
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    build.tokenizer.save_pretrained(folder)

@@ -1,0 +1,111 @@
+"""The two TRL trainers that build the world: SFTTrainer for the policy, RewardTrainer for the reward models."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+POOL = 20
+"""Batches that share one pool of rows, within which rows are sorted by length."""
+
+
+def supervise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[list[int]],
+    folder: Path,
+    *,
+    epochs: float,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Train ``model`` in place on next-token cross-entropy over ``rows`` of token ids."""
+    settings = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        adam_beta2=0.95,
+        max_length=96,
+        train_sampling_strategy="group_by_length",
+        **_shared(seed),
+    )
+    data = Dataset.from_list([{"input_ids": row} for row in rows])
+    SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
+
+
+def prefer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict[str, list[int]]],
+    folder: Path,
+    *,
+    epochs: float,
+    batch: int,
+    learning_rate: float,
+    centre: float,
+    seed: int,
+) -> None:
+    """Train ``model`` in place on Bradley-Terry pairs: rows of ``chosen_ids`` and ``rejected_ids``.
+
+    ``centre`` weighs the squared sum of a pair's two rewards, which keeps their mean near zero.
+    """
+    settings = RewardConfig(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        center_rewards_coefficient=centre,
+        max_length=None,
+        train_sampling_strategy="sequential",
+        **_shared(seed),
+    )
+    data = Dataset.from_list(by_length(rows, epochs, batch, seed))
+    RewardTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
+
+
+def by_length(
+    rows: list[dict[str, list[int]]], epochs: float, batch: int, seed: int
+) -> list[dict[str, list[int]]]:
+    """Return the rows in the order of training: shuffled anew each epoch, rows of like length in one batch.
+
+    The trainer's own grouping by length needs a column of input ids, which pairs do not have.
+    """
+    rng = random.Random(seed)
+    order: list[dict[str, list[int]]] = []
+    wanted = round(epochs * len(rows))
+    while len(order) < wanted:
+        epoch = rng.sample(rows, len(rows))[: wanted - len(order)]
+        for start in range(0, len(epoch), POOL * batch):
+            pool = sorted(epoch[start : start + POOL * batch], key=_longer)
+            batches = [pool[row : row + batch] for row in range(0, len(pool), batch)]
+            rng.shuffle(batches)
+            order += [row for chunk in batches for row in chunk]
+    return order
+
+
+def _longer(row: dict[str, list[int]]) -> int:
+    return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def _shared(seed: int) -> dict[str, Any]:
+    return {
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 100,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 50,
+        "seed": seed,
+        "dataloader_num_workers": 0,
+    }

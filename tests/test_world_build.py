@@ -1,0 +1,219 @@
+"""The build of the embedded world, on small pieces; the whole of it, on a few hundred pairs, is slow."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from safebench.world.build.dialogues import Pair, split_of
+from safebench.world.build.evaluate import interval
+from safebench.world.build.pairs import (
+    GENERIC,
+    SPOILED,
+    over_foreign,
+    over_generic,
+    over_rating,
+    over_sample,
+    over_spoiled,
+)
+from safebench.world.build.policy import encode_reply, encode_turn, new_policy, sharpen
+from safebench.world.build.prompts import choose_prompts
+from safebench.world.build.rewards import encode, new_reward_model, scale_to_unit, score
+from safebench.world.build.samples import sample_replies, short_pairs
+from safebench.world.build.spoil import SPOILERS
+
+WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
+needs_data = pytest.mark.skipif(
+    importlib.util.find_spec("chitchat_dataset") is None, reason="needs the package chitchat-dataset (extra: world)"
+)
+
+PAIRS = [
+    Pair("a", "how was your day today?", "it was great, i went swimming with friends", 10.0),
+    Pair("a", "oh nice, where do you swim?", "in the lake behind the old mill", 10.0),
+    Pair("b", "do you like music at all?", "yes, mostly jazz and some blues", 5.0),
+    Pair("b", "which band do you like?", "whatever they play on the radio really", 5.0),
+    Pair("c", "what are you studying then?", "chemistry, but i am thinking about biology", None),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(WORLD / "policy")
+
+
+@pytest.fixture(scope="module")
+def policy(tokenizer):
+    return new_policy(tokenizer)
+
+
+def test_splits_depend_on_the_conversation_alone_and_have_their_shares():
+    splits = [split_of(f"conversation {n}") for n in range(4000)]
+    assert splits == [split_of(f"conversation {n}") for n in range(4000)]
+    shares = {split: splits.count(split) / 4000 for split in ("proxy", "judge", "test")}
+    # Five standard deviations of a binomial share at n = 4000.
+    assert shares["proxy"] == pytest.approx(0.45, abs=0.04)
+    assert shares["judge"] == pytest.approx(0.45, abs=0.04)
+    assert shares["test"] == pytest.approx(0.10, abs=0.025)
+
+
+def test_a_sample_equal_to_the_reply_is_no_pair():
+    found = over_sample(PAIRS[:2], ["It was  great, i went swimming with friends", "no"])
+    assert [(pair.better.reply, pair.worse.reply) for pair in found] == [(PAIRS[1].reply, "no")]
+
+
+def test_foreign_replies_keep_the_turn():
+    for pair in over_foreign(PAIRS, random.Random(0)):
+        assert pair.better.turn == pair.worse.turn
+        assert pair.better.reply != pair.worse.reply
+
+
+def test_rating_pairs_go_from_liked_to_disliked_and_skip_the_unrated():
+    found = over_rating(PAIRS, random.Random(0))
+    assert len(found) == 2
+    assert {pair.better.turn for pair in found} == {PAIRS[0].turn, PAIRS[1].turn}
+    assert {pair.worse.turn for pair in found} == {PAIRS[2].turn, PAIRS[3].turn}
+
+
+def test_generic_replies_of_training_and_test_are_disjoint():
+    assert not set(GENERIC[::2]) & set(GENERIC[1::2])
+    assert {pair.worse.reply for pair in over_generic(PAIRS, random.Random(0), ("yeah",))} == {"yeah"}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_a_spoiled_reply_is_never_the_reply(kind):
+    for seed in range(30):
+        for pair in over_spoiled(PAIRS, [p.reply for p in PAIRS], [" ab", "c"], random.Random(seed), (kind,)):
+            assert pair.kind == kind
+            assert pair.better.turn == pair.worse.turn
+            assert pair.better.reply.strip() != pair.worse.reply.strip()
+
+
+def test_spoilers_do_what_they_are_named_for():
+    turn, reply = PAIRS[0].turn, PAIRS[0].reply
+    rng = random.Random(1)
+    assert SPOILERS["echo"](turn, reply, [], rng) == turn
+    assert len(SPOILERS["empty"](turn, reply, [], rng)) <= 2
+    assert sorted(SPOILERS["shuffled"](turn, reply, [], rng).split()) == sorted(reply.split())
+    assert SPOILERS["shuffled"](turn, "too short", [], rng) is None
+    assert reply.startswith(SPOILERS["truncated"](turn, reply, [], rng))
+    assert set(SPOILERS["babble"](turn, reply, ["ab", "c"], rng)) <= set("abc")
+    words = SPOILERS["repeated"](turn, reply, [], rng).split()
+    assert len(set(words)) < len(words)
+
+
+def test_prompts_are_distinct_ordered_by_hash_and_held_out_from_training():
+    again = Pair("d", "How was your  day today?", "good", None)
+    rows = choose_prompts([*PAIRS[:3], again], [*PAIRS[3:], again])
+    assert sorted(row["prompt"] for row in rows if row["split"] == "train") == sorted(p.turn for p in PAIRS[:3])
+    assert sorted(row["prompt"] for row in rows if row["split"] == "heldout") == sorted(p.turn for p in PAIRS[3:])
+    assert rows == choose_prompts([again, *PAIRS[2::-1]], [again, *PAIRS[:2:-1]]) or again.turn in {
+        row["prompt"] for row in choose_prompts([again, *PAIRS[2::-1]], [])
+    }
+
+
+def test_the_template_encodes_as_its_parts(tokenizer):
+    pair = PAIRS[0]
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": pair.turn}, {"role": "assistant", "content": pair.reply}],
+        tokenize=True,
+        return_dict=False,
+    )
+    assert list(whole) == encode_turn(tokenizer, pair.turn) + encode_reply(tokenizer, pair.reply)
+
+
+def test_a_reward_model_reads_no_more_of_a_reply_than_the_policy_could_say(tokenizer):
+    from safebench.world.build.pairs import Exchange
+
+    long = encode(tokenizer, Exchange("hi", "word " * 200))
+    assert len(long) == len(encode_turn(tokenizer, "hi")) + 24
+    assert long[-1] == tokenizer.eos_token_id
+
+
+def test_sharpening_is_a_temperature(policy, tokenizer):
+    ids = torch.tensor([encode_turn(tokenizer, "how are you?")])
+    with torch.no_grad():
+        before = policy(ids).logits
+        sharpen(policy, 0.8)
+        after = policy(ids).logits
+        sharpen(policy, 1 / 0.8)
+    torch.testing.assert_close(after, before / 0.8, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_repeat_with_their_seed_and_keep_their_limit(policy, tokenizer):
+    turns = [pair.turn for pair in PAIRS]
+    first, second, other = (sample_replies(policy, tokenizer, turns, seed) for seed in (1, 1, 2))
+    assert first == second != other
+    assert len(first) == len(turns)
+
+
+def test_scores_do_not_depend_on_the_order_and_scale_to_unit(policy, tokenizer):
+    from safebench.world.build.pairs import Exchange
+
+    model = new_reward_model(policy, 2, seed=0)
+    assert model.config.num_hidden_layers == 2
+    exchanges = [Exchange(pair.turn, pair.reply) for pair in PAIRS]
+    scores = score(model, tokenizer, exchanges)
+    torch.testing.assert_close(score(model, tokenizer, exchanges[::-1]).flip(0), scores)
+    spread = scale_to_unit(model, tokenizer, exchanges)
+    torch.testing.assert_close(score(model, tokenizer, exchanges), scores / spread, rtol=1e-5, atol=1e-6)
+
+
+def test_training_order_keeps_every_row_and_groups_by_length():
+    from safebench.world.build.training import by_length
+
+    rows = [{"chosen_ids": [0] * (n % 40 + 1), "rejected_ids": [n]} for n in range(640)]
+    order = by_length(rows, 1.0, 32, seed=3)
+    assert sorted(row["rejected_ids"][0] for row in order) == list(range(640))
+    assert len(by_length(rows, 1.5, 32, seed=3)) == 960
+    widths = [max(len(row["chosen_ids"]) for row in order[n : n + 32]) for n in range(0, 640, 32)]
+    assert sum(widths) < 0.6 * 40 * len(widths)
+    assert order != sorted(order, key=lambda row: len(row["chosen_ids"]))
+
+
+def test_interval_is_clopper_pearson():
+    # Zero of five: the upper bound is 1 - 0.025^(1/5).
+    assert interval(0, 5) == {"share": 0.0, "low": 0.0, "high": round(1 - 0.025**0.2, 4), "n": 5}
+
+
+@needs_data
+@pytest.mark.slow
+def test_conversations_of_the_splits_are_disjoint_and_held_out_prompts_are_of_the_test():
+    import json
+
+    from safebench.world.build.dialogues import read_pairs
+
+    splits = read_pairs()
+    names = {split: {pair.conversation for pair in pairs} for split, pairs in splits.items()}
+    assert not names["proxy"] & names["judge"]
+    assert not names["proxy"] & names["test"]
+    assert not names["judge"] & names["test"]
+    turns = {split: {pair.turn for pair in pairs} for split, pairs in splits.items()}
+    for line in (WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["split"] == "heldout":
+            assert row["prompt"] in turns["test"]
+            assert row["prompt"] not in turns["proxy"] | turns["judge"]
+        else:
+            assert row["prompt"] in turns["proxy"] | turns["judge"]
+
+
+@needs_data
+@pytest.mark.slow
+def test_perplexity_is_the_manifests(tokenizer):
+    import json
+
+    from transformers import AutoModelForCausalLM
+
+    from safebench.world.build.dialogues import read_pairs
+    from safebench.world.build.policy import reply_perplexity
+
+    figure = json.loads((WORLD / "manifest.json").read_text(encoding="utf-8"))["figures"]["policy"]
+    pairs = short_pairs(tokenizer, read_pairs()["test"])[: figure["n"]]
+    model = AutoModelForCausalLM.from_pretrained(WORLD / "policy")
+    # The figure is rounded to two places; another processor changes the last digits of a sum of 20,000 terms.
+    assert reply_perplexity(model, tokenizer, pairs) == pytest.approx(figure["reply_perplexity"], abs=0.02)
