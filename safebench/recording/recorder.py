@@ -16,8 +16,8 @@ from safebench.recording import checkpoints, metrics_csv, status
 from safebench.recording import folder as run_folder
 from safebench.recording import samples as samples_file
 from safebench.recording.events import EventsWriter
-from safebench.recording.files import FolderLock, make_folder, now
-from safebench.recording.guarded import Guarded, History
+from safebench.recording.files import FolderLock, make_folder, now, storing
+from safebench.recording.guarded import Guarded, History, Limits
 from safebench.recording.metrics_csv import MetricsWriter, Row
 from safebench.recording.samples import Sample, SamplesWriter
 from safebench.recording.status import Status, StatusRecord
@@ -68,20 +68,22 @@ class Recorder:
         after_step: int | None = None,
         *,
         trackers: Mapping[str, Tracker] | None = None,
+        limits: Limits | None = None,
         notify: Callable[[str], None] = to_stderr,
     ) -> Recorder:
         """Open the folder of a new run, or, with ``after_step``, of one that goes on.
 
         Going on after step n drops every row, sample, event and checkpoint later than n, brings the crash
         detectors to where they were by replaying the rows that stay, and appends; -1 goes on from nothing.
-        ``trackers`` by name replace those that ``settings.recording.trackers`` names (for tests).
+        ``trackers`` by name replace those that ``settings.recording.trackers`` names; ``limits`` bound
+        what any tracker may take. ``notify`` is given each line that is for the user.
 
         Raises ``UsageError`` where a new run's folder holds one already or somebody else is writing it,
         ``BadResource`` where what is there cannot be gone on with, ``MissingResource`` where it cannot be written.
         """
         check_names(settings.recording.trackers)
         make_folder(folder)
-        with ExitStack() as stack:
+        with storing(folder), ExitStack() as stack:
             stack.enter_context(FolderLock(folder))
             rows: list[dict[str, metrics_csv.Value]] = []
             kept: dict[int, list[Sample]] = {}
@@ -97,7 +99,7 @@ class Recorder:
             chosen = trackers
             if chosen is None:
                 chosen = {name: ProcessTracker(name) for name in settings.recording.trackers}
-            recorder._start(chosen, history)
+            recorder._start(chosen, history, limits)
             recorder._stack = stack.pop_all()
         return recorder
 
@@ -127,7 +129,7 @@ class Recorder:
         self._status = StatusRecord(Status.RUNNING, last or 0, settings.update.steps, started, now())
         self._write_status()
 
-    def _start(self, trackers: Mapping[str, Tracker], history: History) -> None:
+    def _start(self, trackers: Mapping[str, Tracker], history: History, limits: Limits | None) -> None:
         info = RunInfo(
             str(self.folder),
             self._settings.experiment,
@@ -138,7 +140,7 @@ class Recorder:
             self._manifest,
         )
         for name, tracker in trackers.items():
-            guarded = Guarded(name, tracker)
+            guarded = Guarded(name, tracker, limits)
             guarded.start(info, history)
             self._trackers.append(guarded)
 

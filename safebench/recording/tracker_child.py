@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TextIO
 
 from safebench.recording.samples import Sample
 from safebench.recording.status import Status
@@ -39,14 +42,31 @@ def dispatch(tracker: Tracker, message: dict[str, Any]) -> str | None:
     elif call == "log":
         tracker.log(message["step"], message["row"])
     elif call == "samples":
-        tracker.samples(message["step"], [Sample(**row) for row in message["rows"]])
+        tracker.samples(message["step"], [_sendable(Sample(**row)) for row in message["rows"]])
     return None
 
 
+def _sendable(sample: Sample) -> Sample:
+    """Replace what UTF-8 cannot say (half a character, from a byte-level tokenizer): libraries stumble over it."""
+    prompt, reply = (text.encode(errors="replace").decode() for text in (sample.prompt, sample.reply))
+    return replace(sample, prompt=prompt, reply=reply)
+
+
+def _tell(answers: TextIO) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """Return a hook for uncaught exceptions that names them to the parent, after the trace on stderr."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, trace)
+        print(json.dumps({"error": f"{kind.__name__}: {error}"}), file=answers, flush=True)
+
+    return hook
+
+
 def main(name: str) -> None:
-    """Serve until ``finish`` or the end of the input; an exception ends the process, its trace goes to stderr."""
+    """Serve until ``finish`` or the end of the input; an exception ends the process and is the last answer."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not pass for an answer
+    sys.excepthook = _tell(answers)
     tracker = make(name)
     started = False
     for line in sys.stdin:

@@ -25,7 +25,7 @@ from safebench.telemetry import quiet
 
 
 class TrackerEnded(Exception):
-    """The child process is gone; the message is the last line it wrote to its log."""
+    """The child process is gone; the message is its exception or the last line of its log."""
 
 
 class ProcessTracker:
@@ -92,10 +92,11 @@ class ProcessTracker:
             answer = stdout.readline()
         except BrokenPipeError:
             answer = ""
-        if not answer:
+        content = json.loads(answer) if answer else {"error": self._last_words()}
+        if "error" in content:
             self._close()
-            raise TrackerEnded(self._last_words())
-        closing: str | None = json.loads(answer)["closing"]
+            raise TrackerEnded(f"{content['error']} (see {self._log_file})")
+        closing: str | None = content["closing"]
         return closing
 
     def _close(self) -> None:
@@ -111,8 +112,7 @@ class ProcessTracker:
         lines: list[str] = []
         if self._log_file is not None and self._log_file.exists():
             lines = self._log_file.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it ended without a word"
-        return f"{last} (see {self._log_file})"
+        return lines[-1] if lines else "it ended without a word"
 
 
 def _pipes(child: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
