@@ -78,7 +78,7 @@ class Rollout(Section):
     reply_tokens: PositiveInt = 24
     temperature: Positive = 1.0
     chunk: PositiveInt | None = None
-    """Rows per forward pass when sampling and measuring; all at once when null."""
+    """Rows sampled at once; all when null."""
 
 
 class Update(Section):
@@ -88,7 +88,7 @@ class Update(Section):
     epochs: PositiveInt = 2
     minibatches: PositiveInt = 1
     microbatch: PositiveInt | None = None
-    """Rows per backward pass; gradients add up to those of the whole mini-batch."""
+    """Rows per forward and backward pass, like lengths together; gradients add up to the mini-batch's."""
     learning_rate: Positive = 1e-3
     critic_learning_rate: Positive | None = None
     """The policy's when null."""

@@ -13,7 +13,7 @@ from safebench.rl.advantages import gae, token_rewards, value_mask
 from safebench.rl.kl import sampled_kl, token_statistics
 from safebench.trainers.critic import Critic, reply_states
 from safebench.world.policy import Policy
-from safebench.world.rollout import Rollout
+from safebench.world.rollout import Cut, Rollout
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,29 @@ class Experience:
 
 @torch.no_grad()
 def measure(policy: Policy, rollout: Rollout, temperature: float, chunk: int | None = None) -> Measured:
-    """Measure replies under policy and reference, ``chunk`` rows at a time."""
-    rows = len(rollout.prompts)
-    size = chunk or rows
-    pieces = [_measure_rows(policy, rollout, slice(i, i + size), temperature) for i in range(0, rows, size)]
-    return Measured(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+    """Measure replies under policy and reference, ``chunk`` rows at a time, like lengths together."""
+    groups = rollout.groups(chunk)
+    pieces = [_measure_rows(policy, rollout.cut(rows), temperature) for rows in groups]
+    width = rollout.mask.shape[1]
+    back = torch.tensor([row for rows in groups for row in rows], device=rollout.ids.device).argsort()
+    return Measured(
+        *(torch.cat([_widen(part, width) for part in parts])[back] for parts in zip(*pieces, strict=True))
+    )
 
 
-def _measure_rows(policy: Policy, rollout: Rollout, rows: slice, temperature: float) -> tuple[Tensor, ...]:
-    ids, attention, mask = rollout.ids[rows], rollout.attention[rows], rollout.mask[rows]
-    replies = mask.shape[1]
-    states = reply_states(policy.hidden_states(ids, attention), replies)
+def _widen(x: Tensor, width: int) -> Tensor:
+    """Pad [b, R', ...] with zeros to [b, R, ...]."""
+    wide = x.new_zeros(x.shape[0], width, *x.shape[2:])
+    wide[:, : x.shape[1]] = x
+    return wide
+
+
+def _measure_rows(policy: Policy, cut: Cut, temperature: float) -> tuple[Tensor, ...]:
+    mask, replies = cut.mask, cut.mask.shape[1]
+    states = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
     with policy.as_reference():
-        reference = reply_states(policy.hidden_states(ids, attention), replies)
-    tokens = rollout.tokens[rows][mask]
-    weight = policy.output_weight
+        reference = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
+    tokens, weight = cut.tokens[mask], policy.output_weight
     log_p, entropy, kl = token_statistics(
         states[mask], tokens, weight, reference=reference[mask], temperature=temperature
     )

@@ -72,7 +72,7 @@ class Loop:
             rewards = self._score(rollout)
             with self.clock.stage("measure"):
                 measured = measure(
-                    self.world.policy, rollout, self.settings.rollout.temperature, self.settings.rollout.chunk
+                    self.world.policy, rollout, self.settings.rollout.temperature, self.settings.update.microbatch
                 )
                 row = self._describe(rollout, measured, rewards)
                 signal = self.arm.control(

@@ -105,10 +105,9 @@ class Updater:
         owners = [*self.policy_parameters, *self.critic_parameters]
         terms = dict.fromkeys(self.arm.names, 0.0)
         norms = {name: [torch.zeros_like(p) for p in owners] for name in self.arm.names} if gradient_norms else {}
-        size = self.settings.update.microbatch or max(1, len(rows))
         clipped, squared, largest = 0.0, 0.0, 0.0
-        for start in range(0, len(rows), size):
-            past, present = self._forward(experience, rows[start : start + size], counts)
+        for group in experience.rollout.groups(self.settings.update.microbatch, rows):
+            past, present = self._forward(experience, group, counts)
             named = self.arm.terms(past, present)
             if gradient_norms:
                 _add_gradients(norms, named, owners)
@@ -123,31 +122,30 @@ class Updater:
         self._finish(tally, terms, norms, (clipped, squared, largest), counts[0])
 
     def _forward(self, experience: Experience, rows: list[int], counts: list[float]) -> tuple[Past, Present]:
-        rollout, measured = experience.rollout, experience.measured
-        ids, attention, mask = rollout.ids[rows], rollout.attention[rows], rollout.mask[rows]
-        states = reply_states(self.policy.hidden_states(ids, attention), mask.shape[1])
+        measured, cut = experience.measured, experience.rollout.cut(rows)
+        mask, replies = cut.mask, cut.mask.shape[1]
+        states = reply_states(self.policy.hidden_states(cut.ids, cut.attention), replies)
         log_p, entropy, kl = token_statistics(
             states[mask],
-            rollout.tokens[rows][mask],
+            cut.tokens[mask],
             self.policy.output_weight,
-            reference=measured.reference_states[rows][mask] if self.arm.needs_kl else None,
+            reference=measured.reference_states[rows, :replies][mask] if self.arm.needs_kl else None,
             with_entropy=self.arm.needs_entropy,
             temperature=self.settings.rollout.temperature,
         )
-        heads = self.critic.online(self.critic.features(states, ids, attention))
         present = Present(
             spread(log_p, mask),
             None if entropy is None else spread(entropy, mask),
             None if kl is None else spread(kl, mask),
-            heads,
+            self.critic.online(self.critic.features(states, cut.ids, cut.attention)),
         )
         past = Past(
             mask,
-            measured.log_probs[rows],
-            experience.advantages[rows],
-            experience.returns[rows],
-            experience.heads[rows],
-            experience.positions[rows],
+            measured.log_probs[rows, :replies],
+            experience.advantages[rows, :replies],
+            experience.returns[rows, :replies],
+            experience.heads[rows, :replies],
+            experience.positions[rows, :replies],
             *counts,
         )
         return past, present

@@ -34,6 +34,40 @@ class Rollout:
         return self.ids[:, -self.mask.shape[1] :]
 
 
+    def groups(self, size: int | None, rows: list[int] | None = None) -> list[list[int]]:
+        """Return ``rows`` (all when None) in groups of at most ``size``, like lengths together.
+
+        Rows of one group pass through the model at once, cut to the longest of them: the better they fit, the
+        fewer positions are spent on padding.
+        """
+        lengths = self.attention.sum(-1).tolist()
+        order = sorted(range(len(lengths)) if rows is None else rows, key=lambda row: (lengths[row], row))
+        return [order[i : i + (size or len(order))] for i in range(0, len(order), size or max(1, len(order)))]
+
+    def cut(self, rows: list[int]) -> Cut:
+        """Return the rows without the columns that are padding in all of them."""
+        replies = self.mask.shape[1]
+        attention, mask = self.attention[rows], self.mask[rows]
+        start = int(attention[:, :-replies].any(0).int().argmax()) if self.ids.shape[1] > replies else 0
+        kept = min(replies, int(mask.sum(-1).max()) + 1)
+        end = self.ids.shape[1] - replies + kept
+        return Cut(self.ids[rows, start:end], attention[:, start:end], mask[:, :kept])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some rows of a rollout, R' <= R reply positions: up to the one after the longest reply."""
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """The reply ids, [b, R']."""
+        return self.ids[:, -self.mask.shape[1] :]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of a batch of prompts, padded on the left."""
