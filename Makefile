@@ -3,7 +3,7 @@
 # PYTHON     the interpreter that .venv is made with, e.g. `make setup PYTHON=python3.12`
 # PIP_FLAGS  further flags for pip, e.g. to name an index that has CPU builds of torch
 # SEEDS      seeds of a comparison
-# JOBS       runs side by side; a run uses one thread
+# JOBS       runs, or tests, side by side; each uses one thread
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-paper test test-slow test-extra lint type world lock clean
+.PHONY: help setup reproduce reproduce-paper report bench test test-slow test-extra lint type world lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +42,19 @@ reproduce: $(READY) ## PPO against SAFE, five seeds each; continues where it was
 reproduce-paper: $(READY) ## the paper's set-up: needs a GPU and access to the hub
 	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --preset paper
 
+report: $(READY) ## write the comparison of what lies in results/ as Markdown, CSV, JSON and LaTeX
+	@for format in md csv json latex; do \
+		file=results/comparison.$$(echo $$format | sed s/latex/tex/); \
+		$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --format $$format > $$file.part || exit; \
+		mv $$file.part $$file && echo $$file; \
+	done
+
+bench: $(READY) ## time per update, tokens per second and memory of ppo and safe, 20 updates each, one at a time
+	rm -rf build/bench
+	$(BIN)/safebench compare ppo safe --seeds 0 --steps 20 --run --jobs 1 --results build/bench
+
 test: $(READY) ## the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 test-slow: $(READY) ## tests that take long or much memory (up to 24 GB)
 	$(BIN)/python -m pytest -m "slow and not gpu"
