@@ -121,7 +121,7 @@ def test_values_start_small() -> None:
     # Last layer of deviation 0.02: at width 64 on states of size one, |V| stays well under 0.02 * 4 * 8.
     x = torch.randn(100, 64, generator=torch.Generator().manual_seed(1))
     for mlp in (True, False):
-        assert float(heads(mlp=mlp, width=64)(x).abs().max()) < 0.7
+        assert float(heads(mlp=mlp, width=64)(x).detach().abs().max()) < 0.7
 
 
 def test_polyak_by_hand() -> None:
