@@ -38,6 +38,7 @@ $(READY): requirements.lock pyproject.toml
 
 reproduce: $(READY) ## PPO against SAFE, five seeds each; continues where it was interrupted
 	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --jobs $(JOBS)
+	@echo && echo 'runs: results/   the table again:' && $(MAKE) --no-print-directory report
 
 reproduce-paper: $(READY) ## the paper's set-up: needs a GPU and access to the hub
 	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --preset paper
