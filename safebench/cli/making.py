@@ -10,7 +10,6 @@ from safebench.cli.asked import Asked, parse_seeds
 from safebench.cli.dry import estimated
 from safebench.cli.options import IfExists
 from safebench.cli.outcome import describe
-from safebench.cli.said import complain
 from safebench.launch import exit_code, label, launch, open_view
 from safebench.settings import Settings
 
@@ -24,8 +23,9 @@ def make(runs: Sequence[Settings], root: Path, jobs: int, if_exists: IfExists, *
     for outcome in outcomes:
         if summaries and outcome.status in ("finished", "unstable"):
             print(describe(outcome))
-        if outcome.status == "failed":
-            complain(outcome.message, outcome.hint, label(outcome.settings))
+    failed = [label(outcome.settings) for outcome in outcomes if outcome.status == "failed"]
+    if failed and len(runs) > 1:
+        print(f"failed: {len(failed)} of {len(runs)} runs: {', '.join(failed)}", file=sys.stderr)
     left = sum(outcome.exit_code == 130 for outcome in outcomes)
     if left:
         print(f"stopped: {left} of {len(runs)} runs unfinished; the same command continues them", file=sys.stderr)

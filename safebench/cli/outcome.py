@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from safebench.evidence.runs import Run, read
 from safebench.launch import Result, label
 from safebench.recording.metrics import CRASH_KINDS
 
@@ -19,15 +20,21 @@ FIGURES = (
 
 def describe(result: Result) -> str:
     """Return what a finished or unstable run came to: status, steps, last figures, crashes, files."""
-    summary, steps = result.summary, result.settings.update.steps
-    before = "" if result.fresh else " (before; nothing was done)"
-    lines = [f"{label(result.settings)}: {result.status}{before}, step {summary.get('step', '?')} of {steps}"]
-    figures = [f"{word} {_figure(summary[key])}{unit}" for word, key, unit in FIGURES if key in summary]
+    last, steps = last_values(read(result.folder)), result.settings.update.steps
+    before = "" if result.fresh else " before, nothing was done"
+    lines = [f"{label(result.settings)}: {result.status}{before}, step {_figure(last.get('step', '?'))} of {steps}"]
+    figures = [f"{word} {_figure(last[key])}{unit}" for word, key, unit in FIGURES if key in last]
     if figures:
         lines.append(f"  {'  '.join(figures)}")
-    lines.append(f"  crashes: {crashes(summary)}")
+    lines.append(f"  crashes: {crashes(last)}")
     lines.append(f"  files: {result.folder}")
     return "\n".join(lines)
+
+
+def last_values(run: Run) -> dict[str, float | str]:
+    """Return the last value of every column of metrics.csv that has one."""
+    filled = {key: [cell for cell in cells if cell] for key, cells in run.cells.items()}
+    return {key: _number(cells[-1]) for key, cells in filled.items() if cells}
 
 
 def crashes(row: Mapping[str, Any]) -> str:
@@ -35,6 +42,13 @@ def crashes(row: Mapping[str, Any]) -> str:
     counts = {kind: row.get(f"crash/{kind}") for kind in CRASH_KINDS}
     found = [f"{kind} {int(count)}" for kind, count in counts.items() if isinstance(count, int | float) and count > 0]
     return ", ".join(found) or "none"
+
+
+def _number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _figure(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safebench import config
 from safebench.catalog import nearest
-from safebench.cli.outcome import crashes
+from safebench.cli.outcome import crashes, last_values
 from safebench.cli.tables import columns
 from safebench.errors import MissingResource, UsageError
 from safebench.estimate import readable
@@ -40,7 +40,7 @@ def show(run: str, results: Path) -> None:
         print(f"  {notice}")
     if found.status != "damaged":
         _print_differences(config.load(found.folder / "config.yaml"))
-    last = _last(found)
+    last = last_values(found)
     print(f"\ncrashes: {crashes(last)}")
     print("\nlast figures:")
     figures = {key: value for key, value in last.items() if not key.startswith("crash/")}
@@ -112,31 +112,10 @@ def _print_differences(settings: Settings) -> None:
         print(columns(rows))
 
 
-def _last(run: Run) -> dict[str, Any]:
-    """Return the last value of every column that has one."""
-    last = {}
-    for key, cells in run.cells.items():
-        filled = [cell for cell in cells if cell]
-        if filled:
-            last[key] = _number(filled[-1])
-    return last
-
-
-def _number(cell: str) -> float | str:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
-
-
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, tuple)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _needless(folder: Path) -> Iterator[Path]:

@@ -7,13 +7,8 @@ import sys
 from safebench.errors import SafebenchError
 
 
-def tell(error: SafebenchError, about: str = "") -> None:
-    """Write an error and its hint to stderr; ``about`` names the run it belongs to."""
-    complain(str(error), error.hint, about)
-
-
-def complain(message: str, hint: str | None, about: str = "") -> None:
-    """Write what is wrong and the next step to stderr."""
-    print(f"error: {about + ': ' if about else ''}{message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+def tell(error: SafebenchError) -> None:
+    """Write an error and its hint to stderr."""
+    print(f"error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safebench.launch.outcome import Result, exit_code, label
+from safebench.launch.outcome import Result, ended_before, exit_code, label
 from safebench.launch.pool import Pool
-from safebench.launch.progress import View, open_view
+from safebench.launch.progress import View, open_view, say_end
 from safebench.launch.turns import IfExists, in_turn
 from safebench.settings import Settings
 
@@ -27,7 +27,15 @@ def launch(
     After Ctrl-C the runs that go on save their state and stop, and no other begins: their results say
     ``interrupted`` and ``waiting``.
     """
+    keep = if_exists in ("resume", "skip")
+    # Looked up here, so that a command whose runs have all ended need not load torch.
+    before = [ended_before(settings, root) if keep else None for settings in runs]
+    todo = [settings for settings, done in zip(runs, before, strict=True) if done is None]
     with view:
-        if jobs > 1 and len(runs) > 1:
-            return Pool(root, if_exists, view).run(runs, min(jobs, len(runs)))
-        return in_turn(runs, root, view, if_exists)
+        for done in filter(None, before):
+            say_end(view, done)
+        if jobs > 1 and len(todo) > 1:
+            made = iter(Pool(root, if_exists, view).run(todo, min(jobs, len(todo))))
+        else:
+            made = iter(in_turn(todo, root, view, if_exists))
+    return [next(made) if done is None else done for done in before]

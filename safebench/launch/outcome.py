@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safebench.config import run_folder
+from safebench.config import load, run_folder, settings_hash
+from safebench.recording import status
+from safebench.recording.status import Status
 from safebench.settings import Settings
 
 
@@ -32,6 +34,18 @@ def label(settings: Settings) -> str:
     return f"{settings.experiment} seed {settings.seed}"
 
 
+def ended_before(settings: Settings, root: Path) -> Result | None:
+    """Return the result of a run that had ended with these very settings, None where there is something to do."""
+    folder = run_folder(root, settings)
+    record = status.read(folder)
+    if record is None or record.state not in (Status.FINISHED, Status.UNSTABLE):
+        return None
+    if settings_hash(load(folder / "config.yaml")) != settings_hash(settings):
+        return None  # the run itself says what is wrong about that
+    code = record.state.exit_code or 0
+    return Result(settings, folder, record.state.value, dict(record.summary), False, "", None, code)
+
+
 def waiting(settings: Settings, root: Path) -> Result:
     """Return the result of a run that had no turn."""
     return Result(settings, run_folder(root, settings), "waiting", exit_code=130)
@@ -41,15 +55,6 @@ def interrupted(settings: Settings, root: Path) -> Result:
     """Return the result of a run that was stopped outside its steps."""
     hint = "Call the same command again to continue."
     return Result(settings, run_folder(root, settings), "interrupted", {}, True, "stopped by the user", hint, 130)
-
-
-def ending(result: Result) -> str:
-    """Return how a run ended, in a few words."""
-    if result.status == "failed":
-        return f"failed: {result.message.strip().splitlines()[-1]}"
-    if not result.fresh:
-        return f"{result.status} before; kept"
-    return result.status
 
 
 def exit_code(results: Sequence[Result]) -> int:

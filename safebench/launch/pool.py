@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from safebench.launch.outcome import Result, ending, interrupted, label, waiting
-from safebench.launch.progress import View
+from safebench.launch.outcome import Result, interrupted, label, waiting
+from safebench.launch.progress import View, say_end
 from safebench.launch.turns import IfExists
 from safebench.settings import Settings
 
@@ -150,7 +150,7 @@ class Pool:
         assert worker.index is not None
         self.results[worker.index] = result
         worker.index = None
-        self.view.ended(label(result.settings), ending(result))
+        say_end(self.view, result)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Ask the workers to stop after their step; at the second time of asking, end them."""

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from safebench.launch.outcome import Result, label
+
 Row = Mapping[str, Any]
 
 SHOWN = (("reward", "reward/mean"), ("judge", "eval/judge"), ("KL", "kl/mean"), ("entropy", "entropy/mean"))
 """What a progress line shows: its word and the metric's key."""
+
+SILENCE = 60.0
+"""Seconds after which a log gets a line in any case."""
 
 
 class View(Protocol):
@@ -61,13 +66,14 @@ class Latest:
 
 
 class PlainView:
-    """Lines for logs and pipes: each run's begin, every tenth of it, its crashes and its end."""
+    """Lines for logs and pipes: each run's begin, every tenth of it or minute, its crashes and its end."""
 
     def __init__(self, stream: TextIO, clock: Any = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._steps: dict[str, int] = {}
         self._begun: dict[str, float] = {}
         self._first: dict[str, tuple[int, float]] = {}
+        self._spoken: dict[str, float] = {}
         self._latest: dict[str, Latest] = {}
 
     def __enter__(self) -> Self:
@@ -91,14 +97,16 @@ class PlainView:
         first, since = self._first.setdefault(label, (step, now))
         for event in events:
             self.note(f"{label}: step {step}: {event}")
-        if step * 10 // steps != (step - 1) * 10 // steps or step == first:
+        silent = now - self._spoken.get(label, now)
+        if step * 10 // steps != (step - 1) * 10 // steps or step == first or silent >= SILENCE:
+            self._spoken[label] = now
             left = (now - since) / (step - first) * (steps - step) if step > first else None
-            eta = f"  {duration(left)} left" if left else ""
-            self.note(f"{label}: step {step}/{steps}  {text}{eta}")
+            parts = [f"{label}: step {step}/{steps}", text, f"{duration(left)} left" if left else ""]
+            self.note("  ".join(part for part in parts if part))
 
     def ended(self, label: str, text: str) -> None:
         """Write how the run ended and how long it took."""
-        took = f" after {duration(self._clock() - self._begun.pop(label))}" if label in self._begun else ""
+        took = f" ({duration(self._clock() - self._begun.pop(label))})" if label in self._begun else ""
         self._first.pop(label, None)
         self.note(f"{label}: {text}{took}")
 
@@ -163,6 +171,18 @@ class LiveView:
     def note(self, text: str) -> None:
         """Write a line above the bars."""
         self._progress.console.print(text, markup=False, highlight=False)
+
+
+def say_end(view: View, result: Result) -> None:
+    """Say how a run ended, and of a failed one why and what to do."""
+    name = label(result.settings)
+    if result.status == "failed":
+        view.ended(name, "failed")
+        view.note(f"error: {name}: {result.message}")
+        if result.hint:
+            view.note(f"hint: {result.hint}")
+    else:
+        view.ended(name, result.status if result.fresh else f"{result.status} before, kept")
 
 
 def open_view(runs: int, stream: TextIO | None = None) -> View:

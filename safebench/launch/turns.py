@@ -9,8 +9,8 @@ from typing import Literal
 
 from safebench.config import run_folder
 from safebench.errors import SafebenchError
-from safebench.launch.outcome import Result, ending, interrupted, label, waiting
-from safebench.launch.progress import View
+from safebench.launch.outcome import Result, interrupted, label, waiting
+from safebench.launch.progress import View, say_end
 from safebench.settings import Settings
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]
@@ -25,7 +25,7 @@ def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExist
             continue
         view.started(label(settings), settings.update.steps)
         results.append(one(settings, root, view, if_exists))
-        view.ended(label(settings), ending(results[-1]))
+        say_end(view, results[-1])
     return results
 
 
