@@ -19,6 +19,8 @@ class Sample:
     reply: str
     reward: float
     judge: float | None = None
+    split: str = "train"
+    """``train``, or ``heldout`` at an evaluation."""
 
 
 class SamplesWriter:
@@ -52,6 +54,7 @@ def drop_after(path: Path, step: int) -> dict[int, list[Sample]]:
             record["reply"],
             float(record["reward"]),
             None if judge is None else float(judge),
+            record["split"],
         )
         kept.setdefault(record["step"], []).append(sample)
     return kept

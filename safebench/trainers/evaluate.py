@@ -44,7 +44,7 @@ def evaluate(settings: Settings, world: World, processes: Processes) -> Evaluati
         "eval/distinct": distinct_share([row["reply"] for row in rows]),
         "eval/distinct_2": distinct_2([row["tokens"] for row in rows]),
     }
-    samples = [Sample(row["row"], row["prompt"], row["reply"], row["reward"], row["judge"]) for row in rows]
+    samples = [Sample(row["row"], row["prompt"], row["reply"], row["reward"], row["judge"], "heldout") for row in rows]
     return Evaluation(columns, stdev(rewards), stdev(judged) if len(judged) > 1 else None, samples)
 
 
