@@ -210,8 +210,8 @@ def test_equal_arms_have_no_warning(tmp_path):
         ("prompts.max_tokens=12", {}, "another data: prompts.max_tokens"),
         ("reward.noise=0.5", {}, "another reward: reward.noise"),
         ("update.steps=21", {}, "another number of steps: update.steps"),
-        ("seed=0", {"hashes": {"model": "cc", "reward": "bb"}}, "another model: its hash"),
-        ("seed=0", {"hashes": {"model": "aa", "reward": "dd"}}, "another reward: its hash"),
+        ("seed=0", {"hashes": {"model": "cc", "reward": "bb"}}, "another model: the hash"),
+        ("seed=0", {"hashes": {"model": "aa", "reward": "dd"}}, "another reward: the hash"),
     ],
 )
 def test_unmatched_arms_are_refused_unless_forced(tmp_path, override, constants, reason):

@@ -74,10 +74,18 @@ def mismatches(groups: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> lis
             values = {arm: settings.get(key) for arm, settings in flat.items()}
             if not _same(values.values()):
                 reasons.append(f"another {name}: {key} is {_listed(values)}")
+    return reasons + _other_files([run for runs in groups.values() for run in runs], seeds)
+
+
+def _other_files(runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
+    """Compare hashes seed by seed: random weights are another model for every seed."""
+    reasons = []
     for key, name in HASHED.items():
-        hashes = {arm: runs[0].manifest.get("hashes", {}).get(key) for arm, runs in groups.items() if runs}
-        if not _same([value for value in hashes.values() if value is not None]):
-            reasons.append(f"another {name}: its hash ({key}) differs between {', '.join(hashes)}")
+        for seed in seeds:
+            hashes = [run.manifest.get("hashes", {}).get(key) for run in runs if run.seed == seed]
+            if not _same(found for found in hashes if found is not None):
+                reasons.append(f"another {name}: the hash of its files ({key}) differs between the arms in seed {seed}")
+                break
     return reasons
 
 

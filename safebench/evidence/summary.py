@@ -18,6 +18,8 @@ FINAL_SHARE = 0.1
 """Share of the run's steps, at its end, that a "final" value is the mean of."""
 VOLATILITY_WINDOW = 50
 """Steps, shrunk as the crash specification's windows are."""
+SMALLEST_WINDOW = 10
+"""Steps below which quartiles of a window's changes say nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Summary:
 def summarise(run: Run, spec: CrashSpec = SPEC) -> Summary:
     """Return the scalars and crashes of one run, from its files alone."""
     events = {scale: _events(run, found) for scale, found in _detected(run, spec).items()}
-    window = spec.shrunk(VOLATILITY_WINDOW, run.planned_steps)
+    window = max(spec.shrunk(VOLATILITY_WINDOW, run.planned_steps), SMALLEST_WINDOW)
     values = {
         **_rewards(run),
         **_levels(run),
