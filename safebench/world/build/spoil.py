@@ -46,6 +46,16 @@ def _babble(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str
     return "".join(rng.choice(pieces) for _ in range(rng.randint(5, 22)))
 
 
+def _nonce(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply with one to three words replaced by words that do not exist."""
+    words = reply.split()
+    if len(words) < 3:
+        return None
+    for place in rng.sample(range(len(words)), min(len(words), rng.randint(1, 3))):
+        words[place] = "".join(rng.choice(pieces).strip() for _ in range(rng.randint(2, 4)))
+    return " ".join(words)
+
+
 def _shuffled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
     """The reply's own words in another order."""
     words = reply.split()
@@ -87,4 +97,5 @@ SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] 
     "empty": _empty,
     "echo": _echo,
     "truncated": _truncated,
+    "nonce": _nonce,
 }

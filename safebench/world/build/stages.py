@@ -17,16 +17,22 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from safebench.world.build import policy as policies
 from safebench.world.build.dialogues import Pair, read_pairs
 from safebench.world.build.evaluate import heldout_figures, sample_table
+from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
 from safebench.world.build.pairs import Exchange
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import JUDGE, PROXY, Recipe, scale_to_unit, train_reward_model, training_pairs
-from safebench.world.build.samples import sample_replies, short_pairs
+from safebench.world.build.samples import HOT, sample_replies, short_pairs
 from safebench.world.build.tokenizer import train_tokenizer
 
-SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
-SAMPLED = 12000
-"""Short turns per split that the policy answers."""
+SAMPLES = {
+    "proxy": ("proxy", 20260205, 12000, 1.0),
+    "judge": ("judge", 20260206, 12000, 1.0),
+    "test": ("test", 20260207, 12000, 1.0),
+    "judge, hot": ("judge", 20260208, 6000, HOT),
+    "test, hot": ("test", 20260209, 1000, HOT),
+}
+"""Of which split the policy answers the first turns, with which seed, how many at most, at which temperature."""
 PERPLEXITY_PAIRS = 2000
 SHOWN, SHOWN_SEED = 10, 20260231
 """How many replies the world's page shows, and the seed they are drawn with."""
@@ -63,16 +69,18 @@ class Build:
         return tokens + random.Random(0).choices(words, k=2 * len(tokens))
 
     def policy(self) -> PreTrainedModel:
-        """The policy of the second stage, as shipped."""
-        return AutoModelForCausalLM.from_pretrained(self.out / "policy", local_files_only=True)
+        """The policy of the second stage: the weights as shipped, in the form they were trained in."""
+        return as_qwen2(AutoModelForCausalLM.from_pretrained(self.out / "policy", local_files_only=True))
 
     def reward_model(self, name: str) -> PreTrainedModel:
-        """A reward model, as shipped."""
-        return AutoModelForSequenceClassification.from_pretrained(self.out / name, num_labels=1, local_files_only=True)
+        """A reward model, likewise."""
+        return as_qwen2(
+            AutoModelForSequenceClassification.from_pretrained(self.out / name, num_labels=1, local_files_only=True)
+        )
 
-    def samples(self, split: str) -> list[str]:
-        """The policy's replies to the first short turns of a split."""
-        return json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[split]
+    def samples(self, name: str) -> list[str]:
+        """The policy's replies, by a name of ``SAMPLES``."""
+        return json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[name]
 
 
 def make_tokenizer(build: Build) -> None:
@@ -90,12 +98,12 @@ def make_policy(build: Build) -> None:
 
 
 def make_samples(build: Build) -> None:
-    """Let the policy answer the first short turns of each split once."""
+    """Let the policy answer the first short turns of each split once, and some of them at a higher temperature."""
     policy = build.policy()
-    found = {
-        split: sample_replies(policy, build.tokenizer, [pair.turn for pair in build.short[split][:SAMPLED]], seed)
-        for split, seed in SAMPLE_SEEDS.items()
-    }
+    found = {}
+    for name, (split, seed, count, temperature) in SAMPLES.items():
+        turns = [pair.turn for pair in build.short[split][:count]]
+        found[name] = sample_replies(policy, build.tokenizer, turns, seed, temperature)
     (build.work / "samples.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -112,7 +120,8 @@ def make_judge(build: Build) -> None:
 def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
     """Train one reward model on its half, and scale it to unit spread over the policy's replies there."""
     pairs, samples = build.short[recipe.split], build.samples(recipe.split)
-    preferences = training_pairs(recipe, pairs, samples, build.pieces)
+    hot = build.samples("judge, hot") if recipe.wary else []
+    preferences = training_pairs(recipe, pairs, samples, hot, build.pieces)
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
     model = train_reward_model(recipe, build.policy(), build.tokenizer, preferences, build.work / f"{name}-run")
     exchanges = [Exchange(pair.turn, sample) for pair, sample in zip(build.short["test"], build.samples("test"), strict=False)]
@@ -132,7 +141,8 @@ def make_figures(build: Build) -> None:
     policy = build.policy()
     models = {name: build.reward_model(name) for name in ("proxy", "judge")}
     pairs, samples = build.short["test"], build.samples("test")
-    figures = heldout_figures(models, build.tokenizer, pairs, samples, build.pieces)
+    hot = build.samples("test, hot")
+    figures = heldout_figures(models, build.tokenizer, pairs, samples, hot, build.pieces)
     text = pairs[:PERPLEXITY_PAIRS]
     figures["policy"] = {
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
@@ -157,7 +167,7 @@ def make_manifest(build: Build) -> None:
             }
             for split, pairs in build.pairs.items()
         },
-        seeds={f"samples of {split}": seed for split, seed in SAMPLE_SEEDS.items()} | {"replies shown": SHOWN_SEED},
+        seeds={f"samples of {name}": seed for name, (_, seed, _, _) in SAMPLES.items()} | {"replies shown": SHOWN_SEED},
         threads=torch.get_num_threads(),
         figures=json.loads((build.work / "figures.json").read_text(encoding="utf-8")),
         seconds={
@@ -208,16 +218,17 @@ def run(build: Build) -> None:
 
 
 def save(model: PreTrainedModel, build: Build, name: str) -> None:
-    """Write a model in half precision with the tokenizer beside it; replaces what was there.
+    """Write a model in Llama's form and half precision with the tokenizer beside it; replaces what was there.
 
     The configuration asks for float32, so that a plain load on a processor computes in float32.
     """
     folder = build.out / name
     shutil.rmtree(folder, ignore_errors=True)
-    model = model.to(torch.float16)
-    model.config.use_cache = True
-    model.save_pretrained(folder)
+    as_llama(model).to(torch.float16).save_pretrained(folder)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    build.tokenizer.save_pretrained(folder)
+    for file in sorted((build.work / "tokenizer").iterdir()):
+        shutil.copy(file, folder / file.name)
+    for file in folder.iterdir():
+        file.chmod(0o644)
