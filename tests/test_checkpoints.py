@@ -202,11 +202,12 @@ def test_pruning_keeps_the_newest_by_number(tmp_path: Path) -> None:
     assert checkpoints.steps(tmp_path) == []
 
 
-@pytest.mark.parametrize("limit", [10, 500, 1500])
+@pytest.mark.parametrize("limit", [10, 1500, 500_000])
 def test_a_full_disk_costs_the_new_checkpoint_only(tmp_path: Path, limit: int) -> None:
+    """At the first byte, between the small parts, and inside a tensor that no buffer holds."""
     checkpoints.save(tmp_path, 1, {"kept": True})
     with pytest.raises(MissingResource, match=r"no room to write .*step-2\.pt"), rows.full_disk(limit):
-        checkpoints.save(tmp_path, 2, state())
+        checkpoints.save(tmp_path, 2, {**state(), "large": torch.zeros(250_000)})
     assert [path.name for path in tmp_path.iterdir()] == ["step-1.pt"]
     assert checkpoints.load_latest(tmp_path) == (1, {"kept": True})
 

@@ -148,6 +148,18 @@ def test_a_file_cut_anywhere_goes_on_from_any_row_it_still_has(
     assert path.read_bytes() == b"".join(lines[: step + 2 if step >= 0 else int(had_header)])
 
 
+def test_a_last_line_without_its_end_is_not_taken_for_a_shorter_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    writer = MetricsWriter(path)
+    writer.write({**rows.complete(0), KEYS[-1]: 123.5})
+    writer.close()
+    for cut in (1, 2, 3, 4):
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(BadResource, match="ends at step None"):
+            metrics_csv.drop_after(path, 0)
+        assert path.read_text().endswith("123.5"[: 6 - cut])
+
+
 def test_damage_behind_the_cut_is_no_matter_before_it_is(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     whole = write_csv(path, range(1, 5))
