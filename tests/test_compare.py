@@ -306,6 +306,7 @@ def test_arms_that_sample_elsewhere_are_unpaired(root):
     ]
     found = compare.compare({"ppo": chosen["ppo"], "trl-ppo": other})
     assert {row.differences["trl-ppo"].method for row in found.rows if row.kind == "mean"} == {"Welch"}
+    assert found.row("kl_mean").differences["trl-ppo"].value < 0 < found.row("judge_final").differences["trl-ppo"].value
     assert found.row("crash_rate").differences["trl-ppo"].p == pytest.approx(2 / 252)  # 5/5 against 0/5, Fisher
     assert [w for w in found.warnings if w.startswith("trl-ppo is not paired by seed")]
 
@@ -318,6 +319,15 @@ def test_constants_that_are_missing_are_named(tmp_path):
     assert [w for w in found.warnings if w.endswith("judge_crash")]
     with pytest.raises(KeyError):
         found.row("judge_gain")
+
+
+def test_holm_counts_the_primary_metrics_that_could_not_be_measured(tmp_path):
+    for seed in range(5):
+        for name, curves in (("ppo", collapsing(seed, 40)), ("safe", healthy(seed, 40))):
+            del curves["eval/judge"]
+            write_run(tmp_path, name, seed, curves)
+    found = compare.compare(groups(tmp_path, "ppo", "safe"))
+    assert [(test.scalar.key, test.adjusted) for test in found.tests] == [("kl_mean", 0.1875), ("crash_rate", 0.1875)]
 
 
 def test_mixed_hardware_and_commits_are_told(tmp_path):

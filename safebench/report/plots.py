@@ -93,7 +93,7 @@ def _draw(axes: Any, panel: Panel, groups: Groups) -> None:
         if panel.key == "kl/mean":
             _threshold(axes, arm, runs, color)
     if panel.key == "kl/mean":
-        target = f"target of the crash specification, {SPEC.kl_target:g}"
+        target = f"target of {SPEC.kl_target:g}"
         axes.axhline(SPEC.kl_target, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label=target)
         handles, labels = axes.get_legend_handles_labels()
         extra = [index for index, label in enumerate(labels) if label.startswith(("target", "threshold"))]
