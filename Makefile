@@ -69,8 +69,8 @@ lint: $(READY) ## ruff
 type: $(READY) ## mypy, strict on the package
 	$(BIN)/mypy
 
-world: $(READY) ## rebuild the embedded world's tokenizer, policy and reward models
-	$(BIN)/python -m safebench.world.build
+world: $(READY) ## rebuild the embedded world; stages already in build/world are kept (make clean forgets them)
+	$(BIN)/python -m safebench.world.build --out safebench/world/embedded --page docs/world.md
 
 lock: ## write requirements.lock anew; keeps pins that still fit unless UV_FLAGS=--upgrade
 	$(PYTHON) -m venv build/lock

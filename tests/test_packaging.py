@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -90,6 +91,12 @@ def test_every_command_that_the_pages_name_is_a_target() -> None:
     }
     assert {"setup", "test", "lint", "type"} <= said
     assert said <= targets()
+
+
+def test_the_world_is_rebuilt_by_the_command_in_its_manifest() -> None:
+    manifest = json.loads((ROOT / "safebench" / "world" / "embedded" / "manifest.json").read_text())
+    (recipe,) = [line for line in make("-n", "world").stdout.splitlines() if "safebench.world.build" in line]
+    assert recipe.partition("/")[2].partition("/")[2] == manifest["command"]
 
 
 def test_setup_has_nothing_to_do_until_the_lock_changes(tmp_path: Path) -> None:
