@@ -101,12 +101,14 @@ def llama(
 
 
 EMBEDDED: Architecture = {
-    "model_type": "qwen2",
+    "model_type": "llama",
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
+    "head_dim": 32,
+    "attention_bias": True,
     "vocab_size": 2048,
     "tie_word_embeddings": True,
     "max_position_embeddings": 256,
@@ -116,6 +118,7 @@ EMBEDDED: Architecture = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
+"""The embedded policy: Qwen2's sizes in Llama's form."""
 
 QWEN2_5_05B = qwen2(896, 4864, 24, 14, 2)
 QWEN2_5_15B = qwen2(1536, 8960, 28, 12, 2, positions=131072)
@@ -137,6 +140,8 @@ def parameters(architecture: Architecture, *, head: bool = True) -> int:
     matrices = sum(rows * columns for rows, columns in projections(architecture).values())
     queries, keys = attention_widths(architecture)
     bias = queries + 2 * keys if architecture["model_type"] == "qwen2" else 0
+    if architecture.get("attention_bias"):
+        bias = queries + 2 * keys + hidden
     norms = 2 * hidden + (2 * head_dimension(architecture) if architecture["model_type"] == "qwen3" else 0)
     embedding = architecture["vocab_size"] * hidden
     output = embedding if head and not architecture.get("tie_word_embeddings", False) else 0

@@ -56,7 +56,7 @@ def device_kind(name: str = "auto") -> Device:
 
 def free_memory(kind: str) -> int | None:
     """Return the free bytes of this machine or of its first GPU; None where nobody tells."""
-    return _gpu_memory() if kind == "cuda" else min(psutil.virtual_memory().available, *_cgroup_memory())
+    return _gpu_memory() if kind == "cuda" else min([psutil.virtual_memory().available, *_cgroup_memory()])
 
 
 def checks(root: Path, online: bool) -> Iterator[Check]:
@@ -93,7 +93,7 @@ def weights(entry: catalog.Entry) -> str:
         return "weights in the local cache"
     size = f" {readable(2 * parameters(entry.architecture))}" if entry.architecture else ""
     gated = ", licence to accept first" if entry.gated else ""
-    return f"weights to download{size}{gated}; --random-weights needs none"
+    return f"weights to download{size}{gated}"
 
 
 def _verdict(name: str, settings: Settings, note: str) -> Verdict:

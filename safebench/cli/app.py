@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors of ours are said in two lines, without a traceback."""
     quiet()
     try:
-        return _code(app(args=arguments, prog_name="safebench", standalone_mode=False))
+        code = _code(app(args=arguments, prog_name="safebench", standalone_mode=False))
+        sys.stdout.flush()
+        return code
     except typer.TyperException as error:
         _show(error)
         return int(error.exit_code)
@@ -72,9 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SafebenchError as error:
         tell(error)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has left (safebench list | head): nothing is wrong.
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of our output has left (safebench list | head): nothing is wrong. Typer makes an exit of it.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # What Python still wants to flush at its end goes nowhere, without a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception:  # the last boundary: everything we did not foresee
         import traceback

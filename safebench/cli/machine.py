@@ -23,4 +23,5 @@ def doctor(online: bool, results: Path) -> int:
     print(columns(rows))
     print()
     print("Needs are estimates for ppo; models from the hub in bfloat16 with gradient checkpointing.")
+    print("--random-weights needs no download.")
     return 3 if any(check.ok is False for check in found) else 0

@@ -7,6 +7,7 @@ from typing import Literal
 
 from safebench import catalog, config
 from safebench.architectures import parameters
+from safebench.estimate import dimensions
 
 
 def experiments() -> None:
@@ -24,7 +25,7 @@ def arms() -> None:
 def things(group: Literal["models", "rewards"]) -> None:
     """Print models or rewards: name, size, licence, where from, what it is."""
     title = group.removesuffix("s").upper()
-    print(columns([(title, "SIZE", "LICENCE", "FROM", ""), *(_row(entry) for entry in catalog.entries(group))]))
+    print(columns([(title, "SIZE", "LICENCE", "FROM", ""), *(_row(group, entry) for entry in catalog.entries(group))]))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -41,8 +42,9 @@ def size(count: int | None) -> str:
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
 
-def _row(entry: catalog.Entry) -> tuple[str, str, str, str, str]:
-    count = parameters(entry.architecture) if entry.architecture else None
+def _row(group: str, entry: catalog.Entry) -> tuple[str, str, str, str, str]:
+    known = dimensions(entry)
+    count = parameters(known, head=group == "models") if known else None
     place = "this package" if entry.kind == "embedded" else entry.target
     gated = " (licence to be accepted on the hub)" if entry.gated else ""
     return entry.name, size(count), entry.licence, place, entry.description + gated
