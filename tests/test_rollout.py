@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import CPU, END, PAD, PROMPTS, STOPS, VOCABULARY, draws, encoded, tiny_policy, tiny_rollout
 from torch import Tensor
 
 from safebench.trainers.critic import reply_states
 from safebench.trainers.experience import measure
 from safebench.world.policy import Policy
 from safebench.world.rollout import Rollout, _draw, encode, sample
+from tests.tiny import CPU, END, PAD, PROMPTS, STOPS, VOCABULARY, draws, encoded, tiny_policy, tiny_rollout
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from safebench import settings as s
 from safebench.world.assemble import World
@@ -69,6 +70,8 @@ def tiny_policy(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         base = Qwen2ForCausalLM(config).to(dtype)
+    if dtype == torch.float64:
+        _widen_norms(base)
     model = s.Model(
         lora=s.Lora(rank=4, alpha=8, dropout=lora_dropout), gradient_checkpointing=gradient_checkpointing
     )
@@ -84,6 +87,16 @@ def tiny_policy(
                 parameter.copy_(moved * torch.randn(parameter.shape, generator=generator))
     policy.stop_ids = STOPS
     return policy
+
+
+def _widen_norms(base: nn.Module) -> None:
+    """Qwen2's norms round to float32 whatever the model's type: put in torch's own, which do not."""
+    for module in list(base.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Qwen2RMSNorm):
+                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=torch.float64)
+                norm.weight.data.copy_(child.weight.data)
+                setattr(module, name, norm)
 
 
 def encoded(policy: Policy, texts: Sequence[str] = PROMPTS, limit: int = 48) -> Encoded:
