@@ -108,7 +108,9 @@ def adapt(
     adapted.eval()
     if model.gradient_checkpointing:
         adapted.enable_input_require_grads()
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.23 gave it a new name, and warns of the old one.
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     adapted.to(device)  # type: ignore[arg-type]
     return Policy(adapted, tokenizer, stop_ids(base, tokenizer))  # type: ignore[arg-type]
 
