@@ -23,11 +23,13 @@ class Section(BaseModel):
 
 
 class Lora(Section):
-    """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A."""
+    """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A.
+
+    There is no dropout: rollouts and updates must see the same policy, or the ratio is not 1 at the start.
+    """
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
-    dropout: Share = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -149,5 +149,5 @@ def test_a_folder_made_with_other_settings_is_refused(parts: Path, tmp_path: Pat
     settings, folder = settings_and_folder(parts, tmp_path)
     other = config.dump(settings).replace("learning_rate: 0.01", "learning_rate: 0.02")
     (folder / "config.yaml").write_text(other, encoding="utf-8")
-    with pytest.raises(UsageError, match="update.learning_rate"):
+    with pytest.raises(UsageError, match=r"update\.learning_rate"):
         run.execute(settings, tmp_path)

@@ -25,7 +25,7 @@ DOUBLE = torch.float64
 def test_the_first_ratio_is_one_to_the_bit_whatever_dropout_the_model_declares(
     arm: str, microbatch: int | None, gradient_checkpointing: bool
 ) -> None:
-    dropout = {"lora_dropout": 0.5, "attention_dropout": 0.5, "gradient_checkpointing": gradient_checkpointing}
+    dropout = {"attention_dropout": 0.5, "gradient_checkpointing": gradient_checkpointing}
     one = make(arm, policy=dropout, update={**ONE, "microbatch": microbatch})
     means = (tally := one.run(one.experience())).means()
     assert (means["update/clip_fraction"], means["update/approx_kl"], tally.ratio_max) == (0.0, 0.0, 1.0)

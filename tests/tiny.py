@@ -43,7 +43,6 @@ def tiny_policy(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     moved: float = 0.0,
-    lora_dropout: float = 0.0,
     attention_dropout: float = 0.0,
     gradient_checkpointing: bool = False,
 ) -> Policy:
@@ -73,7 +72,7 @@ def tiny_policy(
     if dtype == torch.float64:
         _widen_norms(base)
     model = s.Model(
-        lora=s.Lora(rank=4, alpha=8, dropout=lora_dropout), gradient_checkpointing=gradient_checkpointing
+        lora=s.Lora(rank=4, alpha=8), gradient_checkpointing=gradient_checkpointing
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 by the attribute's old name.

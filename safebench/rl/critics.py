@@ -49,7 +49,8 @@ def _head(width: int, mlp: bool, generator: torch.Generator) -> nn.Module:
 
 
 def _linear(inputs: int, outputs: int, std: float, generator: torch.Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    # Built without values: nothing may be drawn from the global generator.
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.normal_(layer.weight, 0.0, std, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer

@@ -22,8 +22,8 @@ def masked_mean(x: Tensor, mask: Tensor, add: Add = alone) -> Tensor:
     ``x`` and ``mask`` have one shape. An empty mask gives NaN.
     """
     kept = torch.where(mask, x, 0.0)
-    total, count = add(torch.stack([kept.sum(), mask.sum().to(x.dtype)]))
-    return total / count
+    sums = add(torch.stack([kept.sum(), mask.sum().to(x.dtype)]))
+    return sums[0] / sums[1]
 
 
 def masked_variance(x: Tensor, mask: Tensor, add: Add = alone) -> Tensor:
@@ -33,8 +33,8 @@ def masked_variance(x: Tensor, mask: Tensor, add: Add = alone) -> Tensor:
     """
     mean = masked_mean(x, mask, add)
     squares = torch.where(mask, (x - mean) ** 2, 0.0)
-    total, count = add(torch.stack([squares.sum(), mask.sum().to(x.dtype)]))
-    return total / (count - 1)
+    sums = add(torch.stack([squares.sum(), mask.sum().to(x.dtype)]))
+    return sums[0] / (sums[1] - 1)
 
 
 def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, add: Add = alone) -> Tensor:

@@ -120,7 +120,7 @@ class SAFE(PPO):
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is None:
-            raise UsageError("the arm safe needs its controller's settings", "Add `penalty: {}` for the published ones.")
+            raise UsageError("the arm safe needs its controller's settings", "Add `penalty: {}`: the published ones.")
         super().__init__(settings)
         self.names = (*self.names, "penalty")
         self.penalty = settings.penalty

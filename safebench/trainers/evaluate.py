@@ -57,7 +57,7 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
         prompts,
         [encode_prompt(policy.tokenizer, p) for p in prompts],
         settings.prompts.max_tokens,
-        int(policy.tokenizer.pad_token_id),  # type: ignore[arg-type]
+        int(policy.tokenizer.pad_token_id),
         policy.device,
     )
     size = settings.rollout.chunk or settings.rollout.batch

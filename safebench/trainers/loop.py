@@ -75,9 +75,8 @@ class Loop:
                     self.world.policy, rollout, self.settings.rollout.temperature, self.settings.update.microbatch
                 )
                 row = self._describe(rollout, measured, rewards)
-                signal = self.arm.control(
-                    Measurement(_number(row["kl/mean"]), _number(row["entropy/mean"]), _number(row["reward/mean"]) / self.sigma0)
-                )
+                kl, entropy, reward = (_number(row[key]) for key in ("kl/mean", "entropy/mean", "reward/mean"))
+                signal = self.arm.control(Measurement(kl, entropy, reward / self.sigma0))
                 experience = self._appraise(rollout, measured, rewards)
             with self.clock.stage("update"):
                 every = self.settings.recording.gradient_norms_every
@@ -101,7 +100,7 @@ class Loop:
                 texts,
                 [encode_prompt(policy.tokenizer, text) for text in texts],
                 settings.prompts.max_tokens,
-                int(policy.tokenizer.pad_token_id),  # type: ignore[arg-type]
+                int(policy.tokenizer.pad_token_id),
                 policy.device,
             )
             draws = noise.uniforms("rollout", settings.seed, self.step_number, rows, settings.rollout.reply_tokens)

@@ -41,7 +41,7 @@ class Processes:
         """Return the sum of ``x`` over all processes."""
         if self.count == 1:
             return x
-        total: Tensor = self.accelerator.reduce(x.clone(), reduction="sum")  # type: ignore[assignment]
+        total: Tensor = self.accelerator.reduce(x.clone(), reduction="sum")
         return total
 
     def gather(self, items: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def distinct_share(replies: Sequence[str]) -> float:
@@ -15,5 +16,5 @@ def distinct_2(replies: Sequence[Sequence[int]]) -> float:
 
     Without any bigram (every reply shorter than two tokens) there is no variety to speak of: 0.
     """
-    bigrams = [pair for reply in replies for pair in zip(reply, reply[1:], strict=False)]
+    bigrams = [pair for reply in replies for pair in pairwise(reply)]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0

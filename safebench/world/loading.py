@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-
 from safebench.errors import BadResource, MissingResource
 
 

@@ -28,12 +28,13 @@ class Policy:
     @property
     def base(self) -> PreTrainedModel:
         """The language model, adapter layers in place."""
-        return self.model.get_base_model()  # type: ignore[return-value]
+        return self.model.get_base_model()
 
     @property
     def output_weight(self) -> Tensor:
         """The output embedding, [V, h]; frozen, so policy and reference share it."""
-        return self.base.get_output_embeddings().weight  # type: ignore[return-value]
+        weight: Tensor = self.base.get_output_embeddings().weight
+        return weight
 
     @property
     def width(self) -> int:
@@ -54,7 +55,9 @@ class Policy:
         """Return the last hidden states [B, T, h] of left-padded token ids [B, T]; mask is 1 on real tokens."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         decoder = self.base.get_decoder()
-        return decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        out = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        states: Tensor = out.last_hidden_state
+        return states
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -95,8 +98,8 @@ def adapt(
     lora = model.lora
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
         target_modules=list(lora.targets),
         task_type="CAUSAL_LM",
     )
@@ -111,8 +114,8 @@ def adapt(
         # transformers 5.23 gave it a new name, and warns of the old one.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    adapted.to(device)  # type: ignore[arg-type]
-    return Policy(adapted, tokenizer, stop_ids(base, tokenizer))  # type: ignore[arg-type]
+    adapted.to(device)
+    return Policy(adapted, tokenizer, stop_ids(base, tokenizer))
 
 
 def _draw_adapter(adapted: nn.Module, seed: int) -> None:

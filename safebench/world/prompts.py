@@ -55,11 +55,11 @@ def as_messages(prompt: str) -> Messages:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the ids of a prompt up to where the reply begins, by the chat template where there is one."""
     if tokenizer.chat_template is None:
-        return list(tokenizer(prompt)["input_ids"])  # type: ignore[arg-type]
+        return list(tokenizer(prompt)["input_ids"])
     ids = tokenizer.apply_chat_template(
         as_messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    return list(ids)  # type: ignore[arg-type]
+    return list(ids)
 
 
 def _rows(location: str, name: str) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ class ModelReward:
         ).to(self.model.device)
         out = self.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"])
         # ArmoRM and its kin name their preference score ``score``; a classifier has one logit.
-        scores = out.score if hasattr(out, "score") else out.logits
+        scores: Tensor = out.score if hasattr(out, "score") else out.logits
         return scores.float().reshape(len(texts), -1)[:, 0].cpu()
 
 
@@ -91,7 +91,8 @@ def checked(name: str, values: Sequence[float], count: int) -> Tensor:
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise BadResource(
-            f"the reward {name} returned {float(scores[bad[0]])} for reply {bad[0]} ({len(bad)} of {count} are not finite)",
+            f"the reward {name} returned {float(scores[bad[0]])} for reply {bad[0]} "
+            f"({len(bad)} of {count} are not finite)",
             "A reward must be finite; score broken replies low instead.",
         )
     return scores

@@ -102,7 +102,7 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
         )
         for i in range(0, rows, size)
     ]
-    pad = int(policy.tokenizer.pad_token_id)  # type: ignore[arg-type]
+    pad = int(policy.tokenizer.pad_token_id)
     # One position past the longest reply, where there is room: the score of a reply falls there.
     width = min(max(piece.shape[1] for piece in pieces) + 1, noise.shape[1])
     tokens = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=-1) for piece in pieces])

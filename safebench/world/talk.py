@@ -19,7 +19,13 @@ from safebench.world.rollout import sample as sample_replies
 
 
 def sample(
-    folder: Path, prompt: str, *, count: int = 1, seed: int = 0, temperature: float | None = None, tokens: int | None = None
+    folder: Path,
+    prompt: str,
+    *,
+    count: int = 1,
+    seed: int = 0,
+    temperature: float | None = None,
+    tokens: int | None = None,
 ) -> list[str]:
     """Return ``count`` replies of the run in ``folder`` to ``prompt``; the run's settings where none are given."""
     settings = config.load(folder / "config.yaml")
@@ -29,7 +35,7 @@ def sample(
         texts,
         [encode_prompt(policy.tokenizer, text) for text in texts],
         settings.prompts.max_tokens,
-        int(policy.tokenizer.pad_token_id),  # type: ignore[arg-type]
+        int(policy.tokenizer.pad_token_id),
         policy.device,
     )
     draws = noise.uniforms("talk", seed, 0, range(count), tokens or settings.rollout.reply_tokens)
@@ -42,7 +48,7 @@ def export(folder: Path, out: Path) -> Path:
         raise UsageError(f"{out} is not empty", "Name a new folder with --out.")
     settings = config.load(folder / "config.yaml")
     policy = _trained(folder, settings)
-    merged = policy.model.merge_and_unload()  # type: ignore[operator]
+    merged = policy.model.merge_and_unload()
     merged.save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
     return out
@@ -51,7 +57,7 @@ def export(folder: Path, out: Path) -> Path:
 def _trained(folder: Path, settings: Settings) -> Policy:
     adapter = folder / "adapter"
     if not adapter.is_dir():
-        raise MissingResource(f"{folder} has no adapter: the run has not finished", "Call `safebench run` to finish it.")
+        raise MissingResource(f"{folder} has no adapter: the run has not finished", "`safebench run` finishes it.")
     base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"))
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     return Policy(model, tokenizer, stop_ids(base, tokenizer))

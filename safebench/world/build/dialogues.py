@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
+from typing import Any
 
 SHORTEST, LONGEST = 4, 119
 """Length of a turn or reply that is kept, in characters."""
@@ -49,10 +51,10 @@ def read_pairs() -> dict[str, list[Pair]]:
     return splits
 
 
-def _pairs(name: str, conversation: dict) -> Iterator[Pair]:
+def _pairs(name: str, conversation: dict[str, Any]) -> Iterator[Pair]:
     turns = [_SPACES.sub(" ", " ".join(m["text"] for m in turn)).strip() for turn in conversation["messages"]]
     rating = _rating(conversation.get("ratings"))
-    for turn, reply in zip(turns, turns[1:], strict=False):
+    for turn, reply in pairwise(turns):
         if _usable(turn) and _usable(reply):
             yield Pair(name, turn, reply, rating)
 
@@ -61,7 +63,7 @@ def _usable(text: str) -> bool:
     return SHORTEST <= len(text) <= LONGEST and not _UNWANTED.search(text)
 
 
-def _rating(ratings: dict | None) -> float | None:
+def _rating(ratings: dict[str, float] | None) -> float | None:
     if not ratings:
         return None
     values = [ratings[key] for key in ("upbeat", "witty", "interesting")]
