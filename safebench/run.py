@@ -7,7 +7,6 @@ import inspect
 import shutil
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from safebench import catalog, config
 from safebench.errors import Interrupted, UsageError
@@ -28,6 +26,7 @@ from safebench.settings import Settings
 from safebench.trainers.loop import Loop, Row
 from safebench.trainers.processes import Processes
 from safebench.world.assemble import assemble
+from safebench.world.loading import quiet_libraries
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]
 Report = Callable[[Mapping[str, Any], list[str]], None]
@@ -60,7 +59,7 @@ def execute(
     done = _settle_existing(folder, settings, if_exists, processes)
     if done is not None:
         return done
-    with _quiet_libraries(), _stop_requests() as stop:
+    with quiet_libraries(), _stop_requests() as stop:
         world = assemble(settings, processes.device)
         loop = Loop(settings, world, processes)
         return _Drive(settings, folder, loop, processes, progress).to_the_end(stop)
@@ -242,18 +241,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars and the notices that are not about the user's doing off the screen."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 has renamed.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        try:
-            yield
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()

@@ -60,10 +60,9 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
         int(policy.tokenizer.pad_token_id),
         policy.device,
     )
-    size = settings.rollout.chunk or settings.rollout.batch
     draws = noise.uniforms("heldout", 0, 0, share, settings.rollout.reply_tokens)
-    rollout = sample(policy, encoded, draws, 1.0, size)
-    measured = measure(policy, rollout, 1.0, settings.update.microbatch or size)
+    rollout = sample(policy, encoded, draws, 1.0, settings.rollout.chunk)
+    measured = measure(policy, rollout, 1.0, settings.update.microbatch or settings.rollout.batch)
     rewards = world.reward.score(prompts, rollout.replies).tolist()
     judged = world.judge.score(prompts, rollout.replies).tolist() if world.judge else [None] * len(prompts)
     kl, entropy = measured.kl.sum(-1).tolist(), measured.entropy.sum(-1).tolist()

@@ -11,6 +11,7 @@ from safebench import config
 from safebench.errors import MissingResource, UsageError
 from safebench.settings import Settings
 from safebench.world import noise
+from safebench.world.loading import quiet_libraries
 from safebench.world.models import load_model
 from safebench.world.policy import Policy, stop_ids
 from safebench.world.prompts import encode_prompt
@@ -48,8 +49,8 @@ def export(folder: Path, out: Path) -> Path:
         raise UsageError(f"{out} is not empty", "Name a new folder with --out.")
     settings = config.load(folder / "config.yaml")
     policy = _trained(folder, settings)
-    merged = policy.model.merge_and_unload()
-    merged.save_pretrained(out)
+    with quiet_libraries():
+        policy.model.merge_and_unload().save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
     return out
 
@@ -58,6 +59,7 @@ def _trained(folder: Path, settings: Settings) -> Policy:
     adapter = folder / "adapter"
     if not adapter.is_dir():
         raise MissingResource(f"{folder} has no adapter: the run has not finished", "`safebench run` finishes it.")
-    base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"))
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    with quiet_libraries():
+        base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"))
+        model = PeftModel.from_pretrained(base, str(adapter)).eval()
     return Policy(model, tokenizer, stop_ids(base, tokenizer))
