@@ -15,6 +15,7 @@ from safebench.cli.said import tell
 from safebench.errors import ComparisonRefused, MissingResource, UsageError
 from safebench.evidence.compare import compare as compare_groups
 from safebench.evidence.runs import Run, read
+from safebench.launch import is_main
 from safebench.report.table import render
 from safebench.settings import Settings
 
@@ -29,7 +30,7 @@ def compare(asked: Asked, root: Path, output: Format, *, baseline: str | None, f
         return 0
     asked = replace(asked, seeds=asked.seeds or making.COMPARED_SEEDS)
     code = making.make(asked.seeded(making.COMPARED_SEEDS), root, jobs, IfExists.RESUME, summaries=False)
-    if code == 130:
+    if code == 130 or not is_main():
         return code
     try:
         _tables(asked, presets, root, output, baseline, force)

@@ -10,7 +10,7 @@ from safebench.cli.asked import Asked, parse_seeds
 from safebench.cli.dry import estimated
 from safebench.cli.options import IfExists
 from safebench.cli.outcome import describe
-from safebench.launch import exit_code, label, launch, open_view
+from safebench.launch import exit_code, is_main, label, launch, open_view
 from safebench.settings import Settings
 
 COMPARED_SEEDS = "0-4"
@@ -21,13 +21,13 @@ def make(runs: Sequence[Settings], root: Path, jobs: int, if_exists: IfExists, *
     """Do the runs, say how each ended (with ``summaries`` on stdout), and return the exit code."""
     outcomes = launch(runs, root, open_view(len(runs)), jobs=jobs, if_exists=if_exists.value)
     for outcome in outcomes:
-        if summaries and outcome.status in ("finished", "unstable"):
+        if summaries and is_main() and outcome.status in ("finished", "unstable"):
             print(describe(outcome))
     failed = [label(outcome.settings) for outcome in outcomes if outcome.status == "failed"]
-    if failed and len(runs) > 1:
+    if failed and len(runs) > 1 and is_main():
         print(f"failed: {len(failed)} of {len(runs)} runs: {', '.join(failed)}", file=sys.stderr)
     left = sum(outcome.exit_code == 130 for outcome in outcomes)
-    if left:
+    if left and is_main():
         print(f"stopped: {left} of {len(runs)} runs unfinished; the same command continues them", file=sys.stderr)
     return exit_code(outcomes)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from safebench.errors import UsageError
 from safebench.launch.outcome import Result, ended_before, exit_code, label
 from safebench.launch.pool import Pool
-from safebench.launch.progress import View, open_view, say_end
+from safebench.launch.progress import View, is_main, open_view, say_end
 from safebench.launch.turns import IfExists, in_turn
 from safebench.settings import Settings
 
-__all__ = ["IfExists", "Result", "View", "exit_code", "label", "launch", "open_view"]
+__all__ = ["IfExists", "Result", "View", "exit_code", "is_main", "label", "launch", "open_view"]
 
 
 def launch(
@@ -27,6 +29,10 @@ def launch(
     After Ctrl-C the runs that go on save their state and stop, and no other begins: their results say
     ``interrupted`` and ``waiting``.
     """
+    if jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "--jobs and several processes per run do not go together", "Drop --jobs, or accelerate launch."
+        )
     keep = if_exists in ("resume", "skip")
     # Looked up here, so that a command whose runs have all ended need not load torch.
     before = [ended_before(settings, root) if keep else None for settings in runs]

@@ -115,6 +115,13 @@ class PlainView:
         print(text, file=self._stream, flush=True)
 
 
+class SilentView(PlainView):
+    """Says nothing: for the other processes of a data-parallel run."""
+
+    def note(self, text: str) -> None:
+        """Drop the line."""
+
+
 class LiveView:
     """A bar per run that goes on, and one over all runs when there are several."""
 
@@ -185,8 +192,15 @@ def say_end(view: View, result: Result) -> None:
         view.ended(name, result.status if result.fresh else f"{result.status} before, kept")
 
 
+def is_main() -> bool:
+    """Say whether this process is the one that speaks: alone, or the first of those `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def open_view(runs: int, stream: TextIO | None = None) -> View:
     """Return the view that fits: live on a terminal that can move its cursor, plain lines elsewhere."""
+    if not is_main():
+        return SilentView(sys.stderr)
     stream = sys.stderr if stream is None else stream
     if stream is sys.stderr and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return LiveView(runs)

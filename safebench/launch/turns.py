@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +35,7 @@ def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExist
 def one(settings: Settings, root: Path, view: View, if_exists: IfExists) -> Result:
     """Do one run in this process; whatever goes wrong becomes a result, so that the next run has its turn."""
     folder = run_folder(root, settings)
+    forget_peaks()
     try:
         # Here, because it imports torch: naming wrong settings must not wait for that.
         from safebench.run import execute
@@ -51,3 +55,14 @@ def one(settings: Settings, root: Path, view: View, if_exists: IfExists) -> Resu
         return Result(settings, folder, "failed", {}, True, traceback.format_exc(), None, 1)
     code = 4 if outcome.status == "unstable" else 0
     return Result(settings, outcome.folder, outcome.status, outcome.summary, outcome.fresh, "", None, code)
+
+
+def forget_peaks() -> None:
+    """Let go of what an earlier run left, so that the next one reports its own peak of memory, not that one's."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    # Linux: 5 sets the process's high-water mark to what it holds now. Elsewhere there is no such switch.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
