@@ -141,6 +141,7 @@ def test_another_package_adds_things(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert catalog.find("arms", "mine").load().__name__ == "Arm"
     assert catalog.find("arms", "mine").description == "from added"
     assert catalog.find("arms", "ppo").target.startswith("safebench."), "our own names cannot be taken over"
+    assert [entry.name for entry in catalog.entries("arms")].count("ppo") == 1
     assert catalog.find("models", "m").location == "org/m"
     assert (catalog.find("rewards", "length").kind, catalog.find("rewards", "length").location) == (
         "function",

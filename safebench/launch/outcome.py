@@ -61,6 +61,6 @@ def exit_code(results: Sequence[Result]) -> int:
     """Return the command's exit code: a single run's own; of several, 0 unless one was stopped or failed."""
     if len(results) == 1:
         return results[0].exit_code
-    codes = {result.exit_code for result in results} - {0, 4}
+    codes = {result.exit_code for result in results}
     # An interruption first: the others may only look failed because of it. Then faults of ours, then the user's.
     return next((code for code in (130, 1, 3, 2) if code in codes), 0)
