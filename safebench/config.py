@@ -86,6 +86,19 @@ def changes(settings: Settings, original: Settings) -> list[tuple[str, Any, Any]
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
+def command(settings: Settings) -> list[str]:
+    """Return the command line that makes this run, whoever started it: experiment, seed, and what differs."""
+    words = ["safebench", "run", settings.experiment, "--seeds", str(settings.seed)]
+    original = shipped(settings)
+    if original is None:
+        return words
+    if settings.model.name != "embedded":
+        words += ["--model", settings.model.name]
+    for key, _, value in changes(settings, original):
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    return words
+
+
 def run_folder(root: str | Path, settings: Settings) -> Path:
     """Return <root>/<model>/<experiment>[-<hash>]/seed-<n>, the model and experiment made fit for a file system."""
     name = safe_name(settings.experiment)

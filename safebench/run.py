@@ -189,6 +189,7 @@ class _Drive:
             hashes=_hashes(self.settings),
             sigma0=measured["sigma0"],
             vocabulary=policy.vocabulary,
+            command=config.command(self.settings),
             measured={
                 "judge_sigma0": measured["judge_sigma0"],
                 "processes": self.processes.count,

@@ -53,7 +53,7 @@ def test_a_run_reads_back(root):
         "ppo",
         STEPS,
     )
-    assert (run.sigma0, run.judge_sigma0, run.vocabulary, run.reply_limit) == (2.0, 0.5, 1000, 24)
+    assert (run.sigma0, run.judge_sigma0, run.vocabulary, run.reply_limit) == (2.0, 0.5, 1000, 23)
     assert run.metrics["step"].tolist() == [float(step) for step in range(STEPS + 1)]
     assert math.isnan(run.metrics["eval/judge"][1]) and run.metrics["controller/phase"][5] == "climbing"
     assert run.column("kl/mean")[7] == collapsing(3)["kl/mean"][7]

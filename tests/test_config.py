@@ -250,3 +250,13 @@ def test_dump_reads_back(description: str, rate: float, seed: int, gate: bool) -
          "update": {"learning_rate": rate}, "penalty": {"gate": gate}}
     )  # fmt: skip
     assert Settings.model_validate(yaml_text.read(config.dump(value))) == value
+
+
+def test_the_command_of_a_run_gives_its_settings_again() -> None:
+    changed = ["update.learning_rate=0.01", "reward.judge=null", "model.lora.targets=[q_proj]", "seed=3"]
+    for experiment in ("safe", "ppo@stress-noise"):
+        settings = config.resolve(experiment, overrides=changed)
+        words = config.command(settings)
+        assert words[:5] == ["safebench", "run", experiment, "--seeds", "3"]
+        overrides = [*(word for word in words[5:] if word != "--set"), "seed=3"]
+        assert config.resolve(experiment, overrides=overrides) == settings

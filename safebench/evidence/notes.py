@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from safebench.evidence.crashes import SCALES, CrashSpec
@@ -39,7 +40,6 @@ def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tupl
     """Return the lines that say what was compared and how it was made."""
     runs = [summary.run for found in summaries.values() for summary in found]
     steps = sorted({run.planned_steps for run in runs})
-    commands = dict.fromkeys(run.manifest.get("command") for run in runs)
     lines = [
         f"seeds {', '.join(map(str, seeds))}; steps {', '.join(map(str, steps))}",
         f"commit {', '.join(_commits(summaries)) or 'unknown'}",
@@ -47,11 +47,18 @@ def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tupl
         f"crash specification {spec.version}; a / b / c in r: episodes at thresholds "
         f"{' / '.join(f'{scale:g}×' for scale in SCALES)}, at 1× in r runs; their difference is per run at 1×",
     ]
-    known = [str(command) for command in commands if command]
-    if known:
-        more = f" (and {len(known) - 1} more)" * (len(known) > 1)
-        lines.insert(1, f"command {known[0]}{more}")
-    return tuple(lines)
+    return (lines[0], *_commands(summaries), *lines[1:])
+
+
+def _commands(summaries: Summaries) -> list[str]:
+    """Return the command that makes an arm's runs, one line for each arm whose first run has kept its own."""
+    lines = []
+    for found in summaries.values():
+        command = found[0].run.manifest.get("command") if found else None
+        if command:
+            seeds = ",".join(str(summary.run.seed) for summary in found)
+            lines.append("command " + re.sub(r"--seeds \S+", f"--seeds {seeds}", str(command)))
+    return lines
 
 
 def _mixed(summaries: Summaries) -> list[str]:
