@@ -35,7 +35,9 @@ def load_prompts(settings: Settings) -> Prompts:
     """Read the prompts that the settings name; a data set smaller than a batch is an error."""
     location = catalog.prompts_source(settings.prompts.name)
     rows = _rows(location, settings.prompts.name)
-    prompts = _split([(_text(row, settings.prompts.column), row.get("split")) for row in rows])
+    texts = [_text(row, settings.prompts.column) for row in rows]
+    _refuse_blank(settings.prompts.name, texts)
+    prompts = _split([(text, row.get("split")) for text, row in zip(texts, rows, strict=True)])
     train = prompts.train[: settings.prompts.limit]
     _refuse_small(settings, len(train), len(prompts.heldout))
     return Prompts(train, prompts.heldout[: settings.evaluation.prompts])
@@ -121,6 +123,16 @@ def _split(rows: list[tuple[str, str | None]]) -> Prompts:
     return Prompts(
         [t for i, t in enumerate(texts) if i not in aside], [t for i, t in enumerate(texts) if i in aside]
     )
+
+
+def _refuse_blank(name: str, texts: list[str]) -> None:
+    """A prompt without tokens leaves the policy nothing to continue: its first distribution means nothing."""
+    blank = [number for number, text in enumerate(texts, 1) if not text.strip()]
+    if blank:
+        raise BadResource(
+            f"{len(blank)} of the {len(texts)} prompts of {name} are blank, the first is number {blank[0]}",
+            "Remove them, or name another column with --set prompts.column=NAME.",
+        )
 
 
 def _refuse_small(settings: Settings, train: int, heldout: int) -> None:
