@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from safebench import config
 from safebench.cli import main
+from safebench.estimate import estimate
 from safebench.launch.progress import PlainView
 from safebench.launch.turns import forget_peaks
 from safebench.trainers.clock import peak_memory
@@ -169,3 +174,15 @@ def test_a_run_does_not_report_the_peak_of_the_one_before_it() -> None:
     del block
     forget_peaks()
     assert peak_memory(CPU) < high - 200
+
+
+def test_the_embedded_world_needs_about_the_memory_that_was_estimated(here: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "safebench", "run", "safe", "--preset", "smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "safe@smoke seed 0: finished, step 4 of 4" in done.stdout
+    folder = here / "results" / "embedded" / "safe@smoke" / "seed-0"
+    measured = float(pd.read_csv(folder / "metrics.csv")["memory/peak"].max())
+    estimated = (estimate(config.load(folder / "config.yaml")).total_memory or 0) / 2**20
+    assert measured == pytest.approx(estimated, rel=0.33)
