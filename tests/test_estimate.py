@@ -62,9 +62,9 @@ def test_adapter_and_critic_counts_are_those_of_the_real_parts() -> None:
     ("less", "more"),
     [
         (["model.dtype=bfloat16"], ["model.dtype=float32"]),
-        (["model.gradient_checkpointing=true"], []),
+        (["update.microbatch=32", "model.gradient_checkpointing=true"], ["update.microbatch=32"]),
         (["update.microbatch=2"], ["update.microbatch=32"]),
-        (["update.minibatches=4"], []),
+        (["update.microbatch=null", "update.minibatches=4"], ["update.microbatch=null"]),
         ([], ["rollout.reply_tokens=240"]),
         ([], ["model.lora.rank=64"]),
         ([], ["critic.body=separate"]),
