@@ -249,7 +249,8 @@ def test_list_show_and_clean(capsys: pytest.CaptureFixture[str], here: Path) -> 
     shown = Said(capsys, "show", "ppo")
     assert (shown.code, shown.err) == (0, "")
     assert "embedded ppo seed 0: finished, step 100/100" in shown.out
-    assert "update.epochs  2 -> 4" in shown.out
+    epochs = config.resolve("ppo").update.epochs
+    assert f"update.epochs  {epochs} -> 4" in shown.out
     assert "nats/token" in shown.out
     assert "may be any of" in Said(capsys, "show", "safe").err
     assert Said(capsys, "show", "safe/seed-1").code == 0
