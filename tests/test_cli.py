@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from safebench import catalog, config, doctor, yaml_text
 from safebench.cli import main
@@ -336,3 +337,21 @@ def test_device_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.device_kind("cuda:1") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert doctor.device_kind("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [
+        (["--model", "qwen2.5-3b"], "safe@large"),
+        (["--model", "qwen2.5-3b", "--preset", "default"], "safe"),
+        (["--model", "qwen2.5-3b", "--preset", "paper"], "safe@paper"),
+        (["--model", "embedded"], "safe"),
+        ([], "safe"),
+    ],
+)
+def test_another_model_brings_the_sizes_of_large_models(
+    words: list[str], preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = yaml.safe_load(Said(capsys, "run", "safe", *words, "--dry-run").out)
+    assert shown["experiment"] == preset
+    assert (shown["model"]["dtype"] == "bfloat16") == (preset in ("safe@large", "safe@paper"))

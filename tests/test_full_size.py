@@ -21,15 +21,10 @@ def test_one_update_of_qwen_3b_fits_into_24_gb(tmp_path: Path, capsys: pytest.Ca
         "def length(prompts, replies):\n    return [len(reply) / 20 for reply in replies]\n", encoding="utf-8"
     )
     sizes = {
-        "model.dtype": "bfloat16",
-        "model.gradient_checkpointing": "true",
-        "model.lora.rank": 128,
-        "model.lora.alpha": 128,
         "reward.judge": "null",
         "rollout.batch": 4,
         "rollout.reply_tokens": 8,
         "update.microbatch": 2,
-        "update.learning_rate": 1e-5,
         "evaluation.prompts": 4,
         "compute.threads": "null",
         "recording.checkpoint_every": 1000,

@@ -12,6 +12,7 @@ from safebench import config
 from safebench.errors import UsageError
 from safebench.settings import Settings
 
+LARGE, EMBEDDED = "large", "embedded"
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -63,7 +64,15 @@ class Asked:
             "recording.trackers": parse_trackers(self.trackers) if self.trackers else None,
         }
         given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-        return config.resolve(experiment, preset=preset, files=self.files, overrides=[*given, *self.overrides])
+        chosen = preset or self._default_preset(experiment)
+        return config.resolve(experiment, preset=chosen, files=self.files, overrides=[*given, *self.overrides])
+
+    def _default_preset(self, experiment: str) -> str | None:
+        """Return ``large`` where --model names another model than the embedded one and nobody chose a preset.
+
+        The embedded world's precision and learning rate would serve no larger model.
+        """
+        return LARGE if self.model not in (None, EMBEDDED) and "@" not in experiment else None
 
 
 def parse_seeds(text: str) -> list[int]:
