@@ -78,10 +78,19 @@ def test_pad_and_end_tokens_differ(tokenizer):
     assert tokenizer.decode([tokenizer.eos_token_id]) == "<|end|>"
 
 
-@pytest.mark.parametrize("text", ["how are you?", "i'm 19, you?", "haha :) ok...", "naïve café", "日本 🙂", "a  b", " x "])
+@pytest.mark.parametrize("text", ["how are you?", "i'm 19, you?", "haha :) ok...", "naïve café", "日本 🙂", "a  b"])
 def test_tokenizer_round_trip(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", ["policy", "proxy", "judge"])
+def test_every_folder_reads_its_own_tokenizer(name, tokenizer):
+    # A folder of model type qwen2 would be given Qwen2Tokenizer, whose rules are others.
+    own = AutoTokenizer.from_pretrained(WORLD / name)
+    assert len(own) == own.vocab_size == 2048
+    shouted, spoken = own("YES 2018", add_special_tokens=False), tokenizer("yes 2018", add_special_tokens=False)
+    assert shouted["input_ids"] == spoken["input_ids"]
 
 
 def test_tokenizer_lower_cases_and_straightens_quotes(tokenizer):
@@ -137,7 +146,6 @@ def test_people_score_above_the_same_people_spoiled(name, tokenizer, prompts):
     spoilt = {
         "repeated": [" ".join([row["human"].split()[0]] * 12) for row in rows],
         "empty": ["" for _ in rows],
-        "echo": [row["prompt"] for row in rows],
         "garbage": ["%$~ x9]q{ kk#" for _ in rows],
     }
     for kind, replies in spoilt.items():

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench.world.build.dialogues import Pair, split_of
+from safebench.world.build.dialogues import Pair, read_pairs, split_of
 from safebench.world.build.evaluate import interval
+from safebench.world.build.form import as_llama, as_qwen2
+from safebench.world.build.page import render
 from safebench.world.build.pairs import (
     GENERIC,
     SPOILED,
+    Exchange,
     over_foreign,
     over_generic,
     over_rating,
     over_sample,
     over_spoiled,
 )
-from safebench.world.build.policy import encode_reply, encode_turn, new_policy, sharpen
+from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity, sharpen
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import encode, new_reward_model, scale_to_unit, score
 from safebench.world.build.samples import sample_replies, short_pairs
 from safebench.world.build.spoil import SPOILERS
+from safebench.world.build.stages import STAGES
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 needs_data = pytest.mark.skipif(
@@ -86,7 +93,7 @@ def test_generic_replies_of_training_and_test_are_disjoint():
 
 @pytest.mark.parametrize("kind", SPOILED)
 def test_a_spoiled_reply_is_never_the_reply(kind):
-    for seed in range(30):
+    for seed in range(20):
         for pair in over_spoiled(PAIRS, [p.reply for p in PAIRS], [" ab", "c"], random.Random(seed), (kind,)):
             assert pair.kind == kind
             assert pair.better.turn == pair.worse.turn
@@ -106,14 +113,15 @@ def test_spoilers_do_what_they_are_named_for():
     assert len(set(words)) < len(words)
 
 
-def test_prompts_are_distinct_ordered_by_hash_and_held_out_from_training():
+def test_prompts_are_distinct_and_held_out_ones_do_not_occur_in_training():
     again = Pair("d", "How was your  day today?", "good", None)
     rows = choose_prompts([*PAIRS[:3], again], [*PAIRS[3:], again])
     assert sorted(row["prompt"] for row in rows if row["split"] == "train") == sorted(p.turn for p in PAIRS[:3])
     assert sorted(row["prompt"] for row in rows if row["split"] == "heldout") == sorted(p.turn for p in PAIRS[3:])
-    assert rows == choose_prompts([again, *PAIRS[2::-1]], [again, *PAIRS[:2:-1]]) or again.turn in {
-        row["prompt"] for row in choose_prompts([again, *PAIRS[2::-1]], [])
-    }
+
+
+def test_the_order_of_prompts_is_that_of_their_hashes_not_that_of_the_data():
+    assert choose_prompts(PAIRS, []) == choose_prompts(PAIRS[::-1], [])
 
 
 def test_the_template_encodes_as_its_parts(tokenizer):
@@ -127,8 +135,6 @@ def test_the_template_encodes_as_its_parts(tokenizer):
 
 
 def test_a_reward_model_reads_no_more_of_a_reply_than_the_policy_could_say(tokenizer):
-    from safebench.world.build.pairs import Exchange
-
     long = encode(tokenizer, Exchange("hi", "word " * 200))
     assert len(long) == len(encode_turn(tokenizer, "hi")) + 24
     assert long[-1] == tokenizer.eos_token_id
@@ -144,6 +150,20 @@ def test_sharpening_is_a_temperature(policy, tokenizer):
     torch.testing.assert_close(after, before / 0.8, rtol=1e-5, atol=1e-6)
 
 
+def test_llama_form_computes_the_same_and_turns_back(policy, tokenizer):
+    ids = torch.tensor([encode_turn(tokenizer, "how are you?")])
+    for model in (policy.eval(), new_reward_model(policy, 2, seed=0).eval()):
+        with torch.no_grad():
+            for weight in model.state_dict().values():
+                weight.add_(0.01)  # biases start at zero, which would hide a lost one
+        shipped = as_llama(model)
+        with torch.no_grad():
+            torch.testing.assert_close(shipped(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-6)
+        back = as_qwen2(shipped)
+        assert type(back) is type(model)
+        assert all(torch.equal(back.state_dict()[name], weight) for name, weight in model.state_dict().items())
+
+
 def test_samples_repeat_with_their_seed_and_keep_their_limit(policy, tokenizer):
     turns = [pair.turn for pair in PAIRS]
     first, second, other = (sample_replies(policy, tokenizer, turns, seed) for seed in (1, 1, 2))
@@ -152,8 +172,6 @@ def test_samples_repeat_with_their_seed_and_keep_their_limit(policy, tokenizer):
 
 
 def test_scores_do_not_depend_on_the_order_and_scale_to_unit(policy, tokenizer):
-    from safebench.world.build.pairs import Exchange
-
     model = new_reward_model(policy, 2, seed=0)
     assert model.config.num_hidden_layers == 2
     exchanges = [Exchange(pair.turn, pair.reply) for pair in PAIRS]
@@ -183,9 +201,6 @@ def test_interval_is_clopper_pearson():
 @needs_data
 @pytest.mark.slow
 def test_conversations_of_the_splits_are_disjoint_and_held_out_prompts_are_of_the_test():
-    import json
-
-    from safebench.world.build.dialogues import read_pairs
 
     splits = read_pairs()
     names = {split: {pair.conversation for pair in pairs} for split, pairs in splits.items()}
@@ -205,15 +220,24 @@ def test_conversations_of_the_splits_are_disjoint_and_held_out_prompts_are_of_th
 @needs_data
 @pytest.mark.slow
 def test_perplexity_is_the_manifests(tokenizer):
-    import json
-
-    from transformers import AutoModelForCausalLM
-
-    from safebench.world.build.dialogues import read_pairs
-    from safebench.world.build.policy import reply_perplexity
 
     figure = json.loads((WORLD / "manifest.json").read_text(encoding="utf-8"))["figures"]["policy"]
     pairs = short_pairs(tokenizer, read_pairs()["test"])[: figure["n"]]
     model = AutoModelForCausalLM.from_pretrained(WORLD / "policy")
     # The figure is rounded to two places; another processor changes the last digits of a sum of 20,000 terms.
     assert reply_perplexity(model, tokenizer, pairs) == pytest.approx(figure["reply_perplexity"], abs=0.02)
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_whole_build_on_a_few_pairs_and_again(tmp_path):
+    command = [sys.executable, "-m", "safebench.world.build", "--limit", "300"]
+    command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--page", str(tmp_path / "page.md")]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "judge: done in" in first.stdout
+    built = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert {"policy/model.safetensors", "proxy/model.safetensors", "prompts.jsonl"} < set(built["files"])
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == render(built)
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.count("done before") == len(STAGES)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8")) == built

@@ -20,7 +20,6 @@ from safebench.world.build.pairs import (
     Preference,
     over_foreign,
     over_generic,
-    over_hot,
     over_rating,
     over_sample,
     over_spoiled,
@@ -35,22 +34,16 @@ Models = dict[str, Qwen2ForSequenceClassification]
 
 
 def heldout_figures(
-    models: Models,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: list[Pair],
-    samples: list[str],
-    hot: list[str],
-    pieces: list[str],
+    models: Models, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], samples: list[str], pieces: list[str]
 ) -> dict[str, Any]:
     """Return accuracies per kind, shares below the median human reply, and how the models agree.
 
-    ``pairs`` are the test conversations' short pairs, ``samples`` the policy's replies to their turns, ``hot`` those
-    at a higher temperature to the first of them.
+    ``pairs`` are the test conversations' short pairs, ``samples`` the policy's replies to their turns.
     """
     rng = random.Random(SEED)
     human = [Exchange(pair.turn, pair.reply) for pair in pairs]
     sampled = [Exchange(pair.turn, sample) for pair, sample in zip(pairs, samples, strict=True)]
-    kinds = _kinds(pairs, samples, hot, pieces, rng)
+    kinds = _kinds(pairs, samples, pieces, rng)
     figures: dict[str, Any] = {}
     on_samples = {}
     for name, model in models.items():
@@ -62,7 +55,7 @@ def heldout_figures(
             | {"rating of whole conversations": _by_conversation(pairs, on_human, rng)},
             "below_median_human": {
                 kind: _share_below(model, tokenizer, [p.worse for p in kinds[kind]], median)
-                for kind in (*SPOILED, "generic", "hot")
+                for kind in (*SPOILED, "generic")
             },
             "human": _moments(on_human),
             "sample": _moments(on_samples[name]),
@@ -96,15 +89,12 @@ def sample_table(
     ]
 
 
-def _kinds(
-    pairs: list[Pair], samples: list[str], hot: list[str], pieces: list[str], rng: random.Random
-) -> dict[str, list[Preference]]:
+def _kinds(pairs: list[Pair], samples: list[str], pieces: list[str], rng: random.Random) -> dict[str, list[Preference]]:
     found = {
         "sample": over_sample(pairs, samples),
         "foreign": over_foreign(pairs, rng),
         "rating": over_rating(pairs, rng),
         "generic": over_generic(pairs, rng, GENERIC[1::2]),
-        "hot": over_hot(samples, hot, pairs),
     }
     for kind in SPOILED:
         found[kind] = over_spoiled(pairs, samples, pieces, rng, (kind,))

@@ -11,13 +11,11 @@ KINDS = {
     "foreign": "the reply that was given over one given to another turn",
     "rating": "a reply of a liked conversation over one of a disliked one",
     "rating of whole conversations": "the same, mean over each conversation's replies",
-    "generic": "a reply of four words or more over \"yeah\", \"me too\" and the like (phrases not trained on)",
-    "hot": "the policy's reply over one at temperature 1.5",
+    "generic": 'a reply of four words or more over "yeah", "me too" and the like (phrases not trained on)',
     "repeated": "over itself with a word or phrase repeated",
     "stuttered": "over a syllable or mark repeated",
     "garbage": "over random bytes or letters",
     "babble": "over pieces of words without order",
-    "nonce": "over itself with made-up words in it",
     "shuffled": "over its own words in another order",
     "empty": "over nothing, or a single mark",
     "echo": "over the turn said back",
@@ -45,16 +43,22 @@ reply has at most 24.
 | --- | --- | --- | --- | --- |
 {splits}
 
-- **Policy**: Qwen2 architecture, supervised on the turns and replies of proxy and judge groups with TRL's
-  `SFTTrainer`. Perplexity of people's replies in the test group: **{perplexity}** per token (n = {perplexity_n} replies).
+- **Policy**: supervised on the turns and replies of proxy and judge groups with TRL's `SFTTrainer`, then sharpened by a
+  temperature of 0.8 folded into its last norm, because at this size bare samples are word salad. Perplexity of
+  people's replies in the test group: **{perplexity}** per token as shipped, {perplexity_bare} before sharpening
+  (n = {perplexity_n} replies).
 - **Proxy** (what training sees) and **judge** (what it never sees): the policy's body with a score head, trained on
-  preference pairs of their own group with TRL's `RewardTrainer`. The judge is deeper, is trained longer, and also
-  learns that a reply that says something beats one that fits anything. Scores are scaled so that the policy's own
-  replies spread with standard deviation 1: a reward of +1 is one sigma_0.
+  preference pairs of their own group with TRL's `RewardTrainer`. The judge is deeper, trains
+  longer, and learns one thing the proxy is not told: a reply that says something beats one that fits anything.
+  Scores are scaled so that the policy's own replies spread with standard deviation 1: a reward of +1 is one sigma_0.
 - **Prompts**: {train_prompts} for training, {heldout_prompts} held out, each a person's turn with the reply it got.
 
 The chat template is `<|user|>turn<|bot|>reply<|end|>`, without history: the policy sees one turn and knows nothing of
 what was said before, nor does it know facts. Text is lower-cased by the tokenizer.
+
+All three train as Qwen2 and are shipped as Llama with attention biases, which computes the same function: transformers
+gives folders of type `qwen2` a tokenizer class that would ignore the rules of ours. The names of the layers that LoRA
+adapts are the same.
 
 ## How good the reward models are
 
@@ -75,9 +79,21 @@ Mean score of people's replies: proxy {proxy_human:+.2f}, judge {judge_human:+.2
 proxy {proxy_sample:+.2f}, judge {judge_sample:+.2f} (in sigma_0). Proxy and judge agree on the policy's replies at
 r = {pearson} (Spearman {spearman}, n = {agreement_n}).
 
-Conversations, not replies, were rated, and most were rated well: the rating pairs carry little signal, and their
-reply-wise interval is too narrow, since replies of one conversation hang together. Truncation is often invisible:
-a reply cut off can be a good reply.
+What the figures say:
+
+- Two million parameters and 12,000 replies teach fluency, shape and substance, not relevance: neither model tells the
+  reply that was given from one given to another turn, and an echo of the turn passes. A policy that answers everything
+  alike is seen in the share of distinct replies, not in these scores.
+- Conversations were rated, not replies, and half of the rated ones have the highest mark: reply by reply the
+  rating leaves nothing to learn at this size. The interval of the reply-wise figure is also too narrow, since replies
+  of one conversation hang together.
+- The aim that 95 % of spoiled replies score below the median person's is met for marks, garbage, emptiness and cut-off
+  replies, and missed for repeated words, babble, shuffled words and, by far, the echo.
+- Neither model was shown made-up words, and training on the proxy drifts into them. A second judge, shown made-up words
+  and samples at temperature 1.5, put 0.87 of the replies with made-up words in them below themselves. It was rejected
+  because it ranked people's replies over the policy's no better than chance (0.51 instead of
+  {judge_sample_accuracy:.2f}) and scored the policy's replies as high as people's (+0.84 and +0.81).
+- A shuffled or cut-off reply is now and then a good reply, so those rows cannot reach 1.
 
 ## What it sounds like
 
@@ -114,11 +130,13 @@ def render(manifest: dict[str, Any]) -> str:
         parts="\n".join(_part(name, figures, files) for name in ("policy", "proxy", "judge")),
         splits="\n".join(_split(name, counts) for name, counts in manifest["splits"].items()),
         perplexity=figures["policy"]["reply_perplexity"],
+        perplexity_bare=figures["policy"]["reply_perplexity_bare"],
         perplexity_n=figures["policy"]["n"],
         train_prompts=figures["prompts"]["train"],
         heldout_prompts=figures["prompts"]["heldout"],
         accuracies=_table(proxy["accuracy"], judge["accuracy"]),
         below=_table(proxy["below_median_human"], judge["below_median_human"]),
+        judge_sample_accuracy=judge["accuracy"]["sample"]["share"],
         proxy_human=proxy["human"]["mean"],
         judge_human=judge["human"]["mean"],
         proxy_sample=proxy["sample"]["mean"],

@@ -23,8 +23,6 @@ GENERIC = (
 """Replies that fit nearly any turn and say nothing. Every second one is kept for the test."""
 
 SPOILED = tuple(SPOILERS)
-FAMILIAR = tuple(kind for kind in SPOILED if kind != "nonce")
-"""What the proxy is shown. Made-up words are left to the judge: they are the hole that training can find."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +48,6 @@ def over_sample(pairs: list[Pair], samples: list[str]) -> list[Preference]:
         Preference("sample", Exchange(pair.turn, pair.reply), Exchange(pair.turn, sample))
         for pair, sample in zip(pairs, samples, strict=True)
         if _plain(pair.reply) != _plain(sample)
-    ]
-
-
-def over_hot(samples: list[str], hot: list[str], pairs: list[Pair]) -> list[Preference]:
-    """The policy's reply over its reply to the same turn at a higher temperature."""
-    return [
-        Preference("hot", Exchange(pair.turn, sample), Exchange(pair.turn, other))
-        for pair, sample, other in zip(pairs, samples, hot, strict=False)
-        if _plain(sample) != _plain(other)
     ]
 
 

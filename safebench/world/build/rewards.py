@@ -11,14 +11,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 
 from safebench.world.build.dialogues import Pair
 from safebench.world.build.pairs import (
-    FAMILIAR,
     GENERIC,
-    SPOILED,
     Exchange,
     Preference,
     over_foreign,
     over_generic,
-    over_hot,
     over_rating,
     over_sample,
     over_spoiled,
@@ -38,32 +35,26 @@ class Recipe:
     batch: int = 64
     learning_rate: float = 5e-4
     centre: float = 0.02
-    spoiled: tuple[str, ...] = FAMILIAR
-    spoiled_passes: int = 1
-    """How often each exchange is spoiled."""
-    wary: bool = False
-    """Also learn that a reply that says something beats one that fits anything, and calm samples beat hot ones."""
+    generic: bool = False
+    """Also learn that a reply that says something beats one that fits anything."""
 
 
 PROXY = Recipe(split="proxy", seed=20260211, layers=2, epochs=1.0)
-JUDGE = Recipe(split="judge", seed=20260212, layers=4, epochs=1.2, learning_rate=8e-4, spoiled=SPOILED, spoiled_passes=2, wary=True)
+JUDGE = Recipe(split="judge", seed=20260212, layers=4, epochs=1.5, generic=True)
 
 
-def training_pairs(
-    recipe: Recipe, pairs: list[Pair], samples: list[str], hot: list[str], pieces: list[str]
-) -> list[Preference]:
-    """Return the recipe's preference pairs from one half's short pairs.
-
-    ``samples`` are the policy's replies to the first turns of ``pairs``, ``hot`` those at a higher temperature.
-    """
+def training_pairs(recipe: Recipe, pairs: list[Pair], samples: list[str], pieces: list[str]) -> list[Preference]:
+    """Return the recipe's preference pairs from one half's short pairs and the replies to the first of them."""
     rng = random.Random(recipe.seed)
     answered = pairs[: len(samples)]
-    found = [*over_sample(answered, samples), *over_foreign(answered, rng), *over_rating(pairs, rng)]
-    for _ in range(recipe.spoiled_passes):
-        found += over_spoiled(answered, samples, pieces, rng, recipe.spoiled)
-    if recipe.wary:
+    found = [
+        *over_sample(answered, samples),
+        *over_foreign(answered, rng),
+        *over_rating(pairs, rng),
+        *over_spoiled(answered, samples, pieces, rng),
+    ]
+    if recipe.generic:
         found += over_generic(rng.sample(answered, len(answered) // 3), rng, GENERIC[::2])
-        found += over_hot(samples, hot, answered)
     return found
 
 

@@ -12,8 +12,6 @@ TURN_TOKENS = (5, 24)
 """Shortest and longest templated turn, special tokens included."""
 REPLY_TOKENS = 24
 """Longest reply, end token included."""
-HOT = 1.5
-"""Temperature of the replies that the judge learns to tell from the policy's own."""
 BATCH = 256
 
 
@@ -30,13 +28,9 @@ def short_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[P
 
 @torch.no_grad()
 def sample_replies(
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    turns: list[str],
-    seed: int,
-    temperature: float = 1.0,
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[str], seed: int
 ) -> list[str]:
-    """Return one reply per turn, drawn from the whole vocabulary, at most 24 tokens."""
+    """Return one reply per turn, drawn at temperature 1 from the whole vocabulary, at most 24 tokens."""
     model.eval()
     torch.manual_seed(seed)
     replies: list[str] = [""] * len(turns)
@@ -50,7 +44,7 @@ def sample_replies(
         output = model.generate(
             **batch,
             do_sample=True,
-            temperature=temperature,
+            temperature=1.0,
             top_k=0,
             top_p=1.0,
             use_cache=True,

@@ -10,9 +10,11 @@ import random
 from collections.abc import Callable
 
 _OPENERS = frozenset(
-    "a an the and or but of to in on at for with from my your his her our their its i'm you're it's that's "
-    "i we they he she is are was were be been am do does did have has had would could should can will because so if "
-    "when than as about like really very not".split()
+    str.split(
+        "a an the and or but of to in on at for with from my your his her our their its i'm you're it's that's "
+        "i we they he she is are was were be been am do does did have has had would could should can will because so "
+        "if when than as about like really very not"
+    )
 )
 
 
@@ -44,16 +46,6 @@ def _garbage(turn: str, reply: str, pieces: list[str], rng: random.Random) -> st
 def _babble(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
     """Words and pieces of words without order, as from a policy whose entropy has exploded."""
     return "".join(rng.choice(pieces) for _ in range(rng.randint(5, 22)))
-
-
-def _nonce(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply with one to three words replaced by words that do not exist."""
-    words = reply.split()
-    if len(words) < 3:
-        return None
-    for place in rng.sample(range(len(words)), min(len(words), rng.randint(1, 3))):
-        words[place] = "".join(rng.choice(pieces).strip() for _ in range(rng.randint(2, 4)))
-    return " ".join(words)
 
 
 def _shuffled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
@@ -97,5 +89,4 @@ SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] 
     "empty": _empty,
     "echo": _echo,
     "truncated": _truncated,
-    "nonce": _nonce,
 }

@@ -22,17 +22,12 @@ from safebench.world.build.manifest import manifest, write_manifest
 from safebench.world.build.pairs import Exchange
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import JUDGE, PROXY, Recipe, scale_to_unit, train_reward_model, training_pairs
-from safebench.world.build.samples import HOT, sample_replies, short_pairs
+from safebench.world.build.samples import sample_replies, short_pairs
 from safebench.world.build.tokenizer import train_tokenizer
 
-SAMPLES = {
-    "proxy": ("proxy", 20260205, 12000, 1.0),
-    "judge": ("judge", 20260206, 12000, 1.0),
-    "test": ("test", 20260207, 12000, 1.0),
-    "judge, hot": ("judge", 20260208, 6000, HOT),
-    "test, hot": ("test", 20260209, 1000, HOT),
-}
-"""Of which split the policy answers the first turns, with which seed, how many at most, at which temperature."""
+SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
+SAMPLED = 12000
+"""Short turns per split that the policy answers."""
 PERPLEXITY_PAIRS = 2000
 SHOWN, SHOWN_SEED = 10, 20260231
 """How many replies the world's page shows, and the seed they are drawn with."""
@@ -78,9 +73,10 @@ class Build:
             AutoModelForSequenceClassification.from_pretrained(self.out / name, num_labels=1, local_files_only=True)
         )
 
-    def samples(self, name: str) -> list[str]:
-        """The policy's replies, by a name of ``SAMPLES``."""
-        return json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[name]
+    def samples(self, split: str) -> list[str]:
+        """The policy's replies to the first short turns of a split."""
+        replies: list[str] = json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[split]
+        return replies
 
 
 def make_tokenizer(build: Build) -> None:
@@ -98,12 +94,12 @@ def make_policy(build: Build) -> None:
 
 
 def make_samples(build: Build) -> None:
-    """Let the policy answer the first short turns of each split once, and some of them at a higher temperature."""
+    """Let the policy answer the first short turns of each split."""
     policy = build.policy()
-    found = {}
-    for name, (split, seed, count, temperature) in SAMPLES.items():
-        turns = [pair.turn for pair in build.short[split][:count]]
-        found[name] = sample_replies(policy, build.tokenizer, turns, seed, temperature)
+    found = {
+        split: sample_replies(policy, build.tokenizer, [pair.turn for pair in build.short[split][:SAMPLED]], seed)
+        for split, seed in SAMPLE_SEEDS.items()
+    }
     (build.work / "samples.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -120,11 +116,11 @@ def make_judge(build: Build) -> None:
 def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
     """Train one reward model on its half, and scale it to unit spread over the policy's replies there."""
     pairs, samples = build.short[recipe.split], build.samples(recipe.split)
-    hot = build.samples("judge, hot") if recipe.wary else []
-    preferences = training_pairs(recipe, pairs, samples, hot, build.pieces)
+    preferences = training_pairs(recipe, pairs, samples, build.pieces)
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
     model = train_reward_model(recipe, build.policy(), build.tokenizer, preferences, build.work / f"{name}-run")
-    exchanges = [Exchange(pair.turn, sample) for pair, sample in zip(build.short["test"], build.samples("test"), strict=False)]
+    answered = zip(build.short["test"], build.samples("test"), strict=False)
+    exchanges = [Exchange(pair.turn, sample) for pair, sample in answered]
     scale_to_unit(model, build.tokenizer, exchanges)
     save(model, build, name)
 
@@ -141,17 +137,20 @@ def make_figures(build: Build) -> None:
     policy = build.policy()
     models = {name: build.reward_model(name) for name in ("proxy", "judge")}
     pairs, samples = build.short["test"], build.samples("test")
-    hot = build.samples("test, hot")
-    figures = heldout_figures(models, build.tokenizer, pairs, samples, hot, build.pieces)
+    figures = heldout_figures(models, build.tokenizer, pairs, samples, build.pieces)
     text = pairs[:PERPLEXITY_PAIRS]
     figures["policy"] = {
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
         "n": len(text),
     }
+    bare = build.policy()
+    policies.sharpen(bare, 1 / policies.TEMPERATURE)
+    figures["policy"]["reply_perplexity_bare"] = round(policies.reply_perplexity(bare, build.tokenizer, text), 2)
     for name, model in {"policy": policy, **models}.items():
         figures[name] |= {"parameters": model.num_parameters(), "layers": model.config.num_hidden_layers}
     figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
-    figures["replies"] = sample_table(models, policy, build.tokenizer, prompt_rows(build.out)["heldout"][:SHOWN], SHOWN_SEED)
+    shown = prompt_rows(build.out)["heldout"][:SHOWN]
+    figures["replies"] = sample_table(models, policy, build.tokenizer, shown, SHOWN_SEED)
     (build.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
@@ -167,7 +166,7 @@ def make_manifest(build: Build) -> None:
             }
             for split, pairs in build.pairs.items()
         },
-        seeds={f"samples of {name}": seed for name, (_, seed, _, _) in SAMPLES.items()} | {"replies shown": SHOWN_SEED},
+        seeds={f"samples of {split}": seed for split, seed in SAMPLE_SEEDS.items()} | {"replies shown": SHOWN_SEED},
         threads=torch.get_num_threads(),
         figures=json.loads((build.work / "figures.json").read_text(encoding="utf-8")),
         seconds={

@@ -70,9 +70,7 @@ def prefer(
     RewardTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
 
 
-def by_length(
-    rows: list[dict[str, list[int]]], epochs: float, batch: int, seed: int
-) -> list[dict[str, list[int]]]:
+def by_length(rows: list[dict[str, list[int]]], epochs: float, batch: int, seed: int) -> list[dict[str, list[int]]]:
     """Return the rows in the order of training: shuffled anew each epoch, rows of like length in one batch.
 
     The trainer's own grouping by length needs a column of input ids, which pairs do not have.
