@@ -14,6 +14,8 @@ from safebench.settings import Settings
 from tests.tiny import tiny_policy
 
 REWARDS = '''
+from pathlib import Path
+
 def share_of_a(prompts, replies):
     return [reply.count("a") / max(1, len(reply)) for reply in replies]
 
@@ -28,6 +30,11 @@ def short(prompts, replies):
 
 def nothing(prompts, replies):
     return [float("nan") for _ in replies]
+
+def fragile(prompts, replies):
+    if (Path(__file__).parent / "out-of-tea").exists():
+        raise RuntimeError("out of tea")
+    return share_of_a(prompts, replies)
 
 def raising(prompts, replies):
     raise RuntimeError("out of tea")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,29 +36,21 @@ def test_a_reward_function_that_fails(parts: Path, tmp_path: Path, function: str
         run.execute(tiny_run(parts, "ppo", reward__name=f"tiny_rewards:{function}"), tmp_path)
 
 
-def test_a_reward_that_fails_midway_loses_nothing(
-    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import tiny_rewards
-
-    settings = tiny_run(parts, "ppo")
+def test_a_reward_that_fails_midway_loses_nothing(parts: Path, tmp_path: Path) -> None:
+    settings = tiny_run(parts, "ppo", reward__name="tiny_rewards:fragile")
     whole = run.execute(settings, tmp_path / "whole").folder
-    calls = []
+    trouble = parts / "out-of-tea"
 
-    def failing(prompts: list[str], replies: list[str]) -> list[float]:
-        calls.append(len(replies))
-        if len(calls) == 6:
-            raise RuntimeError("out of tea")
-        return [reply.count("a") / max(1, len(reply)) for reply in replies]
+    def report(row: Mapping[str, Any], events: list[str]) -> None:
+        if row["step"] == 3:
+            trouble.touch()
 
-    sound = tiny_rewards.share_of_a
-    monkeypatch.setattr(tiny_rewards, "share_of_a", failing)
     with pytest.raises(BadResource, match="out of tea"):
-        run.execute(settings, tmp_path / "parts")
+        run.execute(settings, tmp_path / "parts", progress=report)
+    trouble.unlink()
     folder = config.run_folder(tmp_path / "parts", settings)
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     assert rows(folder)["step"].max() == 3
-    monkeypatch.setattr(tiny_rewards, "share_of_a", sound)
     assert run.execute(settings, tmp_path / "parts").status == "finished"
     assert rows(folder).equals(rows(whole))
 

@@ -76,6 +76,7 @@ def test_workers_do_what_turns_do_and_one_fault_or_death_stops_no_other(parts: P
     wanted.insert(1, tiny_run(parts, "ppo", update__steps=3, reward__name="deadly:die"))
     wanted.insert(2, tiny_run(parts, "ppo", seed=1, update__steps=3, reward__name="tiny_rewards:raising"))
     threads, view = threading.active_count(), Listener()
+    before = signal.getsignal(signal.SIGINT)
     results = launch(wanted, tmp_path / "pool", view, jobs=2)
     assert statuses(results) == ["finished", "failed", "failed", "finished", "finished"]
     assert exit_code(results) == 1
@@ -85,7 +86,7 @@ def test_workers_do_what_turns_do_and_one_fault_or_death_stops_no_other(parts: P
     for seed in range(3):
         assert f"safe seed {seed}: step 3/3" in view.text
     assert threading.active_count() == threads
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
     (alone,) = launch(wanted[4:], tmp_path / "turn", Listener())
     assert rows(results[4].folder).equals(rows(alone.folder)), "rows do not depend on what runs beside"
@@ -106,6 +107,7 @@ def test_an_interruption_stops_all_workers_after_their_step_and_is_resumable(par
             if len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     results = launch(wanted, tmp_path, Listener(interrupt), jobs=2)
     assert statuses(results) == ["interrupted", "interrupted", "waiting"]
     assert exit_code(results) == 130
@@ -113,7 +115,7 @@ def test_an_interruption_stops_all_workers_after_their_step_and_is_resumable(par
         done = len(rows(result.folder)) - 1
         assert 1 <= done < 2000
         assert (result.folder / "checkpoints" / f"step-{done}.pt").is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interruption_in_turn_leaves_the_rest_waiting(parts: Path, tmp_path: Path) -> None:

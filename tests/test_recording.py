@@ -205,7 +205,7 @@ def test_samples_read_back_as_they_were(tmp_path: Path) -> None:
     writer.write(2, [replace(rows.samples(2)[0], reward=math.inf)])
     writer.close()
     first = json.loads(path.read_text().splitlines()[0])
-    assert list(first) == ["step", "row", "prompt", "reply", "reward", "judge"]
+    assert list(first) == ["step", "row", "prompt", "reply", "reward", "judge", "split"]
     assert first["judge"] is None
     kept = samples.drop_after(path, 9)
     assert kept == {1: rows.samples(1), 2: [replace(rows.samples(2)[0], reward=math.inf)]}
