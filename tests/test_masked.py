@@ -81,7 +81,8 @@ def test_equal_to_trl(case: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(masked_variance(x, mask), theirs.masked_var(x, mask), rtol=1e-7, atol=0)
     for keep_mean in (False, True):
         expected = torch.where(mask, theirs.masked_whiten(x, mask, shift_mean=not keep_mean), 0.0)
-        torch.testing.assert_close(whiten(x, mask, keep_mean=keep_mean), expected, rtol=1e-7, atol=1e-9)
+        # That rounding again, of values up to sqrt(24), and the mean added back may cancel them.
+        torch.testing.assert_close(whiten(x, mask, keep_mean=keep_mean), expected, rtol=0, atol=2e-7)
 
 
 @given(kept())
