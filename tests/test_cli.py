@@ -193,7 +193,7 @@ def test_flags_become_settings_and_runs_go_seed_by_seed() -> None:
     )  # fmt: skip
     runs = asked.seeded("0")
     assert [(one.experiment, one.seed) for one in runs] == [
-        ("ppo@smoke", 0), ("safe@smoke", 0), ("ppo@smoke", 1), ("safe@smoke", 1),
+        ("ppo@smoke", 0), ("safe@smoke", 0), ("safe@smoke", 1), ("ppo@smoke", 1),
     ]  # fmt: skip
     one = runs[0]
     assert (one.model.name, one.model.random_weights, one.reward.name, one.prompts.name) == (

@@ -49,10 +49,12 @@ class Asked:
     def seeded(self, default: str) -> list[Settings]:
         """Return the settings of every run: each experiment with each seed, seeds in the outer order.
 
-        So a comparison that is cut short has as many pairs as can be.
+        So a comparison that is cut short has as many pairs as can be. Every other seed goes through the experiments
+        backwards: with two runs at a time, where one arm takes longer, neither worker ends up with all its runs.
         """
         chosen, experiments = parse_seeds(self.seeds or default), self.settings()
-        return [one.model_copy(update={"seed": seed}) for seed in chosen for one in experiments]
+        orders = (experiments, experiments[::-1])
+        return [one.model_copy(update={"seed": seed}) for i, seed in enumerate(chosen) for one in orders[i % 2]]
 
     def _one(self, experiment: str, preset: str | None) -> Settings:
         flags = {
