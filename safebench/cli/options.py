@@ -42,7 +42,11 @@ Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0-4", help="Seeds
 Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Updates of each run.")]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME", help="smoke, default, large (the default with --model), paper, a stress-…, or stress for all of those."),
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="smoke, default, large (the default with --model), paper, a stress-…, or stress for all of those.",
+    ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
 ConfigFiles = Annotated[
