@@ -17,8 +17,8 @@ import torch
 
 from safebench import catalog, config
 from safebench.errors import Interrupted, UsageError
+from safebench.metrics import MEASURED
 from safebench.recording import checkpoints, manifest, status
-from safebench.recording.metrics import MEASURED
 from safebench.recording.recorder import NullRecorder, Recorder
 from safebench.recording.samples import Sample
 from safebench.recording.status import Status

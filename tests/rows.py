@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safebench.recording.metrics import CRASH_KINDS, KEYS
+from safebench.metrics import CRASH_KINDS, KEYS
 from safebench.recording.metrics_csv import Value
 from safebench.recording.recorder import Recorder
 from safebench.recording.samples import Sample

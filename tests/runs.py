@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from safebench import config
-from safebench.recording.metrics import METRICS
+from safebench.metrics import METRICS
 from safebench.settings import Settings
 from tests.tiny import tiny_policy
 

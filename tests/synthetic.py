@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from safebench import config
+from safebench.metrics import KEYS
 from safebench.recording import manifest, status
 from safebench.recording.folder import begin
-from safebench.recording.metrics import KEYS
 from safebench.recording.metrics_csv import MetricsWriter
 
 Curves = Mapping[str, Sequence[float | str | None]]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, Detectors, Event, detect, detect_scales
-from safebench.recording.metrics import KEYS
+from safebench.metrics import KEYS
 
 LONG = 500  # planned steps from which windows have their full length
 VOCABULARY = 1000

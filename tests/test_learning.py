@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from safebench.recording.metrics import BY_KEY
+from safebench.metrics import BY_KEY
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
 from tests.learner import SAFE_LIKE

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
 from safebench.evidence.crashes import Event
+from safebench.metrics import KEYS, METRICS
 from safebench.recording import events, jsonl, machine, manifest, metrics_csv, metrics_page, samples, status
 from safebench.recording.files import Appender, FolderLock, is_locked, storing, write_atomic
-from safebench.recording.metrics import KEYS, METRICS
 from safebench.recording.metrics_csv import MetricsWriter
 from safebench.recording.status import Status, StatusRecord
 from safebench.telemetry import QUIET, quiet

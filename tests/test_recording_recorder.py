@@ -16,8 +16,8 @@ import torch
 from safebench import yaml_text
 from safebench.errors import BadResource, Instability, Interrupted, MissingResource, SafebenchError, UsageError
 from safebench.evidence.crashes import detect
+from safebench.metrics import CRASH_KINDS
 from safebench.recording import checkpoints, folder, manifest, status
-from safebench.recording.metrics import CRASH_KINDS
 from safebench.recording.recorder import NullRecorder, Recorder
 from safebench.recording.status import Status
 from safebench.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 from safebench.evidence.runs import Run, read
 from safebench.launch import Result, label
-from safebench.recording.metrics import CRASH_KINDS
+from safebench.metrics import CRASH_KINDS
 
 FIGURES = (
     ("reward", "reward/mean", ""),

@@ -15,9 +15,9 @@ from safebench.errors import MissingResource, UsageError
 from safebench.estimate import readable
 from safebench.evidence import runs
 from safebench.evidence.runs import Run
+from safebench.metrics import BY_KEY
 from safebench.recording import status
 from safebench.recording.files import is_locked
-from safebench.recording.metrics import BY_KEY
 from safebench.settings import Settings
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from safebench.evidence.signals import Reading, Row, Signals, number
 from safebench.evidence.specification import SCALES, SPEC, CrashSpec
-from safebench.recording.metrics import CRASH_KINDS
+from safebench.metrics import CRASH_KINDS
 
 __all__ = ["CRASH_KINDS", "SCALES", "SPEC", "CrashSpec", "Detectors", "Event", "Row", "detect", "detect_scales"]
 

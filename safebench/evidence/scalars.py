@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from safebench.recording.metrics import Direction
+from safebench.metrics import Direction
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from safebench.evidence.specification import CrashSpec
-from safebench.recording.metrics import CRASH_KINDS, KEYS
+from safebench.metrics import CRASH_KINDS, KEYS
 
 Row = Mapping[str, object]
 Sense = Literal["above", "below", "at"]

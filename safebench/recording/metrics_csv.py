@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import SupportsFloat, SupportsInt, TypeGuard
 
 from safebench.errors import BadResource, SafebenchError
+from safebench.metrics import KEYS, METRICS, Metric
 from safebench.recording.files import Appender, storing, write_atomic
-from safebench.recording.metrics import KEYS, METRICS, Metric
 
 Value = float | int | str | None
 Row = Mapping[str, Value]
@@ -65,7 +65,7 @@ def format_row(row: Row) -> str:
         faults = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(missing)
         raise SafebenchError(
             f"a row does not fit the metric schema ({'; '.join(faults)})",
-            "Every column is a Metric in safebench/recording/metrics.py; what a step did not measure is None.",
+            "Every column is a Metric in safebench/metrics.py; what a step did not measure is None.",
         )
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow([cell(metric, row[metric.key]) for metric in METRICS])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safebench.recording.metrics import METRICS, Metric
+from safebench.metrics import METRICS, Metric
 
 _INTRODUCTION = """\
 # Metrics

@@ -7,7 +7,7 @@ from typing import Any
 
 from safebench.errors import BadResource, SafebenchError
 from safebench.evidence.crashes import SPEC, Detectors, Event
-from safebench.recording.metrics import CRASH_KINDS
+from safebench.metrics import CRASH_KINDS
 from safebench.recording.metrics_csv import Row, Value, format_row, parse_row, step_of
 from safebench.settings import Settings
 

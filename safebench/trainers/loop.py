@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from safebench import catalog
-from safebench.recording.metrics import MEASURED
+from safebench.metrics import MEASURED
 from safebench.recording.samples import Sample
 from safebench.rl import masked
 from safebench.rl.controllers import Measurement
