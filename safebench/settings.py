@@ -90,7 +90,7 @@ class Preview(Section):
 
     ceiling: Positive = 0.5
     """Nats per token. A step may end above it only where it began above it, and then no higher."""
-    trials: PositiveInt = 8
+    trials: PositiveInt = 3
     """Shorter steps tried, each a forward pass over the batch, before a step is taken back as a whole."""
 
 

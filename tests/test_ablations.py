@@ -23,7 +23,7 @@ OFF: dict[str, dict[str, Any]] = {
     "safe-no-entropy-bonus": {"loss.entropy_coefficient": 0.0},
 }
 ADDED: dict[str, dict[str, Any]] = {
-    "safe-predictive": {"update.preview.ceiling": 0.5, "update.preview.trials": 8},
+    "safe-predictive": {"update.preview.ceiling": 0.5, "update.preview.trials": 3},
     "safe-momentum": {
         "penalty.gate": False,
         "penalty.pid.enabled": False,
