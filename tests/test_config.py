@@ -82,7 +82,7 @@ def test_layers_lie_in_order(here: Path) -> None:
 
 
 def test_null_switches_a_section_off_and_an_empty_one_takes_defaults(here: Path) -> None:
-    assert config.resolve("safe").penalty == Penalty()
+    assert config.resolve("safe-published").penalty == Penalty()
     assert config.resolve("safe", overrides=["penalty=null"]).penalty is None
     assert config.resolve("ppo", overrides=["penalty.gate=false"]).penalty == Penalty(gate=False)
 

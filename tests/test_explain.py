@@ -54,9 +54,15 @@ def figure(value):
     return f"{value:.4g}"
 
 
-def test_each_sentence_of_an_episode_is_what_the_log_has(tmp_path):
-    kls = [LOW] * 10 + [2.0] * 5 + [0.05] * 34
-    run = written(tmp_path, controlled(kls))
+def span(values):
+    low, high = figure(values.min()), figure(values.max())
+    return low if low == high else f"{low} to {high}"
+
+
+@pytest.mark.parametrize("experiment", ["safe", "safe-published"])
+def test_each_sentence_of_an_episode_is_what_the_log_has(tmp_path, experiment):
+    kls = [LOW] * 10 + [2.0] * 9 + [0.05] * 30
+    run = written(tmp_path, controlled(kls, experiment), experiment)
     (episode,) = Log(run).episodes
     text = explain(run)
     at = {key: run.column(key) for key in run.cells if key != "controller/phase"}
@@ -69,6 +75,9 @@ def test_each_sentence_of_an_episode_is_what_the_log_has(tmp_path):
     norms = [at["grad/penalty"][t] for t in measured]
     gates = [at["controller/gate"][t] for t in rows]
     assert max(gates) > 1 > min(gates)
+    assert (p > 0.1) == (experiment == "safe")  # where the other form's moves by thousandths
+    made = (0.3 + p + i + d) * 1.5
+    held = "" if made == limit[first] else f", held to {figure(limit[first])}"
     for said in (
         f"The penalty acted at {len(rows)} of 49 steps ({100 * len(rows) / 49:.1f} %), in 1 episode: the first such "
         f"step is {first}, the last {episode.last}.",
@@ -77,8 +86,7 @@ def test_each_sentence_of_an_episode_is_what_the_log_has(tmp_path):
         f"At its first step KL_short was {figure(short[first])} and the threshold {figure(limit[first])} (the step "
         f"before: {figure(short[first - 1])} and {figure(limit[first - 1])}); KL of the batch 2; entropy ",
         f"Threshold at step {first}: (base 0.3 + P {figure(p)} + I {figure(i)} + D {figure(d)}) × phase factor 1.5 "
-        f"(warmup) = {figure((0.3 + p + i + d) * 1.5)}; in the episode {figure(min(limit[t] for t in rows))} to "
-        f"{figure(max(limit[t] for t in rows))}, PID ",
+        f"(warmup) = {figure(made)}{held}; in the episode {span(limit[first : episode.last + 1])}, PID ",
         f"below the floor of 2 at {sum(at['entropy/mean'][t] < 2 for t in rows)} of {len(rows)} steps; it weakened the "
         f"penalty at {sum(g < 1 for g in gates)} and strengthened it at {sum(g > 1 for g in gates)} of {len(rows)}",
         f"the largest {figure(penalty[top])} at step {top} = {figure(at['controller/gate'][top])} (gate) × 0.1 × "
@@ -91,14 +99,22 @@ def test_each_sentence_of_an_episode_is_what_the_log_has(tmp_path):
         assert said in text, said
 
 
-def test_phases_within_an_episode_are_told_apart(tmp_path):
-    run = written(tmp_path, controlled([1.0] * 120))
+@pytest.mark.parametrize(
+    ("experiment", "starts"),
+    [("safe-published", {"warmup": 1, "plateau": 50, "climbing": 100}), ("safe", {"warmup": 1, "climbing": 100})],
+)
+def test_phases_within_an_episode_are_told_apart(tmp_path, experiment, starts):
+    run = written(tmp_path, controlled([1.0] * 120, experiment), experiment)
     text, limit = explain(run), run.column("controller/threshold")
     first = Log(run).episodes[0].first
-    warm, rest = limit[first:50], limit[50:100]
-    told = [f"(threshold {figure(part.min())} to {figure(part.max())}, KL 1)" for part in (warm, rest)]
-    assert f"Phase: warmup in steps {first} to 49 {told[0]}, plateau in steps 50 to 99 {told[1]}, " in text
-    assert f"By phase: warmup {50 - first} of 49 steps, plateau 50 of 50 steps, climbing 21 of 21 steps." in text
+    spans = dict(zip(starts, zip(starts.values(), [*starts.values(), 121][1:], strict=False), strict=True))
+    told = []
+    for phase, (start, end) in spans.items():
+        begin, values = max(start, first), limit[max(start, first) : end]
+        told.append(f"{phase} in steps {begin} to {end - 1} (threshold {span(values)}, KL 1)")
+    assert f"Phase: {', '.join(told)}." in text
+    acting = [f"{phase} {end - max(start, first)} of {end - start} steps" for phase, (start, end) in spans.items()]
+    assert f"By phase: {', '.join(acting)}." in text
 
 
 def test_episodes_at_their_boundaries(tmp_path):
