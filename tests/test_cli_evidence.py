@@ -71,6 +71,26 @@ def test_claims_are_asked_of_what_lies_there(call: Any, here: Path) -> None:
     assert call("claims", "--preset", "stress")[0] == 2
 
 
+def test_claims_are_asked_of_the_experiments_named(call: Any, here: Path) -> None:
+    for name in ("ppo", "safe", "safe-published"):
+        for seed in range(2):
+            write_run(here / "results", name, seed, healthy(seed))
+    code, out, _ = call("claims", "safe-published", "--format", "json")
+    assert code == 0
+    (first, *_), by_number = json.loads(out)["claims"], {c["number"]: c["entries"] for c in json.loads(out)["claims"]}
+    assert [(entry["arm"], entry["opponent"]) for entry in first["entries"]] == [
+        ("safe-published", "ppo"),
+        ("safe-published", "ppo-matched"),
+    ]
+    assert first["entries"][0]["ours"]["n"] == 2 and {e["arm"] for es in by_number.values() for e in es} == {
+        "safe-published"
+    }
+    assert "safe-no-gate" not in out, "an ablation of safe is none of safe-published"
+    for wrong in (["ppo"], ["safe@stress-lr3"], ["saef"]):
+        code, out, err = call("claims", *wrong)
+        assert (code, out) == (2, "") and wrong[0].split("@")[0] in err
+
+
 def test_diff_names_settings_and_the_step_at_which_curves_part(call: Any, compared: Path) -> None:
     code, out, _ = call("diff", "ppo/seed-0", "safe/seed-0")
     assert code == 0

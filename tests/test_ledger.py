@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from safebench.errors import UsageError
-from safebench.evidence.claims import CLAIMS, ask, ledger, needed
+from safebench.evidence.claims import CLAIMS, MATCHED_TO, ask, ledger, matched, needed
 from safebench.evidence.claims.commands import command, filled, lacking, seeds_text
 from safebench.evidence.summary import summarise
 from safebench.report import ledger as report
@@ -100,6 +100,14 @@ def test_the_groups_a_ledger_can_use():
         *("safe@long", "safe-official@long", "ppo@long", "ppo-matched@long", "ppo-official@long"),
     )
     assert needed({"safe-predictive": ["ppo"]}) == ("safe-predictive", "ppo", "safe-predictive@long", "ppo@long")
+
+
+def test_whom_an_arm_is_held_against():
+    assert matched(["safe-official", "safe-published"]) == {
+        "safe-official": ("ppo", "ppo-official"),
+        "safe-published": ("ppo", "ppo-matched"),
+    }
+    assert matched([]) is MATCHED_TO
 
 
 def test_whole_groups_give_whole_answers(whole):

@@ -31,14 +31,13 @@ def report(
     from safebench.cli.comparing import Wish
     from safebench.cli.gathering import Choice
 
-    asked = Asked(
-        experiment or HEADLINE, seeds=seeds, preset=preset, model=model, steps=steps, overrides=set_ or ()
-    )
+    asked = Asked(experiment or HEADLINE, seeds=seeds, preset=preset, model=model, steps=steps, overrides=set_ or ())
     choice = Choice(results, where=where or (), judge=judge)
     reporting.write_page(asked, choice, Wish(baseline=baseline, force=force), out)
 
 
 def claims(
+    experiment: options.ClaimedExperiments = None,
     output: options.LedgerOutput = LedgerFormat.TABLE,
     seeds: options.Seeds = None,
     model: options.ModelName = None,
@@ -49,7 +48,7 @@ def claims(
     from safebench.cli import reporting
     from safebench.cli.asked import Asked
 
-    reporting.print_claims(Asked(HEADLINE, seeds=seeds, preset=preset, model=model), results, output.value)
+    reporting.print_claims(Asked(experiment or (), seeds=seeds, preset=preset, model=model), results, output.value)
 
 
 def sensitivity(

@@ -127,9 +127,7 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="A new fo
 RunsOrExperiments = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Run folders, their ends (safe/seed-0), or all seeds: ppo safe.")
 ]
-PlotFile = Annotated[
-    Path, typer.Option("--out", metavar="FILE", help="Ends in .png or .svg, or in neither for both.")
-]
+PlotFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="Ends in .png or .svg, or in neither for both.")]
 FirstRun = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its end: ppo/seed-0.")]
 SecondRun = Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")]
 KeepFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results folder to copy them into.")]
@@ -137,6 +135,10 @@ KeepFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results 
 AnyExperiments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[EXPERIMENT]...", help="As for compare; ppo and safe by default."),
+]
+ClaimedExperiments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[EXPERIMENT]...", help="Whom to ask; safe and safe-official by default."),
 ]
 LedgerOutput = Annotated[LedgerFormat, typer.Option("--format", help="How the ledger is written.")]
 PageFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The page, one HTML file.")]

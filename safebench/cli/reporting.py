@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,28 +15,46 @@ from safebench.errors import MissingResource, UsageError
 from safebench.evidence import claims, runs
 from safebench.evidence.claims import Ledger
 from safebench.evidence.runs import Run
-from safebench.layers import locate
+from safebench.layers import is_path, locate
 from safebench.report import ledger as ledgers
 
 
 def print_claims(asked: Asked, root: Path, output: str) -> None:
-    """Print the ledger of the claims, for one preset."""
-    made = find_claims(asked, root)
+    """Print the ledger of the claims, for one preset, of the experiments asked for (none: of those it is of)."""
+    made = find_claims(asked, root, asked.experiments)
     if made is None:
         raise MissingResource(f"no runs for any claim in {root}", hint="`safebench compare ppo safe --run` makes some.")
     print(ledgers.render(made, output), end="")
 
 
-def find_claims(asked: Asked, root: Path) -> Ledger | None:
-    """Ask the claims of the runs that lie in the results; None where there are none for any of them."""
+def find_claims(asked: Asked, root: Path, arms: Sequence[str] = ()) -> Ledger | None:
+    """Ask the claims of the runs that lie in the results; None where there are none for any of them.
+
+    ``arms`` are experiments to ask them of in place of those that the ledger is of by itself.
+    """
     if len(config.expand_preset(asked.preset)) > 1:
         raise UsageError(f"claims are asked of one preset, and {asked.preset} is several", hint="Give one.")
     seeds = parse_seeds(asked.seeds) if asked.seeds else None
-    groups = {name: _complete(name, asked, root) for name in claims.needed()}
+    matched = claims.matched(_controlled(arms, asked))
+    groups = {name: _complete(name, asked, root) for name in claims.needed(matched)}
     if not any(groups.values()):
         return None
     model = f"--model {shlex.quote(asked.model)}" if asked.model else ""
-    return claims.ledger(groups, seeds=seeds, preset=asked.preset, options=model)
+    return claims.ledger(groups, matched_to=matched, seeds=seeds, preset=asked.preset, options=model)
+
+
+def _controlled(arms: Sequence[str], asked: Asked) -> list[str]:
+    """Return the arms, each once; raises ``UsageError`` for one that the claims cannot be about."""
+    for settings in replace(asked, experiments=arms, preset=None).settings():
+        if settings.penalty is None:
+            raise UsageError(
+                f"the claims are about a penalty, and {settings.experiment} has none",
+                hint="Name experiments with a penalty; they are held against PPO.",
+            )
+    named = next((name for name in arms if "@" in name or is_path(name)), None)
+    if named is not None:
+        raise UsageError(f"claims are asked of named experiments, not of {named}", hint="Give a preset as --preset.")
+    return list(dict.fromkeys(arms))
 
 
 def _complete(name: str, asked: Asked, root: Path) -> list[Run]:

@@ -10,6 +10,14 @@ from safebench.evidence.claims.types import Claim
 MATCHED_TO: Mapping[str, Sequence[str]] = {"safe": ("ppo", "ppo-matched"), "safe-official": ("ppo", "ppo-official")}
 """Whom each arm is held against. ``ppo-matched`` is the fair opponent of ``safe``; ``ppo-official`` is the one that
 the paper's own figures are against, so that what fails against ``ppo`` alone is not laid at its door."""
+OPPONENTS = ("ppo", "ppo-matched")
+"""Whom any other arm is held against: the headline's opponents."""
+
+
+def matched(arms: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Return the opponents of each of ``arms``; of those that the ledger is of by itself where none is named."""
+    return {arm: MATCHED_TO.get(arm, OPPONENTS) for arm in arms} or MATCHED_TO
+
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
