@@ -99,8 +99,10 @@ def dimensions(entry: catalog.Entry) -> Architecture | None:
 
 
 def adapter_parameters(settings: Settings, architecture: Architecture) -> int:
-    """Return LoRA's number of parameters: rank times (input + output) of each target, in every layer."""
+    """Return how many parameters are trained: LoRA's rank times (input + output) of each target, or all."""
     lora = settings.model.lora
+    if lora is None:
+        return int(architectures.parameters(architecture))
     wide = sum(sum(sides) for name, sides in architectures.projections(architecture).items() if name in lora.targets)
     return int(lora.rank * wide * architecture["num_hidden_layers"])
 

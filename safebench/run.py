@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
-from safebench import config
+from safebench import catalog, config
 from safebench.errors import Interrupted, UsageError
 from safebench.metrics import MEASURED
 from safebench.recording import checkpoints, hashes, manifest, status
@@ -22,9 +22,11 @@ from safebench.recording.recorder import NullRecorder, Recorder
 from safebench.recording.samples import Sample
 from safebench.recording.status import Status
 from safebench.settings import Settings
-from safebench.trainers.loop import Loop, Row
+from safebench.trainers.describe import Row
+from safebench.trainers.learner import Learner
+from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import assemble
+from safebench.world.assemble import World, assemble
 from safebench.world.loading import quiet_libraries
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]
@@ -59,9 +61,17 @@ def execute(
     if done is not None:
         return done
     with quiet_libraries(), _stop_requests() as stop:
-        world = assemble(settings, processes.device)
-        loop = Loop(settings, world, processes)
-        return _Drive(settings, folder, loop, processes, progress).to_the_end(stop)
+        learner = _learner(settings, assemble(settings, processes.device), processes)
+        return _Drive(settings, folder, learner, processes, progress, stop).to_the_end()
+
+
+def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
+    """Return what learns: our loop with the arm in it, or a trainer that is an arm by itself."""
+    entry = catalog.find("arms", settings.arm)
+    if entry.kind != "trainer":
+        return Loop(settings, world, processes)
+    made: Learner = entry.load()(settings, world, processes)
+    return made
 
 
 def _settle_existing(folder: Path, settings: Settings, if_exists: IfExists, processes: Processes) -> RunOutcome | None:
@@ -95,32 +105,44 @@ def _refuse_stale(folder: Path, settings: Settings) -> None:
 
 
 class _Drive:
-    """Steps a loop to its end, recording as it goes. Only the first of several processes records."""
+    """Lets a learner learn to its end, recording as it goes. Only the first of several processes records."""
 
     def __init__(
-        self, settings: Settings, folder: Path, loop: Loop, processes: Processes, progress: Report | None
+        self,
+        settings: Settings,
+        folder: Path,
+        learner: Learner,
+        processes: Processes,
+        progress: Report | None,
+        stop: threading.Event,
     ) -> None:
-        self.settings, self.folder, self.loop, self.processes = settings, folder, loop, processes
-        self.progress = progress
+        self.settings, self.folder, self.learner, self.processes = settings, folder, learner, processes
+        self.progress, self.stop = progress, stop
+        self.stopped = False
         self.last: dict[str, Any] = {}
 
-    def to_the_end(self, stop: threading.Event) -> RunOutcome:
-        """Restore or start, then step until the end, a stop, or a number that is not finite."""
+    def to_the_end(self) -> RunOutcome:
+        """Restore or start, then learn until the end, a stop, or a number that is not finite."""
         with self._open() as recorder:
-            while self.loop.step_number < self.settings.update.steps:
-                self._step(recorder)
-                if self.loop.broken is not None:
-                    return self._finish(recorder, Status.UNSTABLE, self.loop.broken)
-                if self._asked_to_stop(stop):
-                    self._save(recorder)
-                    self._finish(recorder, Status.INTERRUPTED, "stopped by the user")
-                    raise Interrupted(
-                        f"stopped after step {self.loop.step_number} of {self.settings.update.steps}",
-                        "Call the same command again to continue.",
-                    )
+            self.learner.learn(lambda row, samples: self._step(recorder, row, samples))
+            if self.learner.broken is not None:
+                return self._finish(recorder, Status.UNSTABLE, self.learner.broken)
+            if self.stopped:
+                self._interrupt(recorder)
             if self.processes.main:
-                self.loop.world.policy.model.save_pretrained(self.folder / "adapter")
+                part = "model" if self.settings.model.lora is None else "adapter"
+                self.learner.world.policy.model.save_pretrained(self.folder / part)
             return self._finish(recorder, Status.FINISHED, "")
+
+    def _interrupt(self, recorder: Recorder | NullRecorder) -> NoReturn:
+        """Save what the run needs to continue, and say how."""
+        self._save(recorder)
+        self._finish(recorder, Status.INTERRUPTED, "stopped by the user")
+        how = "continue" if self.learner.resumable else "begin anew: this arm cannot continue a run"
+        raise Interrupted(
+            f"stopped after step {self.learner.step_number} of {self.settings.update.steps}",
+            f"Call the same command again to {how}.",
+        )
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Recorder | NullRecorder]:
@@ -128,13 +150,13 @@ class _Drive:
         found = checkpoints.load_latest(self.folder / "checkpoints")
         self.processes.wait()
         if found is not None:
-            self.loop.restore(found[1])
+            self.learner.restore(found[1])
             with self._recorder(self._manifest(manifest.read(self.folder)), found[0]) as recorder:
                 yield recorder
             return
-        first = self.loop.evaluate()
-        self.loop.sigma0 = first.reward_std or 1.0
-        measured = {"sigma0": self.loop.sigma0, "judge_sigma0": first.judge_std}
+        first = self.learner.evaluate()
+        self.learner.sigma0 = first.reward_std or 1.0
+        measured = {"sigma0": self.learner.sigma0, "judge_sigma0": first.judge_std}
         begun = (self.folder / "metrics.csv").exists()
         with self._recorder(self._manifest(measured), -1 if begun else None) as recorder:
             self._record(recorder, dict.fromkeys(MEASURED) | {"step": 0} | first.columns, first.samples)
@@ -150,39 +172,42 @@ class _Drive:
         with Recorder.open(self.folder, self.settings, content, after_step=after) as recorder:
             yield recorder
 
-    def _step(self, recorder: Recorder | NullRecorder) -> None:
-        row, samples = self.loop.step()
-        step, steps = self.loop.step_number, self.settings.update.steps
-        if self.loop.broken is None and (step % self.settings.evaluation.every == 0 or step == steps):
-            evaluation = self.loop.evaluate()
+    def _step(self, recorder: Recorder | NullRecorder, row: Row, samples: list[Sample]) -> bool:
+        """Evaluate, record and save as is due after a step; say whether to go on."""
+        step, steps = self.learner.step_number, self.settings.update.steps
+        if self.learner.broken is None and (step % self.settings.evaluation.every == 0 or step == steps):
+            evaluation = self.learner.evaluate()
             row |= evaluation.columns
-            row |= self.loop.clock.take()
+            row |= self.learner.clock.take()
             samples = [*samples, *evaluation.samples]
         self._record(recorder, row, samples)
-        if self.loop.broken is None and (step % self.settings.recording.checkpoint_every == 0 or step == steps):
+        if self.learner.broken is None and (step % self.settings.recording.checkpoint_every == 0 or step == steps):
             self._save(recorder)
+        self.stopped = self.learner.broken is None and self._asked_to_stop()
+        return self.learner.broken is None and not self.stopped
 
     def _record(self, recorder: Recorder | NullRecorder, row: Row, samples: list[Sample]) -> None:
         self.last |= {key: value for key, value in row.items() if value is not None}
         begun = [event.kind for event in recorder.step(row) if event.end is None]
-        recorder.samples(self.loop.step_number, samples)
+        recorder.samples(self.learner.step_number, samples)
         if self.progress is not None and self.processes.main:
             self.progress(row, begun)
 
     def _save(self, recorder: Recorder | NullRecorder) -> None:
-        recorder.checkpoint(self.loop.step_number, self.loop.state())
+        if self.learner.resumable:
+            recorder.checkpoint(self.learner.step_number, self.learner.state())
         self.processes.wait()
 
-    def _asked_to_stop(self, stop: threading.Event) -> bool:
+    def _asked_to_stop(self) -> bool:
         """Say whether any process was asked to stop: all leave at the same step."""
-        return any(self.processes.gather([stop.is_set()]))
+        return any(self.processes.gather([self.stop.is_set()]))
 
     def _finish(self, recorder: Recorder | NullRecorder, state: Status, message: str) -> RunOutcome:
         recorder.finish(state, self.last, message)
         return RunOutcome(self.folder, state.value, dict(self.last))
 
     def _manifest(self, measured: Mapping[str, Any]) -> dict[str, Any]:
-        policy, device = self.loop.world.policy, self.processes.device
+        policy, device = self.learner.world.policy, self.processes.device
         return manifest.collect(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             hashes=hashes.of_settings(self.settings),
@@ -191,6 +216,7 @@ class _Drive:
             command=config.command(self.settings),
             measured={
                 "judge_sigma0": measured["judge_sigma0"],
+                "paired": self.learner.paired,
                 "processes": self.processes.count,
                 "threads": torch.get_num_threads(),
                 "trainable_parameters": sum(p.numel() for p in policy.trainable().values()),

@@ -41,8 +41,12 @@ class Model(Section):
     name: str = "embedded"
     random_weights: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+    mixed_precision: bool = False
+    """Compute in bfloat16 where that is safe, weights as they are (torch's autocast)."""
     gradient_checkpointing: bool = False
-    lora: Lora = Lora()
+    lora: Lora | None = Lora()
+    """The adapter that is trained; all weights when null, against a frozen copy as the reference."""
 
 
 class Reward(Section):

@@ -76,7 +76,9 @@ def learner(
             if module is not None:
                 module.double()
     arm = ARMS[settings.arm](settings)
-    updater = Updater(settings, policy, critic, arm, optimizer, Processes(settings.compute))
+    updater = Updater(settings, policy, critic, arm, Processes(settings.compute))
+    groups = [{"params": group["params"], "lr": group["lr"]} for group in updater.optimizer.param_groups]
+    updater.optimizer = optimizer(groups, weight_decay=settings.update.weight_decay)  # type: ignore[call-arg]
     return Learner(settings, policy, critic, arm, updater)
 
 

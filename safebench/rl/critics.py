@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -46,6 +47,10 @@ class ValueHeads(nn.Module):
             for layer in self.heads.modules():
                 if isinstance(layer, nn.Linear):
                     _as_torch(layer, generator)
+
+    def take(self, head: nn.Linear) -> None:
+        """Let a given linear layer, copied, be every head; one without bias stays without."""
+        self.heads = nn.ModuleList(copy.deepcopy(head) for _ in self.heads)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the values [..., H] of hidden states [..., h]."""

@@ -41,6 +41,7 @@ def token_statistics(
     weight: Tensor,
     *,
     reference: Tensor | None = None,
+    reference_weight: Tensor | None = None,
     with_entropy: bool = True,
     temperature: float = 1.0,
     chunk: int = 1024,
@@ -48,19 +49,21 @@ def token_statistics(
     """Return log-probability, entropy and exact KL of N tokens without ever holding N x V logits.
 
     ``hidden`` [N, h] and ``reference`` [N, h] are the last hidden states of policy and reference,
-    ``weight`` [V, h] the output embedding they share, ``tokens`` [N] the sampled ids. Logits are divided
-    by ``temperature``. Returns [N] each, in nats, float32 or the weights' own precision where that is
-    higher; entropy is None unless ``with_entropy``, KL is None without ``reference``. Gradients reach
-    ``hidden`` only; with several chunks each is recomputed in the backward pass, so that memory stays at
-    one chunk's logits.
+    ``weight`` [V, h] the output embedding, which they share unless there is a ``reference_weight``; ``tokens``
+    [N] the sampled ids. Logits are divided by ``temperature``. Returns [N] each, in nats, float32 or the weights'
+    own precision where that is higher; entropy is None unless ``with_entropy``, KL is None without ``reference``.
+    Gradients reach ``hidden``, and ``weight`` where it is trained; with several chunks each is recomputed in the
+    backward pass, so that memory stays at one chunk's logits.
     """
+    other = weight if reference_weight is None else reference_weight
+
     def piece(h: Tensor, t: Tensor, r: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         log_p = _log_probs(h, weight, temperature)
         chosen = log_p.gather(-1, t[:, None]).squeeze(-1)
         kl = None
         if r is not None:
             with torch.no_grad():
-                log_r = _log_probs(r, weight, temperature)
+                log_r = _log_probs(r, other, temperature)
             kl = exact_kl(log_p, log_r)
         return chosen, entropy(log_p) if with_entropy else None, kl
 

@@ -49,6 +49,17 @@ def value_loss(
     return torch.maximum(loss, clipped) if combine == "max" else (loss + clipped) / 2
 
 
+def value_clip_fraction(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Return 1 per token where the clipped value is farther from the return than the value itself, else 0.
+
+    There PPO's maximum takes the clipped error, and the value has no gradient (TRL's ``val/clipfrac_avg``). All
+    shapes broadcast; values in the units of the reward.
+    """
+    # Clamped as it is, a value that the clip leaves alone comes out to the bit.
+    near = values.clamp(old_values - clip, old_values + clip)
+    return ((near - returns).abs() > (values - returns).abs()).to(returns.dtype)
+
+
 def _value_error(values: Tensor, returns: Tensor, huber: float | None) -> Tensor:
     if huber is None:
         return (values - returns) ** 2 / 2

@@ -17,20 +17,37 @@ from safebench.world.policy import Policy, positions
 
 
 class Critic:
-    """Values of reply positions. The heads sit on the policy's hidden states or on a body of their own."""
+    """Values of reply positions. The heads sit on the policy's hidden states or on a body of their own.
 
-    def __init__(self, settings: s.Critic, policy: Policy, seed: int) -> None:
+    ``body``, a decoder, and ``head``, a linear layer with or without bias, come from a value model that was trained
+    before; without them they start as the settings say.
+    """
+
+    def __init__(
+        self,
+        settings: s.Critic,
+        policy: Policy,
+        seed: int,
+        body: nn.Module | None = None,
+        head: nn.Linear | None = None,
+    ) -> None:
         self.settings = settings
+        if body is None and settings.body == "separate":
+            body = _own_body(policy)
+        self.body = body
+        width = policy.width if head is None else head.in_features
         self.online = ValueHeads(
-            policy.width,
+            width,
             2 if settings.heads == "double" else 1,
             mlp=settings.head == "mlp",
             layer_norm=settings.layer_norm,
             generator=noise.generator("critic", seed),
             small=settings.init == "small",
-        ).to(policy.device, getattr(torch, settings.dtype))
+        )
+        if head is not None:
+            self.online.take(head)
+        self.online.to(policy.device, getattr(torch, settings.dtype))
         self.target = None if settings.target_decay is None else copy.deepcopy(self.online).requires_grad_(False)
-        self.body = _own_body(policy) if settings.body == "separate" else None
 
     def read(self, hidden: Tensor, replies: int) -> Tensor:
         """Return the states that values are read from: those before each reply token, or the last position's.

@@ -13,7 +13,7 @@ from safebench.trainers.processes import Processes
 from safebench.trainers.variety import distinct_2, distinct_share
 from safebench.world import noise
 from safebench.world.assemble import World
-from safebench.world.prompts import encode_prompt
+from safebench.world.rewards import score
 from safebench.world.rollout import encode, sample
 
 
@@ -55,7 +55,7 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
     policy = world.policy
     encoded = encode(
         prompts,
-        [encode_prompt(policy.tokenizer, p) for p in prompts],
+        [world.prompts.ids("heldout", i, policy.tokenizer) for i in share],
         settings.prompts.max_tokens,
         int(policy.tokenizer.pad_token_id),
         policy.device,
@@ -63,8 +63,8 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
     draws = noise.uniforms("heldout", 0, 0, share, settings.rollout.reply_tokens)
     rollout = sample(policy, encoded, draws, 1.0, settings.rollout.chunk)
     measured = measure(policy, rollout, 1.0, settings.update.microbatch or settings.rollout.batch)
-    rewards = world.reward.score(prompts, rollout.replies).tolist()
-    judged = world.judge.score(prompts, rollout.replies).tolist() if world.judge else [None] * len(prompts)
+    rewards = score(world.reward, rollout).tolist()
+    judged = score(world.judge, rollout).tolist() if world.judge else [None] * len(prompts)
     kl, entropy = measured.kl.sum(-1).tolist(), measured.entropy.sum(-1).tolist()
     lengths, stops = rollout.mask.sum(-1).tolist(), rollout.ended.tolist()
     return [

@@ -72,11 +72,16 @@ def _measure_rows(policy: Policy, cut: Cut, temperature: float) -> tuple[Tensor,
     states = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
     with policy.as_reference():
         reference = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
-    tokens, weight = cut.tokens[mask], policy.output_weight
+    tokens, other = cut.tokens[mask], policy.reference_weight
     log_p, entropy, kl = token_statistics(
-        states[mask], tokens, weight, reference=reference[mask], temperature=temperature
+        states[mask],
+        tokens,
+        policy.output_weight,
+        reference=reference[mask],
+        reference_weight=other,
+        temperature=temperature,
     )
-    log_r, _, _ = token_statistics(reference[mask], tokens, weight, with_entropy=False, temperature=temperature)
+    log_r, _, _ = token_statistics(reference[mask], tokens, other, with_entropy=False, temperature=temperature)
     assert entropy is not None
     assert kl is not None
     return *(spread(x, mask) for x in (log_p, log_r, kl, entropy)), reference, states

@@ -20,7 +20,6 @@ from torch import Tensor
 from safebench import catalog
 from safebench.metrics import MEASURED
 from safebench.recording.samples import Sample
-from safebench.rl import masked
 from safebench.rl.controllers import Measurement
 from safebench.rl.critics import explained_variance
 from safebench.rl.moments import Moments
@@ -28,29 +27,40 @@ from safebench.settings import Settings
 from safebench.trainers.arms import Arm
 from safebench.trainers.clock import Clock, peak_memory
 from safebench.trainers.critic import Critic
+from safebench.trainers.describe import Row, describe
 from safebench.trainers.evaluate import Evaluation, evaluate
 from safebench.trainers.experience import Experience, Measured, appraise, measure
+from safebench.trainers.learner import Report
 from safebench.trainers.processes import Processes
 from safebench.trainers.sequence import appraise_sequences
-from safebench.trainers.update import Tally, Updater
-from safebench.trainers.variety import distinct_2, distinct_share
+from safebench.trainers.update import Optimizers, Tally, Updater
 from safebench.world import noise
 from safebench.world.assemble import World
-from safebench.world.prompts import encode_prompt
+from safebench.world.rewards import score
 from safebench.world.rollout import Rollout, encode, sample
-
-Row = dict[str, float | str | None]
 
 
 class Loop:
-    """One run: the world, the learner, and how many steps they have made."""
+    """One run: the world, the learner, and how many steps they have made.
 
-    def __init__(self, settings: Settings, world: World, processes: Processes) -> None:
+    A critic, an optimizer and a schedule may be given; without them they are what the settings say.
+    """
+
+    resumable = True
+    paired = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        world: World,
+        processes: Processes,
+        critic: Critic | None = None,
+        optimizers: Optimizers = (None, None),
+    ) -> None:
         self.settings, self.world, self.processes = settings, world, processes
         self.arm: Arm = catalog.find("arms", settings.arm).load()(settings)
-        self.critic = Critic(settings.critic, world.policy, settings.seed)
-        optimizer = catalog.find("optimizers", settings.update.optimizer).load()
-        self.updater = Updater(settings, world.policy, self.critic, self.arm, optimizer, processes)
+        self.critic = critic or Critic(settings.critic, world.policy, settings.seed)
+        self.updater = Updater(settings, world.policy, self.critic, self.arm, processes, optimizers)
         self.moments = Moments()
         self.clock = Clock(world.policy.device)
         self.sigma0 = 1.0
@@ -61,6 +71,11 @@ class Loop:
         """Evaluate the present policy on the held-out prompts."""
         with self.clock.stage("evaluate"):
             return evaluate(self.settings, self.world, self.processes)
+
+    def learn(self, report: Report) -> None:
+        """Make steps until the last one, or until ``report`` says that it is enough."""
+        while self.step_number < self.settings.update.steps and report(*self.step()):
+            pass
 
     def step(self) -> tuple[Row, list[Sample]]:
         """Make one step and return its row (crash columns left to the recorder) and its samples.
@@ -75,7 +90,7 @@ class Loop:
                 measured = measure(
                     self.world.policy, rollout, self.settings.rollout.temperature, self.settings.update.microbatch
                 )
-                row = self._describe(rollout, measured, rewards)
+                row = self._counts(rollout) | describe(rollout, measured, rewards, self.processes)
                 kl, entropy, reward = (_number(row[key]) for key in ("kl/mean", "entropy/mean", "reward/mean"))
                 by_reply = self._by_reply(measured.entropy, rollout.mask)
                 signal = self.arm.control(Measurement(kl, entropy, reward / self.sigma0, reward, by_reply))
@@ -100,7 +115,7 @@ class Loop:
             texts = [train[indices[row]] for row in rows]
             encoded = encode(
                 texts,
-                [encode_prompt(policy.tokenizer, text) for text in texts],
+                [self.world.prompts.ids("train", indices[row], policy.tokenizer) for row in rows],
                 settings.prompts.max_tokens,
                 int(policy.tokenizer.pad_token_id),
                 policy.device,
@@ -110,7 +125,7 @@ class Loop:
 
     def _score(self, rollout: Rollout) -> Tensor:
         with self.clock.stage("reward"):
-            return self.world.reward.score(rollout.prompts, rollout.replies).to(self.world.policy.device)
+            return score(self.world.reward, rollout).to(self.world.policy.device)
 
     def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
         reward = self.settings.reward
@@ -144,36 +159,12 @@ class Loop:
             rewards = rewards + reward.noise * self.sigma0 * torch.stack(draws).to(rewards.device)
         return rewards
 
-    def _describe(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Row:
-        """Return the columns that describe the sampled batch, over all processes."""
-        add, mask = self.processes.add, rollout.mask
-        stops = rollout.ended.tolist()
-        lengths = mask.sum(-1).tolist()
-        ids = [row[: n - int(e)].tolist() for row, n, e in zip(rollout.tokens, lengths, stops, strict=True)]
-        gathered = self.processes.gather(
-            list(zip(rollout.replies, ids, lengths, stops, rewards.tolist(), strict=True))
-        )
-        replies, bigram_ids, lengths, stops, all_rewards = (list(column) for column in zip(*gathered, strict=True))
-        self.episodes += len(replies)
-        self.tokens += sum(lengths)
-        scores = torch.tensor(all_rewards, dtype=torch.float64)
-        log_ratio = measured.log_probs - measured.reference_log_probs
-        return {
-            "step": self.step_number,
-            "episodes": self.episodes,
-            "tokens": self.tokens,
-            "reward/mean": float(scores.mean()),
-            "reward/std": float(scores.std()) if len(scores) > 1 else 0.0,
-            "kl/mean": float(masked.masked_mean(measured.kl, mask, add)),
-            "kl/max": max(self.processes.gather([float(measured.kl.max())])),
-            "kl/sampled": float(add(log_ratio.sum())) / len(replies),
-            "entropy/mean": float(masked.masked_mean(measured.entropy, mask, add)),
-            "reply/length": sum(lengths) / len(replies),
-            "reply/ended": sum(stops) / len(replies),
-            "reply/distinct": distinct_share(replies),
-            "reply/distinct_2": distinct_2(bigram_ids),
-            "prompt/truncated": sum(self.processes.gather([rollout.truncated])),
-        }
+    def _counts(self, rollout: Rollout) -> Row:
+        """Count the batch and return the counters, over all processes."""
+        sampled = self.processes.add(rollout.mask.sum())
+        self.episodes += self.settings.rollout.batch
+        self.tokens += int(sampled)
+        return {"step": self.step_number, "episodes": self.episodes, "tokens": self.tokens}
 
     def _learned(self, experience: Experience, tally: Tally) -> Row:
         """Return the columns of critic and updates."""
@@ -189,7 +180,7 @@ class Loop:
             "critic/value": float(values.mean()),
             "critic/return": float(returns.mean()),
             "update/ratio_max": tally.ratio_max,
-            "update/learning_rate": float(self.updater.optimizer.param_groups[0]["lr"]),
+            "update/learning_rate": tally.learning_rate,
             **tally.means(),
             **tally.gradients,
             **tally.preview,
@@ -225,7 +216,7 @@ class Loop:
             "sigma0": self.sigma0,
             "adapter": {name: p.detach().cpu().clone() for name, p in self.world.policy.trainable().items()},
             "critic": self.critic.state(),
-            "optimizer": self.updater.optimizer.state_dict(),
+            "optimizer": self.updater.state(),
             "arm": self.arm.dump(),
             "moments": asdict(self.moments),
         }
@@ -239,7 +230,7 @@ class Loop:
             for name, value in state["adapter"].items():
                 parameters[name].copy_(value)
         self.critic.restore(state["critic"])
-        self.updater.optimizer.load_state_dict(state["optimizer"])
+        self.updater.restore(state["optimizer"])
         if state["arm"]:
             self.arm.restore(state["arm"])
         self.moments = Moments(**state["moments"])

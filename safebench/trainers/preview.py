@@ -126,6 +126,7 @@ class Previewed:
                 cut.tokens[mask],
                 self.policy.output_weight,
                 reference=reference[rows, :replies][mask],
+                reference_weight=self.policy.reference_weight,
                 with_entropy=False,
                 temperature=self.settings.rollout.temperature,
             )

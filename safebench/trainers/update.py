@@ -6,13 +6,15 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from safebench import catalog
 from safebench import settings as s
 from safebench.rl.kl import token_statistics
-from safebench.rl.losses import clip_fraction
+from safebench.rl.losses import clip_fraction, value_clip_fraction
 from safebench.trainers.arms import Arm, Past, Present
 from safebench.trainers.critic import Critic, reply_states
 from safebench.trainers.experience import Experience, spread
@@ -20,6 +22,9 @@ from safebench.trainers.preview import stepper
 from safebench.trainers.processes import Processes
 from safebench.world import noise
 from safebench.world.policy import Policy
+
+Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
+"""A given optimizer and a given schedule, which moves once per batch; None is what the settings say."""
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Tally:
     signal: dict[str, float | str] = field(default_factory=dict)
     """Columns of a controller that moves with every update; the last one's."""
     ratio_max: float = 0.0
+    learning_rate: float = 0.0
     broken: str | None = None
 
     def add(self, **values: float) -> None:
@@ -55,8 +61,12 @@ class _Sums:
     """Each term's own gradient by parameter; empty when not asked for."""
     tokens: float
     """Of all processes."""
+    positions: float
+    """Values that are trained, of all processes."""
     clipped: float = 0.0
     squared: float = 0.0
+    ratio: float = 0.0
+    values_clipped: float = 0.0
     kl: float = 0.0
     """Sampled KL to the reference (k1) of the present policy."""
     largest: float = 0.0
@@ -71,28 +81,44 @@ class Updater:
         policy: Policy,
         critic: Critic,
         arm: Arm,
-        optimizer: type[torch.optim.Optimizer],
         processes: Processes,
+        optimizers: Optimizers = (None, None),
     ) -> None:
         self.settings, self.policy, self.critic, self.arm, self.processes = settings, policy, critic, arm, processes
         self.policy_parameters = list(policy.trainable().values())
         self.critic_parameters = list(critic.parameters())
         update = settings.update
         self.rates = (update.learning_rate, update.critic_learning_rate or update.learning_rate)
-        self.optimizer = optimizer(
+        self.optimizer, self.schedule = optimizers[0] or self._own_optimizer(), optimizers[1]
+        self.stepper = stepper(settings, policy, processes)
+
+    def _own_optimizer(self) -> torch.optim.Optimizer:
+        update = self.settings.update
+        made: torch.optim.Optimizer = catalog.find("optimizers", update.optimizer).load()(
             [
                 {"params": self.policy_parameters, "lr": self.rates[0]},
                 {"params": self.critic_parameters, "lr": self.rates[1]},
             ],
-            weight_decay=update.weight_decay,  # type: ignore[call-arg]
+            weight_decay=update.weight_decay,
         )
-        self.stepper = stepper(settings, policy, processes)
+        return made
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimizer's state, and that of a given schedule."""
+        state: dict[str, Any] = self.optimizer.state_dict()
+        return state if self.schedule is None else {**state, "schedule": self.schedule.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``state`` gave."""
+        self.optimizer.load_state_dict({key: value for key, value in state.items() if key != "schedule"})
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
 
     def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> Tally:
         """Do all epochs of one batch; stop at the first number that is not finite, weights untouched by it."""
         self._set_rates(step)
         self.step = step
-        tally = Tally()
+        tally = Tally(learning_rate=float(self.optimizer.param_groups[0]["lr"]))
         self.stepper.begin(experience)
         for rows in self._minibatches(step):
             with self.policy.training():
@@ -102,9 +128,13 @@ class Updater:
             if tally.broken:
                 break
         tally.preview = self.stepper.columns()
+        if self.schedule is not None and tally.broken is None:
+            self.schedule.step()
         return tally
 
     def _set_rates(self, step: int) -> None:
+        if self.schedule is not None:
+            return
         update = self.settings.update
         factor = 1.0 if update.schedule == "constant" else 1 - (step - 1) / update.steps
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -132,7 +162,7 @@ class Updater:
         owners = [*self.policy_parameters, *self.critic_parameters]
         terms = dict.fromkeys(self.arm.names, 0.0)
         norms = {name: [torch.zeros_like(p) for p in owners] for name in self.arm.names} if gradient_norms else {}
-        sums = _Sums(terms, norms, counts[0])
+        sums = _Sums(terms, norms, counts[0], counts[1])
         for group in experience.rollout.groups(self.settings.update.microbatch, rows):
             past, present = self._forward(experience, group, counts, update)
             named = self.arm.terms(past, present)
@@ -145,9 +175,19 @@ class Updater:
             advantages = past.advantages[past.mask]
             sums.clipped += float(clip_fraction(log_ratio.exp(), advantages, self.settings.loss.clip).sum())
             sums.squared += float((log_ratio**2).sum())
+            sums.ratio += float(log_ratio.exp().sum())
+            sums.values_clipped += self._values_clipped(past, present)
             sums.kl += float((present.log_probs.detach() - past.reference_log_probs)[past.mask].sum())
             sums.largest = _larger(sums.largest, float(log_ratio.exp().max())) if log_ratio.numel() else sums.largest
         return sums
+
+    def _values_clipped(self, past: Past, present: Present) -> float:
+        """Return how many values the value clip cut, each head counting its part."""
+        clip = self.settings.loss.value_clip
+        if clip is None:
+            return 0.0
+        cut = value_clip_fraction(present.heads.detach(), past.heads, past.returns[..., None], clip).mean(-1)
+        return float(cut[past.positions].sum())
 
     def _forward(
         self, experience: Experience, rows: list[int], counts: list[float], update: int
@@ -163,6 +203,7 @@ class Updater:
             cut.tokens[kept],
             self.policy.output_weight,
             reference=measured.reference_states[rows, :replies][kept] if self.arm.needs_kl else None,
+            reference_weight=self.policy.reference_weight if self.arm.needs_kl else None,
             with_entropy=self.arm.needs_entropy,
             temperature=self.settings.rollout.temperature,
         )
@@ -187,9 +228,9 @@ class Updater:
     def _finish(self, tally: Tally, sums: _Sums) -> None:
         """Sum over processes, clip, check, and step."""
         self.processes.add_gradients([*self.policy_parameters, *self.critic_parameters])
-        local = [*sums.terms.values(), sums.clipped, sums.squared, sums.kl]
+        local = [*sums.terms.values(), sums.clipped, sums.squared, sums.kl, sums.ratio, sums.values_clipped]
         added = self.processes.add(torch.tensor(local, dtype=torch.float64, device=self.policy.device))
-        *totals, clipped, squared, kl = added.tolist()
+        *totals, clipped, squared, kl, ratio, values_clipped = added.tolist()
         values = {f"loss/{name}": value for name, value in zip(sums.terms, totals, strict=True)}
         plain, tally.signal = self.arm.control_update(kl / sums.tokens)
         values |= plain
@@ -205,6 +246,8 @@ class Updater:
                 "grad/critic_norm": critic_norm,
                 "update/clip_fraction": clipped / sums.tokens,
                 "update/approx_kl": squared / sums.tokens / 2,
+                "update/ratio_mean": ratio / sums.tokens,
+                "update/value_clip_fraction": values_clipped / sums.positions,
             },
         )
         for name, parts in sums.norms.items():

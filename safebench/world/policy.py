@@ -1,8 +1,9 @@
-"""The policy: a causal language model with a LoRA adapter; switched off, the same model is the reference."""
+"""The policy: a causal language model, with a LoRA adapter or trained as a whole, and its reference."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +20,29 @@ from safebench.world import noise
 
 @dataclass
 class Policy:
-    """A LoRA-adapted language model with its tokenizer."""
+    """A language model with its tokenizer, and the reference that its KL is measured against."""
 
-    model: PeftModel
+    model: PeftModel | PreTrainedModel
+    """With an adapter, or trained as a whole."""
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
+    """Tokens that end a reply; without any, every reply fills its length."""
+    reference: PreTrainedModel | str | None = None
+    """A model of its own, another adapter of ``model`` by its name, or None: ``model`` with its adapter off."""
+    mixed_precision: bool = False
+    acting: PreTrainedModel | None = None
+    """The reference's own model while it acts."""
 
     @property
     def base(self) -> PreTrainedModel:
-        """The language model, adapter layers in place."""
-        return self.model.get_base_model()
+        """The language model that acts, adapter layers in place."""
+        if self.acting is not None:
+            return self.acting
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def output_weight(self) -> Tensor:
-        """The output embedding, [V, h]; frozen, so policy and reference share it."""
+        """The output embedding of the model that acts, [V, h]; without gradient where it is frozen."""
         weight: Tensor = self.base.get_output_embeddings().weight
         return weight
 
@@ -54,15 +64,39 @@ class Policy:
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the last hidden states [B, T, h] of left-padded token ids [B, T]; mask is 1 on real tokens."""
         decoder = self.base.get_decoder()
-        out = decoder(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+        with self.precision():
+            out = decoder(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
         states: Tensor = out.last_hidden_state
         return states
 
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the model computes: bfloat16 where it is safe, or the weights' precision."""
+        if not self.mixed_precision:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Within this context the model is the reference: the same base with the adapter off."""
-        with self.model.disable_adapter():
+        """Within this context the model is the reference."""
+        if isinstance(self.reference, PreTrainedModel):
+            self.acting = self.reference
+            try:
+                yield
+            finally:
+                self.acting = None
+            return
+        if not isinstance(self.model, PeftModel):
+            raise UsageError("a policy without an adapter needs a reference model of its own")
+        with _other_adapter(self.model, self.reference) if self.reference else self.model.disable_adapter():
             yield
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The reference's output embedding, [V, h]."""
+        if not isinstance(self.reference, PreTrainedModel):
+            return self.output_weight
+        weight: Tensor = self.reference.get_output_embeddings().weight
+        return weight
 
     def dropped_states(self, ids: Tensor, mask: Tensor, *where: int) -> Tensor:
         """Return ``hidden_states`` under the adapter's dropout, if it has any, drawn by ``where`` alone.
@@ -94,22 +128,61 @@ class Policy:
         return [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameters by name."""
+        """Return the parameters that are trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def adapt(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: s.Model, seed: int, device: torch.device
 ) -> Policy:
-    """Put a fresh LoRA adapter on ``base`` and return the policy.
+    """Return the policy that the settings make of ``base``: with a fresh LoRA adapter, or trained as a whole.
 
     The adapter starts as in peft (B zero, A uniform by Kaiming), drawn from the run's seed alone. The model's
     own dropout is off for good, in rollouts and updates alike: the ratio is 1 before the first update, unless
-    the settings ask for dropout in the adapter.
+    the settings ask for dropout in the adapter. Without an adapter the reference is a frozen copy of ``base``.
     """
-    _refuse_unsupported(base)
-    _no_dropout(base)
-    lora = model.lora
+    refuse_unsupported(base)
+    no_dropout(base)
+    reference = frozen_copy(base).to(device) if model.lora is None else None
+    adapted = base if model.lora is None else _with_adapter(base, model.name, model.lora, seed)
+    adapted.eval()
+    if model.gradient_checkpointing:
+        recompute(adapted)
+    adapted.to(device)
+    return Policy(adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy that no training moves."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def recompute(model: PeftModel | PreTrainedModel) -> None:
+    """Let layers recompute in the backward pass what they would otherwise keep; within ``Policy.training`` only."""
+    model.enable_input_require_grads()
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    # transformers 5.23 gave it a new name, and warns of the old one.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+@contextlib.contextmanager
+def _other_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Within this context the adapter called ``name`` acts; what is trained stays what it was."""
+    active = model.active_adapter
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
+        for p in model.parameters():
+            p.requires_grad_(False)
+        for p in trained:
+            p.requires_grad_(True)
+
+
+def _with_adapter(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> PeftModel:
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -118,18 +191,11 @@ def adapt(
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(base, config)
+        adapted: PeftModel = get_peft_model(base, config)
     except ValueError as fault:
-        raise UsageError(f"model.lora.targets does not fit {model.name}: {fault}") from fault
+        raise UsageError(f"model.lora.targets does not fit {name}: {fault}") from fault
     _draw_adapter(adapted, seed)
-    adapted.eval()
-    if model.gradient_checkpointing:
-        adapted.enable_input_require_grads()
-        # transformers 5.23 gave it a new name, and warns of the old one.
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    adapted.to(device)
-    return Policy(adapted, tokenizer, stop_ids(base, tokenizer))
+    return adapted
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -144,7 +210,9 @@ def _draw_adapter(adapted: nn.Module, seed: int) -> None:
             nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
 
 
-def _no_dropout(base: PreTrainedModel) -> None:
+def no_dropout(base: nn.Module) -> None:
+    """Switch off the dropout that a model itself declares, for good."""
+    module: Any
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -152,7 +220,7 @@ def _no_dropout(base: PreTrainedModel) -> None:
             module.attention_dropout = 0.0
 
 
-def _refuse_unsupported(base: PreTrainedModel) -> None:
+def refuse_unsupported(base: PreTrainedModel) -> None:
     """Refuse models whose logits are more than a product of hidden state and output embedding."""
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(base.config, key, None) not in (None, 1.0):

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +29,15 @@ class Prompts:
 
     train: list[str]
     heldout: list[str]
+    train_ids: list[list[int]] | None = None
+    """Token ids of prompts that came as such; the texts are encoded when None."""
+    heldout_ids: list[list[int]] | None = None
+
+    def ids(self, split: Literal["train", "heldout"], row: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the token ids of a prompt up to where the reply begins."""
+        given = self.train_ids if split == "train" else self.heldout_ids
+        texts = self.train if split == "train" else self.heldout
+        return encode_prompt(tokenizer, texts[row]) if given is None else given[row]
 
 
 def load_prompts(settings: Settings) -> Prompts:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from safebench import catalog
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.world.loading import loading
 from safebench.world.prompts import as_messages
+from safebench.world.rollout import Rollout
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
@@ -28,6 +29,22 @@ class Reward(Protocol):
     def score(self, prompts: list[str], replies: list[str]) -> Tensor:
         """Return one float32 score per reply, [B], on the CPU, all finite."""
         ...
+
+
+@runtime_checkable
+class RolloutReward(Protocol):
+    """Scores replies by their token ids."""
+
+    def score_rollout(self, rollout: Rollout) -> Tensor:
+        """Return one float32 score per reply, [B], all finite."""
+        ...
+
+
+def score(reward: Reward, rollout: Rollout) -> Tensor:
+    """Return the score of each reply, [B]: by its ids where the reward reads ids, else by its text."""
+    if isinstance(reward, RolloutReward):
+        return reward.score_rollout(rollout)
+    return reward.score(rollout.prompts, rollout.replies)
 
 
 class ModelReward:

@@ -146,10 +146,11 @@ def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, 
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     sampled: list[Tensor] = []
     for t in range(limit):
-        out = decoder(
-            input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        tokens = _draw(out.last_hidden_state[:, -1] @ weight.T, noise[:, t], temperature)
+        with policy.precision():
+            out = decoder(
+                input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        tokens = _draw(out.last_hidden_state[:, -1].to(weight.dtype) @ weight.T, noise[:, t], temperature)
         sampled.append(tokens.where(running, torch.tensor(-1, device=ids.device)))
         running = running & ~torch.isin(tokens, stops)
         if not bool(running.any()):
