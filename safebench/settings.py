@@ -248,7 +248,8 @@ class Evaluation(Section):
 class Recording(Section):
     """What is written, and how often."""
 
-    gradient_norms_every: PositiveInt = 10
+    gradient_norms_every: PositiveInt | None = 10
+    """Steps between two measurements of each loss term's own gradient; never when null."""
     checkpoint_every: PositiveInt = 25
     keep_checkpoints: PositiveInt = 1
     samples: NonNegativeInt = 8

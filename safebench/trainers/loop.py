@@ -98,7 +98,9 @@ class Loop:
             with self.clock.stage("update"):
                 every = self.settings.recording.gradient_norms_every
                 tally = self.updater.run(
-                    self.step_number, experience, gradient_norms=(self.step_number - 1) % every == 0
+                    self.step_number,
+                    experience,
+                    gradient_norms=every is not None and (self.step_number - 1) % every == 0,
                 )
                 if tally.broken is None:
                     self.critic.advance_target()
