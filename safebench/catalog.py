@@ -6,13 +6,11 @@ Other packages add to them through the entry-point groups ``safebench.arms``,
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +18,11 @@ from typing import Any, Literal
 from safebench import architectures as dims
 from safebench.architectures import Architecture
 from safebench.errors import MissingResource, UsageError
+from safebench.names import unknown
 
 Group = Literal["arms", "models", "rewards", "prompts", "optimizers", "trackers"]
-Kind = Literal["embedded", "hub", "directory", "file", "function", "object"]
+Kind = Literal["embedded", "hub", "directory", "file", "function", "object", "trainer"]
+"""An arm is an ``object`` that plugs into the loop, or a ``trainer`` that learns by itself."""
 
 WORLD = Path(__file__).parent / "world" / "embedded"
 """Where the embedded world's weights and prompts lie."""
@@ -95,6 +95,9 @@ ARMS: tuple[Entry, ...] = (
         "SAFE as released: its penalty is a plain number",
         target="safebench.trainers.official:ReleasedSAFE",
     ),
+    Entry("trl-ppo", "TRL's own PPOTrainer, wrapped", "trainer", "safebench.baselines.trl_ppo:trl_ppo"),
+    Entry("grpo", "TRL's own GRPOTrainer, wrapped", "trainer", "safebench.baselines.groups:grpo"),
+    Entry("rloo", "TRL's own RLOOTrainer, wrapped", "trainer", "safebench.baselines.groups:rloo"),
 )
 
 MODELS: tuple[Entry, ...] = (
@@ -188,7 +191,8 @@ def find(group: Group, name: str) -> Entry:
     passed = _pass_through(group, name)
     if passed is not None:
         return passed
-    raise UsageError(f"{_SINGULAR[group]} {name!r}: {_unknown(group, name)}", hint=_hint(group))
+    known = [entry.name for entry in entries(group)]
+    raise UsageError(f"{_SINGULAR[group]} {name!r}: {unknown(name, known)}", hint=_hint(group))
 
 
 def model_source(name: str) -> Entry:
@@ -211,20 +215,10 @@ def fault(group: Group, name: str) -> str | None:
     try:
         find(group, name)
     except UsageError:
-        return _unknown(group, name)
+        return unknown(name, [entry.name for entry in entries(group)])
     except MissingResource:
         return None
     return None
-
-
-def nearest(name: str, names: Sequence[str]) -> str | None:
-    """Return the name most like ``name``, or None when nothing is like it."""
-    lower = {other.lower(): other for other in names}
-    found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
-    if found:
-        return lower[found[0]]
-    inside = [other for other in names if len(name) > 1 and name.lower() in other.lower()]
-    return inside[0] if inside else None
 
 
 def load(target: str) -> Any:
@@ -292,12 +286,6 @@ def _pass_through(group: Group, name: str) -> Entry | None:
     if _HUB_ID.fullmatch(name):
         return Entry(name, "hub id", "hub", name)
     return None
-
-
-def _unknown(group: Group, name: str) -> str:
-    names = [entry.name for entry in entries(group)]
-    near = nearest(name, names)
-    return f"unknown; did you mean {near}?" if near else f"unknown; there are {', '.join(names)}"
 
 
 def _hint(group: Group) -> str:

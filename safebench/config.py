@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from safebench import catalog, faults, yaml_text
 from safebench.errors import UsageError
 from safebench.layers import Path_, Stack, chain, is_path, locate, names, read_mapping
+from safebench.names import nearest
 from safebench.settings import Settings
 
 DEFAULT = "default"
@@ -171,7 +172,7 @@ def _experiment_path(name: str) -> Path:
     found = locate(name)
     if found is None or name.startswith("_"):
         known = list(names())
-        near = catalog.nearest(name, known)
+        near = nearest(name, known)
         advice = f"did you mean {near}?" if near else f"there are {', '.join(known) or 'none'}"
         raise UsageError(f"no experiment {name!r}; {advice}", hint="`safebench experiments` lists them.")
     return found
@@ -191,7 +192,7 @@ def _lay_preset(stack: Stack, preset: str | None) -> None:
     path = locate(preset, "presets")
     if path is None:
         known = list(names("presets"))
-        near = catalog.nearest(preset, known)
+        near = nearest(preset, known)
         advice = f"did you mean {near}?" if near else f"there are {', '.join(known) or 'none'}"
         raise UsageError(f"no preset {preset!r}; {advice}", hint=f"There are: {', '.join(known)}.")
     content = read_mapping(path, stack)

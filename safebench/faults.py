@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from safebench import catalog
 from safebench.catalog import Group
 from safebench.layers import Fault, Path_, Stack
+from safebench.names import nearest
 from safebench.settings import Settings
 
 _NAMED: tuple[tuple[Path_, Group], ...] = (
@@ -114,11 +115,11 @@ def _nearest_key(path: Path_, model: type[BaseModel]) -> str | None:
     known = [".".join(field) for field, _ in _fields(model)]
     section = path[:-1]
     siblings = [field[-1] for field, _ in _fields(model) if field[:-1] == section]
-    sibling = catalog.nearest(path[-1], siblings)
+    sibling = nearest(path[-1], siblings)
     if sibling:
         return ".".join((*section, sibling))
     namesakes = [key for key in known if key.split(".")[-1] == path[-1]]
-    return namesakes[0] if namesakes else catalog.nearest(".".join(path), known)
+    return namesakes[0] if namesakes else nearest(".".join(path), known)
 
 
 def _at(values: Any, path: Path_) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safebench import yaml_text
-from safebench.catalog import nearest
+from safebench.names import nearest
 
 Path_ = tuple[str, ...]
 """A key's full path, one part per level."""

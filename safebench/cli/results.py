@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safebench import config
-from safebench.catalog import nearest
 from safebench.cli.outcome import crashes, last_values
 from safebench.cli.tables import columns
 from safebench.errors import MissingResource, UsageError
@@ -17,6 +16,7 @@ from safebench.evidence import runs
 from safebench.evidence.inert import inert_in, sentence
 from safebench.evidence.runs import Run
 from safebench.metrics import BY_KEY
+from safebench.names import nearest
 from safebench.recording import status
 from safebench.recording.files import is_locked
 from safebench.settings import Settings

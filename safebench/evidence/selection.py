@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from safebench import yaml_text
-from safebench.catalog import nearest
 from safebench.errors import UsageError
 from safebench.evidence.compare import Comparison
 from safebench.evidence.fairness import flatten
 from safebench.evidence.runs import Run
+from safebench.names import nearest
 
 
 def matching(runs: Iterable[Run], where: Sequence[str]) -> list[Run]:

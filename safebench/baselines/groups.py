@@ -1,0 +1,182 @@
+"""TRL's own GRPOTrainer and RLOOTrainer as arms: groups of replies to one prompt in place of a critic.
+
+What of their log has our definition (TRL 1.12.0, ``_compute_loss`` and ``_generate_and_score_completions``):
+
+========================  ====================  ==========================================================
+TRL's key                 column                why
+========================  ====================  ==========================================================
+loss                      loss/total            the whole loss of an update, mean over the step's updates
+                          loss/policy           GRPO's, where it is the clipped surrogate alone and its mean
+                                                runs over the batch's reply tokens: no KL in it, one
+                                                mini-batch. RLOO's ratio is one per reply
+grad_norm                 grad/norm             before clipping, mean over the step's updates
+clip_ratio/region_mean    update/clip_fraction  GRPO's, a share of tokens; RLOO's is one of replies
+learning_rate             update/learning_rate  the one that the step's first update used
+reward                    reward/shaped         GRPO's; RLOO takes beta times the KL off, which we measure
+reward_std                –                     ``reward/std`` is before stress
+kl, entropy               –                     of the updated policy too; we measure the sampling policy's
+completions/…, num_tokens –                     lengths we measure; TRL counts prompts among its tokens
+frac_reward_zero_std      –                     no such column
+========================  ====================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import copy
+from statistics import fmean
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from safebench.baselines import library
+from safebench.baselines.arguments import SHARED_LIMITS, shared
+from safebench.baselines.limits import refuse
+from safebench.baselines.wrapped import Log, Watch, Wrapped
+from safebench.errors import UsageError
+from safebench.settings import Advantage, Critic, Settings
+from safebench.trainers.describe import Row
+from safebench.trainers.processes import Processes
+from safebench.world.assemble import World
+from safebench.world.prompts import as_messages
+from safebench.world.rollout import encode
+
+GROUP = 8
+"""Replies to one prompt: GRPO's default in TRL, taken for RLOO too, so that both see as many prompts."""
+
+LIMITS = SHARED_LIMITS | {
+    "reward.missing_eos_penalty": 0.0,
+    "reward.kl_estimator": "k1",
+    "rollout.chunk": None,
+    "critic": Critic().model_dump(),
+    "advantage": Advantage().model_dump(),
+}
+"""What the settings must be: there is no critic, and advantages are the groups' own."""
+
+
+def grpo(settings: Settings, world: World, processes: Processes) -> Wrapped:
+    """Return TRL's GRPO as a learner. Raises ``UsageError`` for settings that TRL would ignore."""
+    refuse(settings, LIMITS | {"reward.kl_coefficient": 0.0})
+    return Wrapped(settings, world, processes, _Group(settings, world, "GRPO"))
+
+
+def rloo(settings: Settings, world: World, processes: Processes) -> Wrapped:
+    """Return TRL's RLOO as a learner. Raises ``UsageError`` for settings that TRL would ignore."""
+    refuse(settings, LIMITS)
+    if settings.model.lora is None and settings.model.random_weights and settings.reward.kl_coefficient:
+        raise UsageError(
+            "TRL's RLOO loads its reference from where the model lies, and random weights lie nowhere",
+            "Train an adapter: --set model.lora.rank=8.",
+        )
+    return Wrapped(settings, world, processes, _Group(settings, world, "RLOO"))
+
+
+class _Group:
+    """How one of the two trainers is made, and what its log says."""
+
+    def __init__(self, settings: Settings, world: World, name: str) -> None:
+        self.settings, self.world, self.name = settings, world, name
+        self.config, self.trainer_type = library.group(settings.arm, name)
+        self.logs_per_step = settings.update.epochs * settings.update.minibatches
+        update, batch = settings.update, settings.rollout.batch
+        mini = batch // update.minibatches
+        self.rows = update.microbatch or mini
+        if batch % GROUP or mini % self.rows:
+            raise UsageError(
+                f"{settings.arm} needs a batch ({batch}) of whole groups of {GROUP} replies, and mini-batches ({mini}) "
+                f"of whole micro-batches ({self.rows})",
+                f"Use --set rollout.batch={max(1, batch // GROUP) * GROUP} --set update.microbatch=null.",
+            )
+
+    def trainer(self, watch: Watch, folder: str) -> Any:
+        """Return the trainer, on the world's policy and training prompts."""
+        tokenizer: PreTrainedTokenizerBase = copy.deepcopy(self.world.policy.tokenizer)
+        tokenizer.truncation_side = "left"
+
+        def reward(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+            return self._score(watch, completion_ids, row)
+
+        return self.trainer_type(
+            args=self.config(**self._arguments(folder)),
+            processing_class=tokenizer,
+            model=self.world.policy.model,
+            reward_funcs=[reward],
+            train_dataset=self._prompts(),
+        )
+
+    def _arguments(self, folder: str) -> dict[str, Any]:
+        settings, update = self.settings, self.settings.update
+        batch = settings.rollout.batch
+        arguments = shared(settings, folder, self.world.policy.device) | {
+            "per_device_train_batch_size": self.rows,
+            "gradient_accumulation_steps": batch // update.minibatches // self.rows,
+            "generation_batch_size": batch,
+            "num_generations": GROUP,
+            "num_iterations": update.epochs,
+            "max_steps": update.steps * self.logs_per_step,
+            "max_completion_length": settings.rollout.reply_tokens,
+            "max_grad_norm": update.max_grad_norm or 0.0,
+            "epsilon": settings.loss.clip,
+            "remove_unused_columns": False,
+        }
+        if self.name == "RLOO":
+            arguments["beta"] = settings.reward.kl_coefficient
+        if self.world.policy.tokenizer.chat_template is not None:
+            arguments["chat_template_kwargs"] = {"truncation": True, "max_length": settings.prompts.max_tokens}
+        return arguments
+
+    def _prompts(self) -> Dataset:
+        """Return the training prompts in the form that TRL encodes as the loop does, each with its number."""
+        texts, tokenizer = self.world.prompts.train, self.world.policy.tokenizer
+        rows = list(range(len(texts)))
+        if tokenizer.chat_template is not None:
+            return Dataset.from_dict({"prompt": [as_messages(text) for text in texts], "row": rows})
+        longest = max(len(self.world.prompts.ids("train", row, tokenizer)) for row in rows)
+        if longest > self.settings.prompts.max_tokens:
+            raise UsageError(
+                f"TRL's {self.name} cannot cut prompts for a model without a chat template, and the longest has "
+                f"{longest} tokens",
+                f"Use --set prompts.max_tokens={longest}.",
+            )
+        return Dataset.from_dict({"prompt": texts, "row": rows})
+
+    def _score(self, watch: Watch, replies: list[list[int]], rows: list[int]) -> list[float]:
+        prompts, policy = self.world.prompts, self.world.policy
+        encoded = encode(
+            [prompts.train[row] for row in rows],
+            [prompts.ids("train", row, policy.tokenizer) for row in rows],
+            self.settings.prompts.max_tokens,
+            int(policy.tokenizer.pad_token_id),
+            policy.device,
+        )
+        rewards: Tensor = watch.score(encoded, replies)
+        return rewards.tolist()
+
+    def columns(self, logs: list[Log], row: Row) -> Row:
+        """Return what the logs of a step's updates say by our definitions."""
+        update, token_level = self.settings.update, self.name == "GRPO"
+        found: Row = {
+            "loss/total": _mean(logs, "loss"),
+            "grad/norm": _mean(logs, "grad_norm"),
+            "update/learning_rate": logs[0].get("learning_rate"),
+        }
+        if token_level:
+            found["reward/shaped"] = logs[0].get("reward")
+        else:
+            found["reward/shaped"] = self._less_kl(logs[0].get("reward"), row)
+        if token_level and update.minibatches == 1:
+            found["loss/policy"] = found["loss/total"]
+        if token_level and update.microbatch is None:
+            found["update/clip_fraction"] = _mean(logs, "clip_ratio/region_mean")
+        return found
+
+    def _less_kl(self, reward: float | None, row: Row) -> float | None:
+        sampled = row["kl/sampled"]
+        assert isinstance(sampled, float)
+        return None if reward is None else reward - self.settings.reward.kl_coefficient * sampled
+
+
+def _mean(logs: list[Log], key: str) -> float | None:
+    values = [log[key] for log in logs if log.get(key) is not None]
+    return fmean(values) if len(values) == len(logs) else None

@@ -1,0 +1,250 @@
+"""TRL's own PPOTrainer as an arm: its object, unmodified, with our prompts, policy and reward.
+
+What of its log has our definition, and what has not (TRL 1.12.0, ``PPOTrainer.train``):
+
+==================================  =========================  ====================================================
+TRL's key                           column                     why
+==================================  =========================  ====================================================
+objective/kl                        –                          as ``kl/sampled`` with k1, which we measure; not with
+                                                               k3
+objective/entropy                   –                          as ``reply/surprisal``, which we measure
+objective/scores                    –                          ``reward/mean`` is before stress and the penalty for a
+                                                               missing end token, which are in it
+objective/rlhf_reward               reward/shaped              unless ``whiten_rewards``, which TRL's number is before
+objective/non_score_reward          –                          no such column
+loss/policy_avg                     loss/policy                mean over a mini-batch's reply tokens, then updates
+loss/value_avg · vf_coef            loss/value                 likewise, over value positions
+their sum                           loss/total
+policy/clipfrac_avg                 update/clip_fraction       mean over reply tokens
+val/clipfrac_avg                    update/value_clip_fraction mean over value positions
+policy/approxkl_avg                 –                          its mean runs over padding too
+policy/entropy_avg                  –                          likewise, and it is the updated policy's
+val/ratio, val/ratio_var            –                          likewise
+val/num_eos_tokens                  –                          counts what follows the first end token too
+lr                                  update/learning_rate
+eps, episode                        –                          ours exclude our measuring; episodes are counted
+==================================  =========================  ====================================================
+
+Losses and fractions are filled only where TRL's means run over what ours do: with ``update.microbatch`` TRL averages
+micro-batches of unequal length alike, and where the end token pads too it is no part of TRL's loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from safebench.baselines import library
+from safebench.baselines.arguments import SHARED_LIMITS, shared
+from safebench.baselines.limits import refuse
+from safebench.baselines.sampled import cut_at_the_end
+from safebench.baselines.wrapped import Log, Watch, Wrapped
+from safebench.errors import UsageError
+from safebench.settings import Settings
+from safebench.trainers.describe import Row
+from safebench.trainers.processes import Processes
+from safebench.world import noise
+from safebench.world.assemble import World
+from safebench.world.policy import Policy
+from safebench.world.rollout import Encoded, encode
+
+LIMITS = SHARED_LIMITS | {
+    "update.critic_learning_rate": None,
+    "update.max_grad_norm": None,
+    "update.critic_max_grad_norm": None,
+    "advantage.whiten": True,
+    "critic.body": "separate",
+    "critic.heads": "single",
+    "critic.head": "linear",
+    "critic.layer_norm": False,
+    "critic.reads": "token",
+    "critic.detach": True,
+    "critic.init": "small",
+    "critic.target_decay": None,
+    "critic.target_follows": "batch",
+    "loss.value_huber": None,
+    "loss.value_combine": "max",
+    "loss.regress": "heads",
+}
+"""What the settings must be for TRL's PPO; it never clips gradients, whatever it is told."""
+
+
+def trl_ppo(settings: Settings, world: World, processes: Processes) -> Wrapped:
+    """Return TRL's PPO as a learner. Raises ``UsageError`` for settings that TRL would ignore."""
+    update = settings.update
+    same = update.critic_learning_rate == update.learning_rate
+    refuse(settings, LIMITS | ({"update.critic_learning_rate": update.learning_rate} if same else {}))
+    if settings.loss.value_clip is None:
+        raise UsageError("TRL's PPO always clips the value loss", "Use --set loss.value_clip=0.2.")
+    if update.microbatch is not None and update.minibatches > 1:
+        raise UsageError(
+            "TRL's PPO ignores update.minibatches where it accumulates gradients",
+            "Use --set update.microbatch=null, or --set update.minibatches=1.",
+        )
+    return Wrapped(settings, world, processes, _PPO(settings, world))
+
+
+class _PPO:
+    """How TRL's PPOTrainer is made, and what its log says."""
+
+    logs_per_step = 1
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        self.settings, self.world = settings, world
+        self.config, self.trainer_type = library.ppo(settings.arm)
+
+    def trainer(self, watch: Watch, folder: str) -> Any:
+        """Return the trainer, on the world's policy and training prompts."""
+        policy = self.world.policy
+        feeder = _Feeder(self.settings, self.world)
+        separate = isinstance(policy.reference, PreTrainedModel)
+        return self.trainer_type(
+            args=self.config(**self._arguments(folder)),
+            processing_class=policy.tokenizer,
+            model=policy.model,
+            ref_model=policy.reference if separate else None,
+            reward_model=_RewardModel(policy, feeder, watch),
+            value_model=value_model(policy, self.settings),
+            train_dataset=Dataset.from_dict({"row": list(range(len(self.world.prompts.train)))}),
+            data_collator=feeder,
+        )
+
+    def _arguments(self, folder: str) -> dict[str, Any]:
+        settings, update, loss = self.settings, self.settings.update, self.settings.loss
+        batch = settings.rollout.batch
+        rows = update.microbatch or batch
+        if batch % rows:
+            raise UsageError(
+                f"rollout.batch ({batch}) must be a multiple of update.microbatch ({rows}) for TRL",
+                "Use --set update.microbatch=null.",
+            )
+        reference = self.world.policy.reference
+        return shared(settings, folder, self.world.policy.device) | {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": batch // rows,
+            "num_mini_batches": update.minibatches,
+            "num_ppo_epochs": update.epochs,
+            "total_episodes": batch * update.steps,
+            "local_rollout_forward_batch_size": settings.rollout.chunk or batch,
+            "num_sample_generations": 0,
+            "response_length": settings.rollout.reply_tokens,
+            "stop_token": "eos",
+            "missing_eos_penalty": settings.reward.missing_eos_penalty or None,
+            "whiten_rewards": settings.advantage.whiten_rewards,
+            "kl_coef": settings.reward.kl_coefficient,
+            "kl_estimator": settings.reward.kl_estimator,
+            "cliprange": loss.clip,
+            "cliprange_value": loss.value_clip,
+            "vf_coef": loss.value_coefficient,
+            "gamma": settings.advantage.gamma,
+            "lam": settings.advantage.lam,
+            "ref_adapter_name": reference if isinstance(reference, str) else None,
+        }
+
+    def columns(self, logs: list[Log], row: Row) -> Row:
+        """Return what the log of a batch says by our definitions."""
+        (log,) = logs
+        found: Row = {"update/learning_rate": log["lr"]}
+        if not self.settings.advantage.whiten_rewards:
+            found["reward/shaped"] = log["objective/rlhf_reward"]
+        tokenizer = self.world.policy.tokenizer
+        if self.settings.update.microbatch is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+            policy, value = log["loss/policy_avg"], self.settings.loss.value_coefficient * log["loss/value_avg"]
+            found |= {
+                "loss/policy": policy,
+                "loss/value": value,
+                "loss/total": policy + value,
+                "update/clip_fraction": log["policy/clipfrac_avg"],
+                "update/value_clip_fraction": log["val/clipfrac_avg"],
+            }
+        return found
+
+
+def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
+    """Return a classifier with one output on a copy of the policy's base, as TRL's scripts load one.
+
+    Its head is what transformers makes of a new one (normal, small), drawn from the run's seed.
+    """
+    config = copy.deepcopy(policy.base.config)
+    config.num_labels = 1
+    with noise.seeded(policy.device, "critic", settings.seed):
+        model: Any = AutoModelForSequenceClassification.from_config(config)
+    weights = policy.base.get_decoder().state_dict()
+    kept = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
+    getattr(model, model.base_model_prefix).load_state_dict(kept)
+    return model.to(policy.device, getattr(torch, settings.critic.dtype))  # type: ignore[no-any-return]
+
+
+class _Feeder:
+    """Collates prompts as the loop encodes them, and remembers which ones, in the order of the batches.
+
+    TRL takes the ids alone, from a loader that reads one batch ahead.
+    """
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        self.settings, self.world = settings, world
+        self.waiting: deque[Encoded] = deque()
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return the ids of the examples' prompts, padded on the left."""
+        prompts, tokenizer = self.world.prompts, self.world.policy.tokenizer
+        rows = [int(example["row"]) for example in examples]
+        encoded = encode(
+            [prompts.train[row] for row in rows],
+            [prompts.ids("train", row, tokenizer) for row in rows],
+            self.settings.prompts.max_tokens,
+            int(tokenizer.pad_token_id),
+            torch.device("cpu"),
+        )
+        self.waiting.append(encoded)
+        return {"input_ids": encoded.ids}
+
+
+class _RewardModel(nn.Module):
+    """A classifier to TRL, which asks for a backbone and a ``score`` head; inside, the world's reward reads texts."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, policy: Policy, feeder: _Feeder, watch: Watch) -> None:
+        super().__init__()
+        self.backbone = _Backbone(policy, feeder, watch)
+        self.score = nn.Identity()
+
+
+class _Backbone(nn.Module):
+    """Gives each row's reward as the hidden state of all its positions, wherever TRL then looks for it."""
+
+    def __init__(self, policy: Policy, feeder: _Feeder, watch: Watch) -> None:
+        super().__init__()
+        self.policy, self.feeder, self.watch = policy, feeder, watch
+        self.done = 0
+        """Rows of the first waiting batch that TRL has asked for: it does so in chunks."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
+        """Return the rewards of prompts and replies [b, T], as hidden states [b, T, 1]."""
+        tokenizer, batch = self.policy.tokenizer, self.feeder.waiting[0]
+        pad, end = int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)
+        ids = input_ids.masked_fill(~attention_mask.bool(), pad)
+        rows, width = slice(self.done, self.done + len(ids)), batch.ids.shape[1]
+        prompts = Encoded(
+            batch.texts[rows],
+            batch.ids[rows].to(ids.device),
+            batch.attention[rows].to(ids.device),
+            0 if self.done else batch.truncated,
+        )
+        if not torch.equal(ids[:, :width], prompts.ids):
+            raise RuntimeError("TRL asks for the rewards of other prompts than it was given")
+        replies = [cut_at_the_end(row, end, pad) for row in ids[:, width:].tolist()]
+        self.done += len(ids)
+        if self.done == len(batch.texts):
+            self.feeder.waiting.popleft()
+            self.done = 0
+        rewards = self.watch.score(prompts, replies).to(ids.device)
+        return BaseModelOutput(hidden_states=(rewards[:, None, None].expand(*ids.shape, 1),))
