@@ -58,7 +58,7 @@ def go_on(folder: Path, settings: Settings, manifest: Mapping[str, Any], after_s
 def clear(folder: Path) -> None:
     """Delete what a recorder left in ``folder``, and nothing else: an overwritten run starts from nothing."""
     with storing(folder):
-        for name in ("checkpoints", "adapter", "trackers"):
+        for name in ("checkpoints", "adapter", "model", "trackers"):
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
         # metrics.csv last: while it is there, ``begin`` refuses the half-cleared folder

@@ -144,7 +144,7 @@ def adapt(
     refuse_unsupported(base)
     no_dropout(base)
     reference = frozen_copy(base).to(device) if model.lora is None else None
-    adapted = base if model.lora is None else _with_adapter(base, model.name, model.lora, seed)
+    adapted = base.requires_grad_(True) if model.lora is None else _with_adapter(base, model.name, model.lora, seed)
     adapted.eval()
     if model.gradient_checkpointing:
         recompute(adapted)

@@ -121,7 +121,7 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
     width = min(max(piece.shape[1] for piece in pieces) + 1, noise.shape[1])
     tokens = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=-1) for piece in pieces])
     mask = tokens >= 0
-    stops = torch.tensor(policy.stop_ids, device=tokens.device)
+    stops = torch.tensor(policy.stop_ids, dtype=torch.long, device=tokens.device)
     is_stop = torch.isin(tokens, stops) & mask
     ids = torch.cat([prompts.ids, tokens.where(mask, torch.tensor(pad, device=tokens.device))], dim=1)
     return Rollout(
@@ -140,7 +140,7 @@ def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, 
     limit = noise.shape[1]
     noise = noise.to(ids.device)
     decoder, weight = policy.base.get_decoder(), policy.output_weight
-    stops = torch.tensor(policy.stop_ids, device=ids.device)
+    stops = torch.tensor(policy.stop_ids, dtype=torch.long, device=ids.device)
     cache = DynamicCache(config=policy.base.config)
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)

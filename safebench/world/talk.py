@@ -1,4 +1,4 @@
-"""Talk to what a run has trained, and merge its adapter into plain weights."""
+"""Talk to what a run has trained, and write it as plain weights."""
 
 from __future__ import annotations
 
@@ -44,22 +44,25 @@ def sample(
 
 
 def export(folder: Path, out: Path) -> Path:
-    """Merge the run's adapter into its base and write model and tokenizer to ``out``, for plain transformers."""
+    """Write the run's model, its adapter merged, and its tokenizer to ``out``, for plain transformers."""
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty", "Name a new folder with --out.")
     settings = config.load(folder / "config.yaml")
     policy = _trained(folder, settings)
     with quiet_libraries():
-        policy.model.merge_and_unload().save_pretrained(out)
+        model = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
+        model.save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
     return out
 
 
 def _trained(folder: Path, settings: Settings) -> Policy:
-    adapter = folder / "adapter"
-    if not adapter.is_dir():
-        raise MissingResource(f"{folder} has no adapter: the run has not finished", "`safebench run` finishes it.")
+    part = "model" if settings.model.lora is None else "adapter"
+    if not (folder / part).is_dir():
+        raise MissingResource(f"{folder} has no {part}: the run has not finished", "`safebench run` finishes it.")
     with quiet_libraries():
         base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"))
-        model = PeftModel.from_pretrained(base, str(adapter)).eval()
-    return Policy(model, tokenizer, stop_ids(base, tokenizer))
+        stops = stop_ids(base, tokenizer)
+        if settings.model.lora is None:
+            return Policy(type(base).from_pretrained(folder / part).eval(), tokenizer, stops)
+        return Policy(PeftModel.from_pretrained(base, str(folder / part)).eval(), tokenizer, stops)
