@@ -179,7 +179,8 @@ def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
     weights = policy.base.get_decoder().state_dict()
     kept = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
     getattr(model, model.base_model_prefix).load_state_dict(kept)
-    return model.to(policy.device, getattr(torch, settings.critic.dtype))  # type: ignore[no-any-return]
+    made: PreTrainedModel = model.to(policy.device, getattr(torch, settings.critic.dtype))
+    return made
 
 
 class _Feeder:

@@ -33,6 +33,7 @@ from safebench.trainers.experience import Experience, Measured, appraise, measur
 from safebench.trainers.learner import Report
 from safebench.trainers.processes import Processes
 from safebench.trainers.sequence import appraise_sequences
+from safebench.trainers.stress import stressed
 from safebench.trainers.update import Optimizers, Tally, Updater
 from safebench.world import noise
 from safebench.world.assemble import World
@@ -131,13 +132,14 @@ class Loop:
 
     def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
         reward = self.settings.reward
-        scores = self._stressed(rewards)
+        rows = self.processes.rows(self.settings.rollout.batch)
+        scores = stressed(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
         scores = scores - reward.missing_eos_penalty * (~rollout.ended).to(scores.dtype)
         if reward.normalise:
             self.moments = self.moments.merge(torch.tensor(self.processes.gather(scores.tolist())))
             scores = self.moments.normalise(scores)
         if self.settings.critic.reads == "last":
-            draws = (self.settings.seed, self.step_number, self.processes.rows(self.settings.rollout.batch).start)
+            draws = (self.settings.seed, self.step_number, rows.start)
             return appraise_sequences(
                 self.settings, self.world.policy, self.critic, rollout, measured, scores, draws, self.processes.add
             )
@@ -147,19 +149,6 @@ class Loop:
         """Return the mean over all replies of each one's own mean over its tokens."""
         means = torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
         return float(self.processes.add(means.sum())) / self.settings.rollout.batch
-
-    def _stressed(self, rewards: Tensor) -> Tensor:
-        """Return the rewards with the noise and the change of scale that a stress preset asks for."""
-        reward, step = self.settings.reward, self.step_number
-        if reward.rescale_at is not None and step > reward.rescale_at * self.settings.update.steps:
-            rewards = rewards * reward.rescale_by
-        if reward.noise:
-            rows = self.processes.rows(self.settings.rollout.batch)
-            draws = [
-                torch.randn((), generator=noise.generator("reward", self.settings.seed, step, row)) for row in rows
-            ]
-            rewards = rewards + reward.noise * self.sigma0 * torch.stack(draws).to(rewards.device)
-        return rewards
 
     def _counts(self, rollout: Rollout) -> Row:
         """Count the batch and return the counters, over all processes."""
