@@ -146,7 +146,7 @@ def test_all_faults_at_once_each_with_key_value_and_origin(here: Path) -> None:
     ("name", "expected"),
     [
         ("saef", "no experiment 'saef'; did you mean safe?"),
-        ("xyzzy", "no experiment 'xyzzy'; there are ppo, "),
+        ("xyzzy", "no experiment 'xyzzy'; there are grpo, "),
         ("_base", "no experiment '_base'"),
         ("nowhere.yaml", "no experiment file nowhere.yaml"),
         ("ppo@smok", "no preset 'smok'; did you mean smoke?"),
