@@ -19,6 +19,7 @@ import psutil
 from safebench import catalog, config
 from safebench.architectures import parameters
 from safebench.estimate import GIB, Device, estimate, readable
+from safebench.extras import LAST_WITH_PPO
 from safebench.settings import Settings
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -117,14 +118,27 @@ def _torch() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    for name in ("transformers", "trl", "peft", "accelerate", "datasets"):
+    for name in ("transformers", "peft", "accelerate", "datasets"):
         version = _version(name)
         yield Check(name, version is not None, version or f"not installed: pip install {name}")
+    yield _trl()
     for name in ("tensorboard", "trackio"):
         version = _version(name)
         yield Check(
             name, True if version else None, version or f"not installed (optional): pip install safebench[{name}]"
         )
+
+
+def _trl() -> Check:
+    """Only some arms need it, and only its releases up to 1.12.0 have a PPO."""
+    version = _version("trl")
+    if version is None:
+        needs = "for trl-ppo, grpo, rloo and make world"
+        return Check("trl", None, f'not installed (optional, {needs}): pip install "trl=={LAST_WITH_PPO}"')
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
+    if numbers > [int(part) for part in LAST_WITH_PPO.split(".")[:2]]:
+        return Check("trl", None, f'{version}, which has no PPO: trl-ppo needs pip install "trl=={LAST_WITH_PPO}"')
+    return Check("trl", True, version)
 
 
 def _devices() -> Iterator[Check]:

@@ -69,6 +69,8 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     updates = update.steps * update.epochs * update.minibatches
     tokens = update.steps * settings.rollout.batch * settings.rollout.reply_tokens
     rewards = dict(_rewards(settings, device, notes))
+    if _foreign(settings):
+        notes.append(f"{settings.arm} is another library's trainer: its memory is a rough guess")
     if architecture is None:
         notes.append(f"the dimensions of {settings.model.name} are not known without downloading it")
         return Estimate(updates, tokens, None, None, rewards, _disk(settings, 0, 0), tuple(notes))
@@ -131,6 +133,11 @@ def _fullest(settings: Settings, architecture: Architecture, trainable: int) -> 
     return {f"{name} (the fullest stage)": stages[name]}
 
 
+def _foreign(settings: Settings) -> bool:
+    """Return whether the arm is another library's trainer."""
+    return catalog.find("arms", settings.arm).kind == "trainer"
+
+
 def _length(settings: Settings) -> int:
     return settings.prompts.max_tokens + settings.rollout.reply_tokens
 
@@ -179,7 +186,10 @@ def _kept_width(architecture: Architecture) -> int:
 
 
 def _logits(settings: Settings, architecture: Architecture, rows: int) -> int:
+    """TRL's trainers have the logits of all rows at once, of the prompts' positions too; our loop has a chunk."""
     tokens = min(VOCABULARY_TOKENS, rows * settings.rollout.reply_tokens)
+    if _foreign(settings):
+        tokens = rows * _length(settings)
     return int(tokens * architecture["vocab_size"] * 4 * VOCABULARY_COPIES)
 
 

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "safebench"
-DOORS = ("trl", "wandb", "tensorboard", "trackio", "matplotlib", "plotly")
+DOORS = {"trl": 2, "wandb": 1, "tensorboard": 1, "trackio": 1, "matplotlib": 1, "plotly": 1}
+"""By how many files each comes in: TRL trains the embedded world, and is an arm or three."""
 LIGHT = ("cli", "config", "catalog", "errors", "settings", "evidence", "report", "metrics")
 
 
@@ -223,8 +224,8 @@ def _importers(library: str) -> list[str]:
 
 
 @pytest.mark.parametrize("library", DOORS)
-def test_a_heavy_library_has_one_door(library: str) -> None:
-    assert len(_importers(library)) <= 1, _importers(library)
+def test_a_heavy_library_has_its_door(library: str) -> None:
+    assert len(_importers(library)) <= DOORS[library], _importers(library)
 
 
 def _loaded_with(start: str, seen: set[str]) -> Iterator[str]:
@@ -249,7 +250,7 @@ def test_the_light_modules_load_no_torch() -> None:
 import importlib, sys
 for name in {light!r}:
     importlib.import_module(name)
-print(*sorted({{"torch", "transformers", *{DOORS!r}}} & set(sys.modules)))
+print(*sorted({{"torch", "transformers", *{tuple(DOORS)!r}}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

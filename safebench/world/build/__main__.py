@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from safebench.extras import without_trl
+
 THREADS = 2
 """Part of what makes a build repeatable: sums depend on how they are split over threads."""
 
@@ -22,7 +24,13 @@ def main() -> None:
     import torch
 
     from safebench.world.build.page import write_page
-    from safebench.world.build.stages import Build, run
+    try:
+        from safebench.world.build.stages import Build, run
+    except ModuleNotFoundError as fault:
+        if fault.name != "trl":
+            raise
+        error = without_trl("rebuilding the embedded world")
+        parser.exit(error.exit_code, f"error: {error}\nhint: {error.hint}\n")
 
     torch.set_num_threads(THREADS)
     run(Build(arguments.out, arguments.work, arguments.limit))
