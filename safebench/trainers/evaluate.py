@@ -27,10 +27,14 @@ class Evaluation:
     samples: list[Sample]
 
 
-def evaluate(settings: Settings, world: World, processes: Processes) -> Evaluation:
-    """Reply to the held-out prompts and measure the replies; the noise is that of every run and step."""
+def evaluate(settings: Settings, world: World, processes: Processes, piece: int | None = None) -> Evaluation:
+    """Reply to the held-out prompts and measure the replies; the noise is that of every run and step.
+
+    ``piece`` prompts of each process are held in memory at once; all when None.
+    """
     share = range(processes.rank, len(world.prompts.heldout), processes.count)
-    rows = _rows(settings, world, share)
+    size = piece or max(1, len(share))
+    rows = [row for start in range(0, len(share), size) for row in _rows(settings, world, share[start : start + size])]
     rows = sorted(processes.gather(rows), key=lambda row: int(row["row"]))
     judged = [row["judge"] for row in rows if row["judge"] is not None]
     tokens = sum(row["length"] for row in rows)
@@ -45,7 +49,8 @@ def evaluate(settings: Settings, world: World, processes: Processes) -> Evaluati
         "eval/distinct_2": distinct_2([row["tokens"] for row in rows]),
     }
     samples = [Sample(row["row"], row["prompt"], row["reply"], row["reward"], row["judge"], "heldout") for row in rows]
-    return Evaluation(columns, stdev(rewards), stdev(judged) if len(judged) > 1 else None, samples)
+    spread = stdev(rewards) if len(rewards) > 1 else 0.0
+    return Evaluation(columns, spread, stdev(judged) if len(judged) > 1 else None, samples)
 
 
 def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]]:
