@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from safebench import config
+from safebench.evidence.runs import Run
 from safebench.metrics import KEYS
 from safebench.recording import manifest, status
 from safebench.recording.folder import begin
@@ -55,6 +57,11 @@ def write_run(
     status.write(path, record)
     assert manifest.read(path)["sigma0"] == constants["sigma0"]
     return path
+
+
+def unpaired(run: Run) -> Run:
+    """The same run, of an arm whose randomness is not ours."""
+    return replace(run, manifest={**run.manifest, "paired": False})
 
 
 def healthy(seed: int, steps: int = 100, every: int = 20) -> dict[str, list[Any]]:

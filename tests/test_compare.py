@@ -15,7 +15,7 @@ from safebench.errors import ComparisonRefused, UsageError
 from safebench.evidence import compare, fairness, runs
 from safebench.evidence.summary import summarise
 from safebench.report import table
-from tests.synthetic import CONSTANTS, collapsing, healthy, write_run
+from tests.synthetic import CONSTANTS, collapsing, healthy, unpaired, write_run
 
 SEEDS = range(5)
 STEPS = 100
@@ -322,15 +322,40 @@ def test_an_unstable_run_stays_in_and_counts_as_crashed(tmp_path):
 
 def test_arms_that_sample_elsewhere_are_unpaired(root):
     chosen = groups(root, "ppo", "safe")
-    other = [
-        runs.Run(r.folder, "trl-ppo", r.model, r.seed, {**r.settings, "arm": "trl-ppo"}, r.manifest, r.status)
-        for r in chosen["safe"]
-    ]
-    found = compare.compare({"ppo": chosen["ppo"], "trl-ppo": other})
+    found = compare.compare({"ppo": chosen["ppo"], "trl-ppo": [unpaired(run) for run in chosen["safe"]]})
     assert {row.differences["trl-ppo"].method for row in found.rows if row.kind == "mean"} == {"Welch"}
     assert found.row("kl_mean").differences["trl-ppo"].value < 0 < found.row("judge_final").differences["trl-ppo"].value
-    assert found.row("crash_rate").differences["trl-ppo"].p == pytest.approx(2 / 252)  # 5/5 against 0/5, Fisher
+    # Five against five that overlap nowhere: 2 of the 252 ways to deal out the labels are as far apart.
+    assert [test.difference.p for test in found.tests] == pytest.approx([2 / 252] * 3, rel=1e-12)
+    assert all(test.improvement == 1.0 and test.bootstrap is None for test in found.tests)
+    rate = found.row("crash_rate").differences["trl-ppo"]
+    assert (rate.value, rate.low, rate.high) == pytest.approx((-1.0, -1.0, -0.3855), abs=5e-5)
     assert [w for w in found.warnings if w.startswith("trl-ppo is not paired by seed")]
+    assert compare.compare(chosen).unpaired == () and found.unpaired == ("trl-ppo",)
+
+
+@pytest.mark.parametrize("arm", ["ppo", "safe"])
+def test_an_unpaired_arm_on_either_side_takes_the_pairs_apart_and_is_marked(root, arm):
+    chosen = groups(root, "ppo", "safe")
+    chosen[arm] = [unpaired(run) for run in chosen[arm]]
+    found = compare.compare(chosen)
+    assert found.unpaired == (arm,) and not found.paired("safe")
+    heads = {"ppo": "ppo (n=5)", "safe": "safe (n=5)"} | {arm: f"{arm} (n=5, unpaired)"}
+    text = table.render(found, "md")
+    assert text.startswith(f"| metric | {heads['ppo']} | {heads['safe']} | safe − ppo (unpaired) |")
+    assert "safe − ppo (unpaired) = " in text and "n 5 and 5, permutation p 0.0079" in text
+    assert "n 5 and 5, Fisher's p 0.0079" in text and "\\[" not in text and "sign-flip" not in text
+    for shown in (table.render(found, "table", width=110), table.render(found, "latex")):
+        assert "unpaired" in shown and "[−1.00, −0.39]" in shown.replace("{[}", "[")
+    lines = list(csv.DictReader(io.StringIO(table.render(found, "csv"))))
+    assert {(line["pairing"], bool(line["baseline"])) for line in lines} == {("", False), ("unpaired", True)}
+    assert json.loads(table.render(found, "json"))["unpaired"] == [arm]
+
+
+def test_pairs_are_marked_as_such_for_programs(comparison):
+    lines = list(csv.DictReader(io.StringIO(table.render(comparison, "csv"))))
+    assert {(line["pairing"], bool(line["baseline"])) for line in lines} == {("", False), ("paired", True)}
+    assert json.loads(table.render(comparison, "json"))["unpaired"] == []
 
 
 def test_constants_that_are_missing_are_named(tmp_path):

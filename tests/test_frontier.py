@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from safebench.errors import UsageError
 from safebench.evidence import frontier as frontiers
-from safebench.evidence import runs, statistics
+from safebench.evidence import independent, runs, statistics
 from safebench.evidence.best_of_n import COLUMNS, MUST_MATCH
 from safebench.evidence.frontier import Frontier, Point, RunPath, frontier, passage, run_path
 from safebench.evidence.runs import Run
@@ -175,7 +175,7 @@ def test_an_arm_that_is_not_paired_is_compared_unpaired(tmp_path: Path) -> None:
         "safe": [straight(tmp_path, "safe", seed, 0.3) for seed in range(3)],
     }
     groups["safe"] = [replace(run, manifest={**run.manifest, "paired": False}) for run in groups["safe"]]
-    assert frontier(groups).levels[0].differences["safe"].method == statistics.WELCH
+    assert frontier(groups).levels[0].differences["safe"].method == independent.WELCH
 
 
 def test_arms_without_a_measured_kl_have_no_frontier(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safebench.evidence.claims.commands import command, filled, lacking, seeds_t
 from safebench.evidence.summary import summarise
 from safebench.report import ledger as report
 from tests.claims_runs import folder, jump, plain, with_settings
+from tests.synthetic import unpaired
 
 OPPONENT = (1, 2, 3, 4, 7, 10)
 BETTER = {"kl/mean": lambda step, cell: cell and cell / 2, "eval/judge": lambda step, cell: cell and cell + 0.5}
@@ -235,8 +236,13 @@ def test_an_ablation_that_changes_more_is_not_one(one):
 
 def test_unpaired_arms_give_no_verdict(one):
     groups = study(one)
-    groups["ppo"] = [with_settings(run, {"arm": "trl-ppo"}) for run in groups["ppo"]]
-    assert "not paired by seed" in ledger(groups).entry(1, "safe", "ppo").why
+    groups["ppo"] = [unpaired(run) for run in groups["ppo"]]
+    found = ledger(groups)
+    for number in OPPONENT:
+        entry = found.entry(number, "safe", "ppo")
+        assert "not paired by seed" in entry.why and entry.verdict == "not shown"
+        assert entry.parts == (), "a figure pair by pair of runs that are no pairs"
+        assert found.entry(number, "safe", "ppo-matched").parts
 
 
 def test_several_runs_of_one_seed_are_refused(one):

@@ -29,7 +29,7 @@ from safebench.report.page.specification import UNITS, rules
 from safebench.report.page.timeline import timeline
 from tests import page_runs
 from tests.page_runs import HOSTILE, PROMPTS, STEPS, pair, write_arms, write_samples
-from tests.synthetic import healthy, write_run
+from tests.synthetic import healthy, unpaired, write_run
 
 SECTIONS = (
     "headline", "table", "curves", "frontier", "crashes", "samples", "fairness", "claims", "specification",
@@ -394,3 +394,12 @@ def test_long_runs_keep_every_step_and_a_bearable_size(tmp_path):
     data = Page(path.read_text(encoding="utf-8")).data["curves"]
     kl = next(panel for panel in data["panels"] if panel["key"] == "kl/mean")
     assert all(len(seed) == 2000 for arm in kl["arms"].values() for seed in arm["seeds"].values())
+
+
+def test_arms_that_are_not_paired_are_marked_in_tables_cards_and_frontier(tmp_path):
+    groups = write_arms(tmp_path, ["ppo", "grpo"], range(3))
+    groups["grpo"] = [unpaired(run) for run in groups["grpo"]]
+    text = Page(write_report(compare(groups), tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "grpo (n=3, unpaired)" in text and "ppo (n=3)" in text
+    assert text.count("grpo − ppo (unpaired)") >= 4, "the table, the cards, the tests, arms at matched KL"
+    assert "grpo is not paired by seed" in text and "sign-flip" not in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,11 @@ import pytest
 from scipy import stats
 
 from safebench.errors import UsageError
-from safebench.evidence import compare, reliability, runs
+from safebench.evidence import compare, independent, reliability, runs
 from safebench.evidence.sensitivity import sensitivity
 from safebench.report.marks import insert
 from safebench.report.sensitivity_table import MARK, from_runs, to_markdown
-from tests.synthetic import collapsing, healthy, write_run
+from tests.synthetic import collapsing, healthy, unpaired, write_run
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("ppo", "safe")
@@ -110,7 +109,9 @@ def test_each_alternative_does_what_it_says(groups, variants):
         stats.ttest_rel(second, first).pvalue, rel=1e-9
     )
     welch = one(variants, "pairing", "unpaired (Welch)", label).difference
-    assert welch.p == pytest.approx(stats.ttest_ind(second, first, equal_var=False).pvalue, rel=1e-9)
+    interval = stats.ttest_ind(second, first, equal_var=False).confidence_interval()
+    assert (welch.low, welch.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert welch.p == independent.permutation(second, first)
     drawn = one(variants, "test", "percentile bootstrap, sign-flip p", label).difference
     plain = one(variants, "pairing", "paired by seed", label).difference
     assert plain.low < drawn.low < plain.value < drawn.high < plain.high
@@ -164,16 +165,20 @@ def test_a_sign_that_turns_over_is_said(tmp_path):
 
 
 def test_arms_that_sample_elsewhere_are_unpaired_as_in_the_comparison(groups):
-    chosen = dict(groups)
-    chosen["safe"] = [replace(run, settings={**run.settings, "arm": "grpo"}) for run in groups["safe"]]
-    found, table = sensitivity(chosen), compare.compare(chosen)
-    assert not [variant for variant in found if variant.choice == "test"]
+    chosen = {"ppo": groups["ppo"][:4], "safe": [unpaired(run) for run in groups["safe"]]}
+    found, table = sensitivity(chosen), compare.compare(chosen, force=True)
+    assert not [variant for variant in found if variant.value == "paired by seed"]
+    assert found[0].runs == (4, 5), "no run is left out for want of a pair"
     for metric, key in (("held-out judge reward, end", "judge_final"), ("KL, mean", "kl_mean")):
         welch = one(found, "pairing", "unpaired (Welch)", metric)
         assert welch.chosen and welch.difference == table.row(key).differences["safe"]
-        assert not one(found, "pairing", "paired by seed", metric).chosen
+        tests = [variant for variant in found if (variant.choice, variant.metric) == ("test", metric)]
+        assert [variant.chosen for variant in tests] == [True, False]
+        assert tests[0].difference == welch.difference
+        values = [[cell for cell in table.row(key).cells[arm].values.values()] for arm in ("safe", "ppo")]
+        assert tests[1].difference.p == pytest.approx(stats.ttest_ind(*values, equal_var=False).pvalue, rel=1e-9)
     rate = one(found, "correction", "none", "crash rate").difference
-    assert (rate.p, rate.value) == (table.row("crash_rate").differences["safe"].p, 0.0) and math.isnan(rate.low)
+    assert rate == table.row("crash_rate").differences["safe"] and rate.low < rate.value < rate.high
 
 
 def test_what_was_not_measured_has_no_p_value_under_any_correction(tmp_path):

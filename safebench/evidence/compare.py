@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safebench.errors import ComparisonRefused, UsageError
-from safebench.evidence import fairness, statistics
+from safebench.evidence import fairness, independent, statistics
 from safebench.evidence.across import across_rows
 from safebench.evidence.crashes import SPEC, CrashSpec
 from safebench.evidence.fairness import Unequal
@@ -55,6 +55,15 @@ class Comparison:
     unmatched: tuple[str, ...]
     summaries: Mapping[str, tuple[Summary, ...]]
     spec: CrashSpec
+
+    @property
+    def unpaired(self) -> tuple[str, ...]:
+        """Arms with runs whose randomness is not ours: no difference to them is by seed."""
+        return tuple(a for a, found in self.summaries.items() if not all(summary.run.paired for summary in found))
+
+    def paired(self, arm: str) -> bool:
+        """Whether the arm's differences to the baseline are by seed."""
+        return not {arm, self.baseline} & {*self.unpaired}
 
     def row(self, key: str) -> Row:
         """Return the row of one scalar; KeyError where the table has none."""
@@ -145,4 +154,4 @@ def _bootstrap(row: Row, arm: str, first: str) -> Estimate | None:
 def _improvement(row: Row, arm: str, first: str) -> float:
     sign = -1.0 if row.scalar.direction == "down" else 1.0
     second, base = ([sign * value for value in known(row.cells[name].values)] for name in (arm, first))
-    return statistics.probability_of_improvement(second, base)
+    return independent.probability_of_improvement(second, base)

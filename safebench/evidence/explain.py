@@ -133,9 +133,7 @@ class Log:
     def aftermath(self, episode: Episode) -> Aftermath | None:
         """What KL did after an episode's first step; None where that or what came after was not measured."""
         kl, start = self.column("kl/mean"), episode.rows[0]
-        later = np.flatnonzero(
-            (self.steps > episode.first) & (self.steps <= episode.first + AFTER) & np.isfinite(kl)
-        )
+        later = np.flatnonzero((self.steps > episode.first) & (self.steps <= episode.first + AFTER) & np.isfinite(kl))
         if not later.size or not np.isfinite(kl[start]):
             return None
         end, least = int(later[-1]), int(later[np.argmin(kl[later])])

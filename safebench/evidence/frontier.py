@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from safebench.errors import BadResource, UsageError
-from safebench.evidence import best_of_n, statistics
+from safebench.evidence import best_of_n, independent, statistics
 from safebench.evidence.best_of_n import BestOf, Record
 from safebench.evidence.runs import Run
 from safebench.evidence.statistics import Estimate
@@ -214,7 +214,7 @@ def _level(
 
 def _difference(second: Mapping[int, float], first: Mapping[int, float], paired: bool) -> Estimate:
     if not paired:
-        return statistics.unpaired(list(second.values()), list(first.values()))
+        return independent.unpaired(list(second.values()), list(first.values()))
     both = [seed for seed in second if seed in first]
     return statistics.paired([second[seed] for seed in both], [first[seed] for seed in both])
 

@@ -30,7 +30,10 @@ def loud_warnings(summaries: Summaries, unequal: Sequence[Unequal], unmatched: S
                 f"{arm} ended unstable, and stays in, with what it recorded until then: seed {', seed '.join(unstable)}"
             )
         if not all(summary.run.paired for summary in found):
-            warnings.append(f"{arm} is not paired by seed: its differences are unpaired (Welch), its p-values too")
+            warnings.append(
+                f"{arm} is not paired by seed: differences to it are unpaired (intervals by Welch and Newcombe, p by "
+                "permutation of the arms' labels)"
+            )
         warnings += [*_inert(arm, found), *_blind(arm, found)]
     return (*warnings, *_unequally_watched(summaries), *_mixed(summaries))
 

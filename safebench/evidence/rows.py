@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from safebench.evidence import statistics
+from safebench.evidence import independent, statistics
 from safebench.evidence.crashes import CRASH_KINDS, SCALES
 from safebench.evidence.scalars import SCALARS, Scalar
 from safebench.evidence.statistics import Estimate
@@ -110,7 +110,7 @@ def _differences(values: Mapping[str, BySeed], summaries: Summaries, arms: Seque
 
 def _difference(second: BySeed, first: BySeed, paired: bool) -> Estimate:
     if not paired:
-        return statistics.unpaired(known(second), known(first))
+        return independent.unpaired(known(second), known(first))
     both = pairs(second, first)
     return statistics.paired([pair[0] for pair in both], [pair[1] for pair in both])
 
@@ -124,14 +124,13 @@ def pairs(second: BySeed, first: BySeed) -> list[tuple[float, float]]:
 def _share_difference(difference: Estimate, second: BySeed, first: BySeed) -> Estimate:
     if difference.method == statistics.PAIRED:
         return _bare(difference, "sign-flip", difference.p)
-    p = statistics.fisher(int(sum(second.values())), len(second), int(sum(first.values())), len(first))
-    return _bare(difference, "Fisher's exact", p)
+    return independent.newcombe(int(sum(second.values())), len(second), int(sum(first.values())), len(first))
 
 
 def _count_difference(difference: Estimate) -> Estimate:
     if difference.method == statistics.PAIRED:
         return _bare(difference, "sign-flip", difference.p)
-    return _bare(difference, "difference", math.nan)
+    return _bare(difference, "permutation", difference.p)
 
 
 def _bare(difference: Estimate, method: str, p: float) -> Estimate:

@@ -20,9 +20,6 @@ from safebench.evidence.signals import EMPTY, WATCHED, number
 if TYPE_CHECKING:
     import pandas as pd
 
-UNPAIRED_ARMS = frozenset({"trl-ppo", "grpo", "rloo"})
-"""Arms that sample from a generator of their own: the same seed does not give them the same first batch."""
-
 COMPLETE = ("finished", "unstable")
 """States that are results; the others are runs that still owe one."""
 
@@ -61,8 +58,10 @@ class Run:
 
     @property
     def paired(self) -> bool:
-        """Whether the same seed gives this run the same first batch as other paired arms; a manifest may deny it."""
-        return self.arm not in UNPAIRED_ARMS and self.manifest.get("paired") is not False
+        """Whether the same seed gives this run the same first batch as other paired runs: so unless its manifest
+        denies it, as that of a trainer with a generator of its own does.
+        """
+        return self.manifest.get("paired") is not False
 
     @property
     def planned_steps(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from safebench.errors import UsageError
-from safebench.evidence import reliability, statistics
+from safebench.evidence import independent, reliability, statistics
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, CrashSpec, Event
 from safebench.evidence.runs import Run
 from safebench.evidence.statistics import Estimate
@@ -52,8 +52,8 @@ class Variant:
 def sensitivity(groups: Mapping[str, Sequence[Run]], spec: CrashSpec = SPEC) -> list[Variant]:
     """Return every choice at every value, the chosen one among them, for the second arm against the first.
 
-    ``groups`` are two arms, the baseline first; only seeds that both have are used, one run each. Raises
-    ``UsageError`` for another number of arms or for arms with no seed in common.
+    ``groups`` are two arms, the baseline first, one run a seed; where they are paired, only seeds that both have are
+    used. Raises ``UsageError`` for another number of arms, or for paired arms with no seed in common.
     """
     pair = _pair(groups)
     variants = [*_crash_choices(pair, spec), *_figure_choices(pair), *_statistic_choices(pair, spec)]
@@ -65,6 +65,9 @@ def _pair(groups: Mapping[str, Sequence[Run]]) -> Pair:
     if len(groups) != 2:
         raise UsageError(f"sensitivity compares two arms, not {len(groups)}", "Name the baseline and one other.")
     first, second = ({run.seed: run for run in runs} for runs in groups.values())
+    everything = (list(first.values()), list(second.values()))
+    if not _paired(everything) and all(everything):
+        return everything
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise UsageError(f"{' and '.join(groups)} have no seed in common", "Make runs of the same seeds (--run).")
@@ -163,16 +166,17 @@ def _statistic_choices(pair: Pair, spec: CrashSpec) -> Iterator[Variant]:
     for metric, figure in primary.items():
         first, second = _measured(pair, figure)
         made[metric] = _compared(pair, first, second)
-        both = {
-            "paired by seed": statistics.paired(second, first),
-            "unpaired (Welch)": statistics.unpaired(second, first),
-        }
-        for value, found in both.items():
-            chosen = _paired(pair) == (value == "paired by seed")
-            yield Variant("pairing", value, chosen, _sizes(pair), metric=metric, difference=found)
-        if _paired(pair):
-            for value, found in _intervals(made[metric], np.subtract(second, first)).items():
-                yield Variant("test", value, found is made[metric], _sizes(pair), metric=metric, difference=found)
+        unpaired = independent.unpaired(second, first)
+        if _paired(pair):  # where the arms are not, there are no pairs to take
+            yield Variant("pairing", "paired by seed", True, _sizes(pair), metric=metric, difference=made[metric])
+        yield Variant(
+            "pairing", "unpaired (Welch)", not _paired(pair), _sizes(pair), metric=metric, difference=unpaired
+        )
+        tested = (
+            _intervals(made[metric], np.subtract(second, first)) if _paired(pair) else _welch(unpaired, first, second)
+        )
+        for rank, (value, found) in enumerate(tested.items()):
+            yield Variant("test", value, rank == 0, _sizes(pair), metric=metric, difference=found)
     made["crash rate"] = _crash_rate(pair, spec)
     raw = {metric: found.p for metric, found in made.items()}
     corrected = {
@@ -188,17 +192,15 @@ def _statistic_choices(pair: Pair, spec: CrashSpec) -> Iterator[Variant]:
 
 def _compared(pair: Pair, first: Sequence[float], second: Sequence[float]) -> Estimate:
     """Return the difference as the comparison makes it: paired where the arms are."""
-    return statistics.paired(second, first) if _paired(pair) else statistics.unpaired(second, first)
+    return statistics.paired(second, first) if _paired(pair) else independent.unpaired(second, first)
 
 
 def _crash_rate(pair: Pair, spec: CrashSpec) -> Estimate:
     """Return the difference of the crash rates with its exact p: a t-interval of a few zeros and ones means nothing."""
     first, second = ([float(bool(crashes(run, spec))) for run in runs] for runs in pair)
-    found = statistics.paired(second, first)
-    p = found.p
     if not _paired(pair):
-        p = statistics.fisher(int(sum(second)), len(second), int(sum(first)), len(first))
-    return replace(found, low=math.nan, high=math.nan, p=p)
+        return independent.newcombe(int(sum(second)), len(second), int(sum(first)), len(first))
+    return replace(statistics.paired(second, first), low=math.nan, high=math.nan)
 
 
 def _paired(pair: Pair) -> bool:
@@ -218,6 +220,17 @@ def _intervals(paired: Estimate, differences: Array) -> dict[str, Estimate]:
         "t-interval, t-test's p": replace(paired, p=t_test),
         "percentile bootstrap, sign-flip p": replace(paired, low=low, high=high, method="percentile bootstrap"),
     }
+
+
+def _welch(unpaired: Estimate, first: Sequence[float], second: Sequence[float]) -> dict[str, Estimate]:
+    """Return Welch's interval with the permutation test's p (as chosen), and with Welch's own."""
+    parts = [float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else math.nan for values in (first, second)]
+    error, p = math.sqrt(sum(parts)), math.nan
+    if error > 0:
+        sizes = (len(first), len(second))
+        freedom = sum(parts) ** 2 / sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
+        p = float(2 * special.stdtr(freedom, -abs(unpaired.value) / error))
+    return {"Welch's interval, permutation p": unpaired, "Welch's interval, Welch's t-test's p": replace(unpaired, p=p)}
 
 
 def _flips(variant: Variant, chosen: Variant, arms: tuple[str, ...]) -> tuple[str, ...]:
@@ -248,7 +261,10 @@ def _excludes_zero(estimate: Estimate) -> bool:
 
 
 def _measured(pair: Pair, figure: Figure) -> tuple[list[float], list[float]]:
-    """Return both arms' figures for the seeds in which both were measured."""
+    """Return both arms' figures: for the seeds in which both were measured, where they are paired."""
+    if not _paired(pair):
+        first, second = ([value for value in map(figure, runs) if math.isfinite(value)] for runs in pair)
+        return first, second
     both = [(figure(first), figure(second)) for first, second in zip(*pair, strict=True)]
     kept = [values for values in both if all(map(math.isfinite, values))]
     return [first for first, _ in kept], [second for _, second in kept]

@@ -18,7 +18,7 @@ from scipy import special
 Values = Sequence[float]
 ALPHA = 0.05
 POWER = 0.8
-PAIRED, WELCH = "paired t", "Welch"
+PAIRED = "paired t"
 _UNIT = (np.arange(4096) + 0.5) / 4096  # midpoints of a quadrature over quantiles
 HALVINGS = 60
 """Of an interval some tens wide: below the last digit of a double."""
@@ -50,7 +50,7 @@ class Estimate:
 
 def mean(values: Values, confidence: float = 1 - ALPHA) -> Estimate:
     """Mean with Student's t-interval; no interval from fewer than two values."""
-    data = _array(values)
+    data = array(values)
     centre = float(data.mean()) if data.size else math.nan
     margin = _t_margin(data, confidence)
     return Estimate(centre, centre - margin, centre + margin, data.size, "t")
@@ -60,34 +60,11 @@ def paired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Esti
     """Mean of ``second - first``, pair by pair: t-interval, exact sign-flip p, detectable difference."""
     if len(second) != len(first):
         raise ValueError(f"pairs need equal lengths, not {len(second)} and {len(first)}")
-    data = _array(second) - _array(first)
+    data = array(second) - array(first)
     estimate = mean([float(value) for value in data], confidence)
     spread = float(data.std(ddof=1)) if data.size > 1 else math.nan
     reach = detectable(spread, data.size, 1 - confidence)
     return Estimate(estimate.value, estimate.low, estimate.high, data.size, PAIRED, sign_flip(data.tolist()), reach)
-
-
-def unpaired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Estimate:
-    """Difference of means ``second - first`` of independent samples: Welch's interval and p-value.
-
-    What it could have detected is computed for equal samples of the harmonic mean size.
-    """
-    a, b = _array(second), _array(first)
-    if not a.size or not b.size:
-        return Estimate(math.nan, math.nan, math.nan, 0, WELCH)
-    difference, n = float(a.mean() - b.mean()), int(min(a.size, b.size))
-    if n < 2:
-        return Estimate(difference, math.nan, math.nan, n, WELCH)
-    parts = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
-    error = math.sqrt(sum(parts))
-    if error == 0.0:
-        return Estimate(difference, difference, difference, n, WELCH, 1.0 if difference == 0.0 else 0.0, 0.0)
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (a.size - 1) + parts[1] ** 2 / (b.size - 1))
-    margin = _t(1 - confidence, freedom) * error
-    p = float(2 * special.stdtr(freedom, -abs(difference) / error))
-    pooled = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
-    reach = detectable(pooled, 2 * a.size * b.size / (a.size + b.size), 1 - confidence, samples=2)
-    return Estimate(difference, difference - margin, difference + margin, n, WELCH, p, reach)
 
 
 def sign_flip(differences: Values, generator: np.random.Generator | None = None, draws: int = 100_000) -> float:
@@ -96,7 +73,7 @@ def sign_flip(differences: Values, generator: np.random.Generator | None = None,
     Exact up to 20 pairs; beyond, drawn with ``generator`` (default: seed 0) and never zero. On differences of
     two yes-or-no outcomes it is McNemar's exact test. NaN without differences.
     """
-    data = _array(differences)
+    data = array(differences)
     if not data.size:
         return math.nan
     seen = abs(float(data.sum())) - 1e-12 * float(np.abs(data).sum())  # equal sums must not part by rounding
@@ -108,7 +85,7 @@ def sign_flip(differences: Values, generator: np.random.Generator | None = None,
     generator = generator or np.random.default_rng(0)
     hits = sum(
         int(np.sum(np.abs(generator.choice([-1.0, 1.0], (size, data.size)) @ data) >= seen))
-        for size in _chunks(draws, 10_000)
+        for size in chunks(draws, 10_000)
     )
     return (hits + 1) / (draws + 1)
 
@@ -132,7 +109,7 @@ def detectable(spread: float, n: float, alpha: float = ALPHA, power: float = POW
 @lru_cache
 def _shift(freedom: float, alpha: float, power: float) -> float:
     """Noncentrality that gives the two-sided t-test its power; the statistic is (Z + shift) / sqrt(chi2 / freedom)."""
-    critical = _t(alpha, freedom)
+    critical = student(alpha, freedom)
     limits = critical * np.sqrt(special.chdtri(freedom, 1 - _UNIT) / freedom)
 
     def shortfall(shift: float) -> float:
@@ -145,7 +122,8 @@ def _shift(freedom: float, alpha: float, power: float) -> float:
     return (low + high) / 2
 
 
-def _t(alpha: float, freedom: float) -> float:
+def student(alpha: float, freedom: float) -> float:
+    """Return the quantile of Student's t that a two-sided test at ``alpha`` takes."""
     return float(special.stdtrit(freedom, 1 - alpha / 2))
 
 
@@ -159,21 +137,6 @@ def clopper_pearson(successes: int, n: int, confidence: float = 1 - ALPHA) -> Es
     low = float(special.betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(special.betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return Estimate(successes / n, low, high, n, "Clopper-Pearson")
-
-
-def fisher(successes: int, n: int, others: int, m: int) -> float:
-    """p-value of Fisher's exact test, two-sided, for ``successes`` of n against ``others`` of m."""
-    total = successes + others
-    chances = {k: math.comb(n, k) * math.comb(m, total - k) for k in range(max(0, total - m), min(n, total) + 1)}
-    return sum(chance for chance in chances.values() if chance <= chances[successes]) / math.comb(n + m, total)
-
-
-def probability_of_improvement(second: Values, first: Values) -> float:
-    """P(a run of ``second`` beats one of ``first``) = U / (n m), a tie counting one half."""
-    a, b = _array(second), _array(first)
-    if not a.size or not b.size:
-        return math.nan
-    return float(np.mean((a[:, None] > b[None, :]) + 0.5 * (a[:, None] == b[None, :])))
 
 
 def holm(p_values: Mapping[str, float], family: int | None = None) -> dict[str, float]:
@@ -191,7 +154,7 @@ def holm(p_values: Mapping[str, float], family: int | None = None) -> dict[str, 
 
 def iqm(values: Values) -> float:
     """Interquartile mean: of the middle half, runs on its border weighted in part; needs five runs."""
-    data = np.sort(_array(values))
+    data = np.sort(array(values))
     if data.size < 5:
         raise ValueError(f"the interquartile mean needs at least 5 runs, not {data.size}")
     quarter = data.size / 4
@@ -204,7 +167,7 @@ def iqm_bootstrap(
     strata: Sequence[Values], generator: np.random.Generator, draws: int = 10_000, confidence: float = 1 - ALPHA
 ) -> Estimate:
     """IQM over all runs of all strata (tasks, models) with a percentile interval, runs drawn within strata."""
-    data = [_array(values) for values in strata]
+    data = [array(values) for values in strata]
     resampled = np.concatenate(
         [values[generator.integers(0, values.size, (draws, values.size))] for values in data], axis=1
     )
@@ -218,7 +181,7 @@ def bca(values: Values, generator: np.random.Generator, draws: int = 9_999, conf
     """Mean with the bias-corrected and accelerated bootstrap interval; needs eight values."""
     from scipy import stats
 
-    data = _array(values)
+    data = array(values)
     if data.size < 8:
         raise ValueError(f"the BCa interval needs at least 8 values, not {data.size}")
     centre = float(data.mean())
@@ -247,15 +210,17 @@ def median_survival(times: Values, seen: Sequence[bool]) -> float:
     return math.inf
 
 
-def _array(values: Values) -> NDArray[np.float64]:
+def array(values: Values) -> NDArray[np.float64]:
+    """Return values as numbers of double precision."""
     return np.asarray(values, dtype=np.float64)
 
 
 def _t_margin(data: NDArray[np.float64], confidence: float) -> float:
     if data.size < 2:
         return math.nan
-    return _t(1 - confidence, data.size - 1) * float(data.std(ddof=1)) / math.sqrt(data.size)
+    return student(1 - confidence, data.size - 1) * float(data.std(ddof=1)) / math.sqrt(data.size)
 
 
-def _chunks(total: int, size: int) -> list[int]:
+def chunks(total: int, size: int) -> list[int]:
+    """Return ``total`` in parts of ``size``, the last one what is left."""
     return [min(size, total - start) for start in range(0, total, size)]

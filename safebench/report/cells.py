@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from safebench.evidence.compare import Comparison, Test
+from safebench.evidence.independent import NEWCOMBE, WELCH
 from safebench.evidence.rows import Cell, Row
-from safebench.evidence.statistics import PAIRED, WELCH, Estimate, smallest_p
+from safebench.evidence.statistics import PAIRED, Estimate, smallest_p
 
 ENOUGH = 6
 """Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""
@@ -28,13 +29,14 @@ class Line:
 
 
 def heading(comparison: Comparison, arm: str) -> str:
-    """Name of an arm's column, with its number of runs."""
-    return f"{arm} (n={len(comparison.summaries[arm])})"
+    """Name of an arm's column, with its number of runs and whether they are unpaired."""
+    mark = ", unpaired" if arm in comparison.unpaired else ""
+    return f"{arm} (n={len(comparison.summaries[arm])}{mark})"
 
 
 def difference_heading(comparison: Comparison, arm: str) -> str:
     """Name of the column of differences to the baseline."""
-    return f"{arm} − {comparison.baseline}"
+    return f"{arm} − {comparison.baseline}{'' if comparison.paired(arm) else ' (unpaired)'}"
 
 
 def line(comparison: Comparison, row: Row, arms: Sequence[str]) -> Line:
@@ -55,9 +57,11 @@ def number(value: float, margin: float = math.nan, sign: bool = False) -> str:
 
 
 def interval(estimate: Estimate, sign: bool = False) -> str:
-    """Return ``value ± margin``, or the value alone where there is no interval."""
+    """Return ``value ± margin``, ``value [low, high]`` where the two sides differ, or the value alone without one."""
     margin = estimate.margin
     text = number(estimate.value, margin, sign)
+    if estimate.method == NEWCOMBE and math.isfinite(margin):
+        return f"{text} [{estimate.low:.2f}, {estimate.high:.2f}]".replace("-", "−")
     if not math.isfinite(margin):
         return text
     shown = "0" if _nothing(margin, estimate.value) else format(margin, _format(estimate.value, margin))
@@ -148,7 +152,7 @@ def _test(comparison: Comparison, test: Test) -> str:
     unit = test.scalar.unit
     parts = [
         f"{test.scalar.label}: {difference_heading(comparison, test.arm)} = {interval(found, sign=True)} {unit}",
-        f"n {found.n}, {_method(found)} p {_p(found.p)}, Holm {_p(test.adjusted)}",
+        f"n {_sizes(comparison, test)}, {_method(found)} p {_p(found.p)}, Holm {_p(test.adjusted)}",
         f"P(better) {test.improvement:.2f}",
     ]
     if test.bootstrap is not None:
@@ -159,17 +163,25 @@ def _test(comparison: Comparison, test: Test) -> str:
 
 
 def _method(estimate: Estimate) -> str:
-    return {PAIRED: "sign-flip", WELCH: "Welch's"}.get(estimate.method, estimate.method)
+    return {PAIRED: "sign-flip", WELCH: "permutation", NEWCOMBE: "Fisher's"}.get(estimate.method, estimate.method)
+
+
+def _sizes(comparison: Comparison, test: Test) -> str:
+    """Return the number of pairs, or of the runs on either side."""
+    if comparison.paired(test.arm):
+        return str(test.difference.n)
+    cells = comparison.row(test.scalar.key).cells
+    return " and ".join(str(cells[arm].estimate.n) for arm in (test.arm, comparison.baseline))
 
 
 def _verdict(comparison: Comparison) -> str:
     runs = min(test.difference.n for test in comparison.tests)
     reach = "Detectable: the difference found with power 0.8 at alpha 0.05, two-sided, given the spread seen here."
     if runs < ENOUGH:
-        return (
-            f"From {runs} run{'s' * (runs != 1)} an arm no verdict is drawn: the sign-flip test cannot give a p below "
-            f"{_p(smallest_p(runs))} for so many pairs. {reach}"
-        )
+        none = f"From {runs} run{'s' * (runs != 1)} an arm no verdict is drawn"
+        if all(not comparison.paired(test.arm) for test in comparison.tests):
+            return f"{none}, paired or not. {reach}"
+        return f"{none}: the sign-flip test cannot give a p below {_p(smallest_p(runs))} for so many pairs. {reach}"
     passed = [f"{test.scalar.label} ({test.arm})" for test in comparison.tests if test.adjusted < 0.05]
     return f"Significant at 5 % after Holm: {', '.join(passed) or 'none'}. {reach}"
 

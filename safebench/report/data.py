@@ -15,8 +15,8 @@ from safebench.evidence.rows import Cell, Row
 from safebench.evidence.statistics import Estimate
 
 COLUMNS = (
-    "metric", "label", "unit", "direction", "primary", "arm", "baseline", "n", "value", "low", "high", "method", "p",
-    "holm_p", "detectable", "runs_hit", *(f"episodes_at_{scale:g}" for scale in SCALES),
+    "metric", "label", "unit", "direction", "primary", "arm", "baseline", "pairing", "n", "value", "low", "high",
+    "method", "p", "holm_p", "detectable", "runs_hit", *(f"episodes_at_{scale:g}" for scale in SCALES),
 )  # fmt: skip
 
 
@@ -34,7 +34,9 @@ def to_csv(comparison: Comparison) -> str:
             writer.writerow(_record(row, arm, cell.estimate) | _extra(row, cell))
         for arm, estimate in row.differences.items():
             holm = blank(adjusted.get((row.scalar.key, arm), math.nan))
-            writer.writerow(_record(row, arm, estimate) | {"baseline": comparison.baseline, "holm_p": holm})
+            pairing = "paired" if comparison.paired(arm) else "unpaired"
+            more = {"baseline": comparison.baseline, "pairing": pairing, "holm_p": holm}
+            writer.writerow(_record(row, arm, estimate) | more)
     return out.getvalue()
 
 
@@ -45,6 +47,7 @@ def to_json(comparison: Comparison) -> str:
         "severity_scales": SCALES,
         "arms": comparison.arms,
         "baseline": comparison.baseline,
+        "unpaired": comparison.unpaired,
         "seeds": comparison.seeds,
         "metrics": [_row(row) for row in comparison.rows],
         "tests": [

@@ -97,7 +97,8 @@ def _entry(claim: Claim, one: str, two: str, study: _Study) -> Entry:
     case = Case(one, two, study.runs(one), study.runs(two), _context(claim, arm, study))
     finding = claim.measure(case)
     if reason := _unlike(claim, case, names):
-        finding = Finding("not shown", f"not comparable: {reason}", finding.parts)
+        # Figures are pair by pair: of runs that are no pairs there are none to show.
+        finding = Finding("not shown", f"not comparable: {reason}", finding.parts if _paired(case) else ())
     if not case.pairs and claim.against == "opponent":
         finding = Finding("not shown", finding.why)
     least = 1 if claim.against == "itself" else enough(ALPHA / claim.tests)
@@ -145,11 +146,16 @@ def _unlike(claim: Claim, case: Case, names: Sequence[str]) -> str:
         return ""
     shared = [pair[0].run.seed for pair in case.pairs]
     reasons = fairness.mismatches(present, shared)
-    if not all(run.paired for runs in present.values() for run in runs):
+    if not _paired(case):
         reasons.append("one of the arms samples otherwise, and is not paired by seed")
     if claim.against == "ablation" and (keys := unlike(claim, case)):
         reasons.append(f"the arms differ in more than the part left out: {keys}")
     return "; ".join(reasons)
+
+
+def _paired(case: Case) -> bool:
+    """Whether a seed is the same first batch in both arms; runs of one arm by itself are no pairs to begin with."""
+    return not case.second or all(summary.run.paired for summary in (*case.first, *case.second))
 
 
 def _rests_on(case: Case, claim: Claim, finding: Finding) -> list[int]:
