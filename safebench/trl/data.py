@@ -1,0 +1,184 @@
+"""Prompts of a data set: token ids as TRL has them, plain text, or conversations; encoded when they are used."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from safebench.errors import BadResource, UsageError
+from safebench.world.prompts import Prompts
+
+Item = TypeVar("Item")
+Messages = list[dict[str, Any]]
+
+_TEXTS = ("prompt", "query", "text")
+_COLUMNS = ("input_ids", *_TEXTS, "messages")
+
+
+class Prompt(str):
+    """The text of a prompt, with the row of the data set that it came from."""
+
+    row: Mapping[str, Any]
+
+    def __new__(cls, text: str, row: Mapping[str, Any]) -> Prompt:
+        """Return ``text`` with its row."""
+        made = super().__new__(cls, text)
+        made.row = row
+        return made
+
+    @property
+    def messages(self) -> Messages | None:
+        """The conversation, where the row holds one."""
+        return conversation(self.row)
+
+
+class Lazy(Sequence[Item]):
+    """A sequence whose items are made when they are asked for."""
+
+    def __init__(self, size: int, make: Callable[[int], Item]) -> None:
+        self.size, self.make = size, make
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(self.size)[index]]
+        return self.make(range(self.size)[index])
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self.make(i) for i in range(self.size))
+
+
+class Rows:
+    """A data set's prompts: texts and token ids.
+
+    A row has ``input_ids`` (used as they are), or a text under ``prompt``, ``query`` or ``text`` (encoded as it is),
+    or a conversation under ``prompt`` or ``messages`` (encoded by the chat template, up to where the reply begins;
+    of ``messages`` an answer at the end is left out). A ``data_collator``, where one is given, makes the ids instead.
+    """
+
+    def __init__(self, what: str, dataset: Any, tokenizer: PreTrainedTokenizerBase, collator: Any = None) -> None:
+        self.what, self.dataset, self.tokenizer, self.collator = what, dataset, tokenizer, collator
+        self.size = _size(what, dataset)
+        self.row(0)
+
+    def first(self, count: int) -> Rows:
+        """Return the first ``count`` rows, all where there are fewer."""
+        part = copy.copy(self)
+        part.size = min(count, self.size)
+        return part
+
+    def texts(self) -> list[str]:
+        """Return the prompts as ``Prompt``s, in the data set's order."""
+        return cast(list[str], Lazy(self.size, self.text))
+
+    def ids(self) -> list[list[int]]:
+        """Return the prompts' token ids, in the data set's order."""
+        return cast(list[list[int]], Lazy(self.size, self.tokens))
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """Return a row, which must hold a prompt."""
+        row = self.dataset[index]
+        if not isinstance(row, Mapping) or not any(name in row for name in _COLUMNS):
+            names = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+            raise BadResource(
+                f"no prompt in row {index} of {self.what}, which has {names}",
+                f"Name a column input_ids, {', '.join(_TEXTS)} or messages.",
+            )
+        return row
+
+    def text(self, index: int) -> Prompt:
+        """Return the prompt of a row as text: its own, or what its ids decode to."""
+        row = self.row(index)
+        for name in _TEXTS:
+            if isinstance(row.get(name), str):
+                return Prompt(row[name], row)
+        messages = conversation(row)
+        if messages is not None:
+            return Prompt("\n\n".join(str(message.get("content")) for message in messages), row)
+        return Prompt(str(self.tokenizer.decode(self.tokens(index), skip_special_tokens=True)), row)
+
+    def tokens(self, index: int) -> list[int]:
+        """Return the token ids of a row's prompt."""
+        row = self.row(index)
+        ids = self._collated(row) if self.collator is not None else self._encoded(row)
+        if not ids:
+            raise BadResource(
+                f"the prompt in row {index} of {self.what} has no tokens", "Remove it: there is nothing to continue."
+            )
+        return ids
+
+    def _encoded(self, row: Mapping[str, Any]) -> list[int]:
+        if "input_ids" in row:
+            return self._real(row["input_ids"], row.get("attention_mask"))
+        messages = conversation(row)
+        if messages is None:
+            text = next(row[name] for name in _TEXTS if isinstance(row.get(name), str))
+            return list(self.tokenizer(text)["input_ids"])
+        if self.tokenizer.chat_template is None:
+            raise BadResource(
+                f"{self.what} holds conversations, and the tokenizer has no chat template",
+                "Set processing_class.chat_template, or bring texts or input_ids.",
+            )
+        goes_on = messages[-1].get("role") == "assistant"
+        ids = self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+            tokenize=True,
+            return_dict=False,
+        )
+        return list(ids)
+
+    def _collated(self, row: Mapping[str, Any]) -> list[int]:
+        batch = self.collator([dict(row)])
+        mask = batch.get("attention_mask")
+        return self._real(batch["input_ids"][0], None if mask is None else mask[0])
+
+    def _real(self, ids: Any, mask: Any) -> list[int]:
+        """Return the ids without padding: by the mask, or by the pad token where that is no end token too."""
+        found = _numbers(ids)
+        if mask is not None:
+            return [i for i, kept in zip(found, _numbers(mask), strict=True) if kept]
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return found if pad is None or pad == end else [i for i in found if i != pad]
+
+
+def conversation(row: Mapping[str, Any]) -> Messages | None:
+    """Return the row's conversation, None where it has none."""
+    for name in ("prompt", "messages"):
+        value = row.get(name)
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            ended = name == "messages" and len(value) > 1 and value[-1].get("role") == "assistant"
+            return list(value[:-1] if ended else value)
+    return None
+
+
+def read_prompts(train: Rows, heldout: Rows | None = None) -> Prompts:
+    """Return the prompts that the loop reads."""
+    if heldout is None:
+        return Prompts(train.texts(), [], train.ids(), [])
+    return Prompts(train.texts(), heldout.texts(), train.ids(), heldout.ids())
+
+
+def _numbers(ids: Any) -> list[int]:
+    return [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+
+
+def _size(what: str, dataset: Any) -> int:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise UsageError(
+            f"{what} is a {type(dataset).__name__}, which cannot be read row by row",
+            "Bring a data set with a length: of a stream take as many rows as you need, and keep them.",
+        )
+    if len(dataset) == 0:
+        raise BadResource(f"{what} is empty")
+    return len(dataset)

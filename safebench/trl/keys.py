@@ -1,0 +1,93 @@
+"""TRL's log keys from our columns, each with TRL's meaning over reply tokens alone, and how log entries add up.
+
+Where TRL 1.12.0 averages over padding too (policy/approxkl_avg, policy/entropy_avg, val/ratio), the mean here is over
+reply tokens; where it averages over micro-batches, over updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from safebench.settings import Settings
+from safebench.trl.watch import Batch
+
+Row = Mapping[str, float | str | None]
+Logs = dict[str, float | str]
+
+LAST = ("step", "episodes", "episode", "tokens", "eps", "lr", "update/learning_rate")
+"""Counters and the like: an entry shows the last step's."""
+LARGEST = ("kl/max", "update/ratio_max", "memory/peak")
+
+MEANING: dict[str, str] = {
+    "objective/kl": "sampled KL to the reference by kl_estimator, summed over a reply's tokens, mean over replies",
+    "objective/entropy": "-log p of the sampled tokens, summed over a reply, mean over replies",
+    "objective/scores": "reward less missing_eos_penalty, mean over replies",
+    "objective/non_score_reward": "-kl_coef x objective/kl",
+    "objective/rlhf_reward": "objective/scores + objective/non_score_reward",
+    "policy/approxkl_avg": "half the mean squared log-ratio over reply tokens, mean over updates",
+    "policy/clipfrac_avg": "share of reply tokens whose ratio the clip cut, mean over updates",
+    "policy/entropy_avg": "entropy over the vocabulary per reply token, under the policy that sampled: "
+    "the value of the first pass, which TRL averages with those of the passes after it",
+    "loss/policy_avg": "policy loss, mean over updates",
+    "loss/value_avg": "value loss without its coefficient, mean over updates; left out where the coefficient is 0",
+    "val/clipfrac_avg": "share of values whose clipped error is the larger one, mean over updates",
+    "val/ratio": "ratio, mean over reply tokens and updates",
+    "val/ratio_var": "variance over updates of their mean ratios",
+    "val/num_eos_tokens": "end tokens in the replies, stop token included, padding not",
+    "lr": "learning rate of the step's updates",
+    "episode": "replies sampled so far",
+    "eps": "replies per second since train() began",
+}
+
+
+def trl_keys(row: Row, batch: Batch, settings: Settings, *, ratio_variance: float, seconds: float, begun: int) -> Logs:
+    """Return TRL's keys for a step; ``begun``: replies sampled before ``train()`` was called, ``seconds`` ago."""
+    replies, episode = settings.rollout.batch, _number(row["episodes"])
+    kl, scores = batch.kl / replies, batch.scores / replies
+    non_score = -settings.reward.kl_coefficient * kl
+    weight = settings.loss.value_coefficient
+    found: dict[str, float | str | None] = {
+        "objective/kl": kl,
+        "objective/entropy": row["reply/surprisal"],
+        "objective/scores": scores,
+        "objective/non_score_reward": non_score,
+        "objective/rlhf_reward": scores + non_score,
+        "policy/approxkl_avg": row["update/approx_kl"],
+        "policy/clipfrac_avg": row["update/clip_fraction"],
+        "policy/entropy_avg": row["entropy/mean"],
+        "loss/policy_avg": row["loss/policy"],
+        "loss/value_avg": _number(row["loss/value"]) / weight if weight else None,
+        "val/clipfrac_avg": row["update/value_clip_fraction"],
+        "val/ratio": row["update/ratio_mean"],
+        "val/ratio_var": ratio_variance,
+        "val/num_eos_tokens": batch.end_tokens,
+        "lr": row["update/learning_rate"],
+        "episode": int(episode),
+        "eps": int((episode - begun) / seconds) if seconds > 0 else 0,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def entry(steps: Sequence[Mapping[str, float | str | None]]) -> Logs:
+    """Return one log entry for the steps since the last one: counters of the last, the largest of maxima, means else.
+
+    What was not measured, or is no number, is left out; of texts the last one counts.
+    """
+    keys = dict.fromkeys(key for row in steps for key in row)
+    columns = {key: [row[key] for row in steps if row.get(key) is not None] for key in keys}
+    return {key: value for key, found in columns.items() if found and (value := _joined(key, found)) is not None}
+
+
+def _joined(key: str, found: Sequence[float | str | None]) -> float | str | None:
+    last = found[-1]
+    if key in LAST or isinstance(last, str):
+        return last
+    values = [_number(value) for value in found]
+    joined = max(values) if key in LARGEST else math.fsum(values) / len(values)
+    return joined if math.isfinite(joined) else None
+
+
+def _number(value: float | str | None) -> float:
+    assert isinstance(value, (int, float))
+    return value

@@ -1,0 +1,158 @@
+"""What scores replies in the drop-in: a classifier that reads the policy's token ids, a function, or one of ours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from safebench.errors import BadResource, UsageError
+from safebench.trl.data import Prompt
+from safebench.world.policy import Policy, no_dropout, positions
+from safebench.world.rewards import Reward, checked, load_reward
+from safebench.world.rollout import Rollout
+
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids", "input_ids", "attention_mask")
+
+
+class ClassifierReward:
+    """A sequence classifier with one output that shares the policy's tokenizer, read at a reply's last token."""
+
+    def __init__(self, model: Any, policy: Policy, chunk: int) -> None:
+        self.name, self.chunk = type(model).__name__, chunk
+        self.head = score_head(model)
+        _refuse_other_tokens(model, policy)
+        no_dropout(model)
+        self.body: nn.Module = getattr(model, model.base_model_prefix)
+        if not getattr(model, "is_quantized", False):
+            model.to(policy.device)
+        model.eval()
+
+    @torch.no_grad()
+    def score_rollout(self, rollout: Rollout) -> Tensor:
+        """Return the score at the last token of each reply, its stop token included, [B]."""
+        scores = torch.zeros(len(rollout.replies), device=rollout.ids.device)
+        for rows in rollout.groups(self.chunk):
+            cut = rollout.cut(rows)
+            out = self.body(
+                input_ids=cut.ids,
+                attention_mask=cut.attention,
+                position_ids=positions(cut.attention),
+                use_cache=False,
+            )
+            width = cut.attention.shape[1]
+            last = width - 1 - cut.attention.flip(-1).argmax(-1)
+            states = out.last_hidden_state[torch.arange(len(rows), device=last.device), last]
+            scores[rows] = self.head(states).squeeze(-1).float()
+        return checked(self.name, scores.tolist(), len(rollout.replies))
+
+
+class FunctionReward:
+    """A Python function of texts.
+
+    Two forms, told apart by the names of the parameters:
+    ``f(prompts=…, completions=…, **columns) -> list of floats``, as TRL's GRPOTrainer calls it: any of ``prompts``,
+    ``completions``, ``completion_ids``, ``trainer_state`` and the data set's columns that it names, or all with
+    ``**kwargs``; for conversations, prompts and completions are lists of messages. Or ``f(prompts, replies)``, as
+    this package calls it, two lists of texts in these places.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[float]]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.trainer_state: Any = None
+        self.names = _named(function, self.name)
+
+    def score_rollout(self, rollout: Rollout) -> Tensor:
+        """Call the function and check what it returns, [B]."""
+        try:
+            values = list(self._call(rollout))
+        except Exception as fault:
+            raise BadResource(
+                f"the reward function {self.name} raised {type(fault).__name__}: {fault}",
+                "Mend it, then train(resume_from_checkpoint=True) goes on from the last checkpoint.",
+            ) from fault
+        return checked(self.name, values, len(rollout.replies))
+
+    def _call(self, rollout: Rollout) -> Sequence[float]:
+        if self.names is None:
+            return self.function([str(prompt) for prompt in rollout.prompts], list(rollout.replies))
+        given = _arguments(rollout) | {"trainer_state": self.trainer_state}
+        wanted = given if "**" in self.names else {name: given[name] for name in self.names if name in given}
+        return self.function(**wanted)
+
+
+def make_reward(model: Any, policy: Policy, chunk: int) -> Reward:
+    """Return the reward that ``model`` stands for: a classifier, a function, a reward of ours, or the name of one."""
+    if isinstance(model, nn.Module):
+        return cast(Reward, ClassifierReward(model, policy, chunk))
+    if isinstance(model, str):
+        return load_reward(model, policy.device)
+    if hasattr(model, "score") or hasattr(model, "score_rollout"):
+        return cast(Reward, model)
+    if callable(model):
+        return cast(Reward, FunctionReward(model))
+    raise UsageError(
+        f"reward_model is a {type(model).__name__}",
+        "Pass a sequence classifier, a function (prompts, completions) -> floats, or a name of `safebench rewards`.",
+    )
+
+
+def _arguments(rollout: Rollout) -> dict[str, Any]:
+    prompts, replies = rollout.prompts, rollout.replies
+    rows = [prompt.row if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    talks = [prompt.messages if isinstance(prompt, Prompt) else None for prompt in prompts]
+    ids = [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in _NOT_COLUMNS}
+    if all(talk is not None for talk in talks):
+        completions: list[Any] = [[{"role": "assistant", "content": reply}] for reply in replies]
+        return {**columns, "prompts": talks, "completions": completions, "completion_ids": ids}
+    return {**columns, "prompts": [str(p) for p in prompts], "completions": list(replies), "completion_ids": ids}
+
+
+def _named(function: Callable[..., Any], name: str) -> tuple[str, ...] | None:
+    """Return the names to call by, ``**`` among them where any goes; None for (prompts, replies) by place."""
+    parameters = list(inspect.signature(function).parameters.values())
+    names = tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return (*names, "**")
+    if "completions" in names:
+        return names
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in places if p.default is p.empty]
+    if (len(places) >= 2 and len(needed) <= 2) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    raise UsageError(
+        f"the reward function {name} takes ({', '.join(names)})",
+        "Write f(prompts, replies), or f(completions, **kwargs) as for TRL's GRPOTrainer.",
+    )
+
+
+def score_head(model: Any) -> nn.Linear:
+    """Return the layer of a sequence classifier that gives its one score."""
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or not hasattr(model, "base_model_prefix"):
+        raise BadResource(
+            f"{type(model).__name__} is no sequence classifier with a linear `score`",
+            "Use AutoModelForSequenceClassification with num_labels=1, or pass a function of texts.",
+        )
+    if head.out_features != 1:
+        raise BadResource(
+            f"{type(model).__name__} gives {head.out_features} scores where one is needed",
+            "Load it with num_labels=1, or pass a function that picks one.",
+        )
+    return head
+
+
+def _refuse_other_tokens(model: Any, policy: Policy) -> None:
+    """A classifier reads the policy's ids; with a smaller vocabulary it must be made for another tokenizer."""
+    known = int(model.get_input_embeddings().weight.shape[0])
+    needed = min(policy.vocabulary, len(policy.tokenizer))
+    if known < needed:
+        raise BadResource(
+            f"{type(model).__name__} knows {known} tokens, the policy's tokenizer has {needed}: it cannot read its ids",
+            "Pass a function of texts that uses the reward model's own tokenizer.",
+        )

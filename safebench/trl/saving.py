@@ -1,0 +1,90 @@
+"""Models and checkpoints as TRL's users expect them, with the loop's whole state beside: a resumed run goes on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from safebench.errors import BadResource, MissingResource
+from safebench.recording import checkpoints
+
+STATE = "trainer_state.json"
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+def save_model(folder: str | Path, model: Any, processing_class: Any, args: Any) -> None:
+    """Write adapter or model, tokenizer and ``training_args.bin``, as transformers' Trainer does.
+
+    Of a model with adapters the active one is written; a copy that serves as the reference is not.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, selected_adapters=list(model.active_adapters))
+    else:
+        model.save_pretrained(folder)
+    processing_class.save_pretrained(folder)
+    torch.save(args, Path(folder) / "training_args.bin")
+
+
+def folder_of(output_dir: str | Path, step: int) -> Path:
+    """Return where the checkpoint of ``step`` lies."""
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
+def all_folders(output_dir: str | Path) -> list[Path]:
+    """Return the checkpoints' folders, oldest first."""
+    root = Path(output_dir)
+    found = [(int(match[1]), path) for path in root.glob("checkpoint-*") if (match := _FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def save_state(folder: Path, step: int, trainer_state: Any, state: Mapping[str, Any]) -> None:
+    """Write ``trainer_state.json``, then everything that the next step depends on as ``step-<n>.pt``, whole or not."""
+    trainer_state.save_to_json(str(folder / STATE))
+    checkpoints.save(folder, step, state)
+
+
+def find(output_dir: str | Path, wanted: str | Path | bool) -> Path:
+    """Return the checkpoint to resume from: the one named, or with True the newest whole one under ``output_dir``."""
+    if wanted is not True:
+        folder = Path(str(wanted))
+        if not folder.is_dir():
+            raise MissingResource(f"there is no checkpoint {folder}", "Name a folder checkpoint-<step>.")
+        return folder
+    for folder in reversed(all_folders(output_dir)):
+        steps = checkpoints.steps(folder)
+        if steps and checkpoints.damage(checkpoints.path_of(folder, steps[-1])) is None:
+            return folder
+    raise MissingResource(
+        f"there is no whole checkpoint under {output_dir}", "Call train() without resume_from_checkpoint."
+    )
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return what ``save_state`` wrote beside the trainer's own state."""
+    steps = checkpoints.steps(folder)
+    if not steps:
+        raise BadResource(
+            f"{folder} has a model, but no state to go on from",
+            "It was saved with save_only_model=True, or by another trainer: load the model, and train anew.",
+        )
+    return checkpoints.load(checkpoints.path_of(folder, steps[-1]))[1]
+
+
+def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond ``limit``; the newest and the best one stay."""
+    if not limit or limit < 1:
+        return
+    folders = all_folders(output_dir)
+    kept = {folders[-1]} | {folder for folder in folders if best is not None and folder == Path(best)}
+    for folder in folders:
+        if len(all_folders(output_dir)) <= max(limit, len(kept)):
+            return
+        if folder not in kept:
+            shutil.rmtree(folder)
