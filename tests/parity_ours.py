@@ -136,15 +136,20 @@ class FollowingUpdater(Updater):
     losses: list[tuple[float, float]]
 
     def _minibatches(self, step: int) -> Iterator[list[int]]:
-        size = self.record.case.batch // self.record.case.minibatches
-        for order in self.record.updates[step - 1].orders:
-            for start in range(0, len(order), size):
-                yield order[start : start + size]
+        return minibatches(self.record, step)
 
     def _minibatch(self, *arguments: object, **more: object):  # type: ignore[no-untyped-def]
         sums = super()._minibatch(*arguments, **more)  # type: ignore[arg-type]
         self.losses.append((sums.terms["policy"], sums.terms["value"] / VALUE_COEFFICIENT))
         return sums
+
+
+def minibatches(record: Record, step: int) -> Iterator[list[int]]:
+    """Yield the rows of TRL's mini-batches of a step, from 1."""
+    size = record.case.batch // record.case.minibatches
+    for order in record.updates[step - 1].orders:
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
 
 
 def start_policy(record: Record, model: nn.Module) -> Policy:
@@ -155,11 +160,16 @@ def start_policy(record: Record, model: nn.Module) -> Policy:
             # peft 0.21 asks transformers 5.23 by the attribute's old name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             model = get_peft_model(model, LoraConfig(**LORA, task_type="CAUSAL_LM"))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                p.copy_(record.start[f"policy.{name}"])
+    begin_as(record, model)
     return Policy(model.eval(), tiny_tokenizer(), (END,), reference)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def begin_as(record: Record, model: nn.Module) -> None:
+    """Give the policy's trained weights TRL's first values."""
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            p.copy_(record.start[f"policy.{name}"])
 
 
 def rollout(update: Update) -> Rollout:

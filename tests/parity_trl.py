@@ -77,6 +77,7 @@ class Record:
     start: dict[str, Tensor]
     """The weights that it trains, before it."""
     updates: list[Update]
+    logs: list[dict[str, float]]
 
 
 @dataclass
@@ -184,45 +185,8 @@ def run_trl(case: Case, folder: Path) -> Record:
         warnings.simplefilter("ignore")
         from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-        arguments = PPOConfig(
-            output_dir=str(folder),
-            report_to="none",
-            disable_tqdm=True,
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            optim="adamw_torch",
-            seed=3,
-            per_device_train_batch_size=case.batch,
-            gradient_accumulation_steps=1,
-            num_mini_batches=case.minibatches,
-            num_ppo_epochs=case.epochs,
-            total_episodes=case.batch * case.steps,
-            num_sample_generations=0,
-            response_length=REPLY,
-            temperature=TEMPERATURE,
-            stop_token="eos",
-            learning_rate=case.learning_rate,
-            kl_coef=KL_COEFFICIENT,
-            vf_coef=VALUE_COEFFICIENT,
-            gamma=GAMMA,
-            lam=LAMBDA,
-            kl_estimator=case.estimator,
-            whiten_rewards=case.whiten_rewards,
-            missing_eos_penalty=case.missing_eos_penalty,
-        )
         np.random.seed(4)  # TRL draws the order of mini-batches from it
-        trainer = PPOTrainer(
-            args=arguments,
-            processing_class=left_padding(),
-            model=made.policy,
-            ref_model=None,
-            reward_model=made.reward,
-            value_model=made.value,
-            train_dataset=Dataset.from_list([{"input_ids": ids} for ids in prompts()]),
-            peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM") if case.lora else None,
-        )
+        trainer = PPOTrainer(args=PPOConfig(**arguments(case, folder)), **objects(case, made))
         start = trained(trainer.policy_model, trainer.value_model)
         recorder = Recorder(trainer, ppo_trainer.get_reward)
         trainer.add_callback(recorder)
@@ -233,7 +197,55 @@ def run_trl(case: Case, folder: Path) -> Record:
             mock.patch.object(ppo_trainer, "empty_cache"),
         ):
             trainer.train()
-    return Record(case, start, recorder.updates)
+    logs = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
+    return Record(case, start, recorder.updates, logs)
+
+
+def arguments(case: Case, folder: Path) -> dict[str, Any]:
+    """Return the configuration, by TRL's names, that avoids its defects."""
+    return {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "max_grad_norm": 0.0,
+        "optim": "adamw_torch",
+        "seed": 3,
+        "per_device_train_batch_size": case.batch,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": case.minibatches,
+        "num_ppo_epochs": case.epochs,
+        "total_episodes": case.batch * case.steps,
+        "num_sample_generations": 0,
+        "response_length": REPLY,
+        "temperature": TEMPERATURE,
+        "stop_token": "eos",
+        "learning_rate": case.learning_rate,
+        "kl_coef": KL_COEFFICIENT,
+        "vf_coef": VALUE_COEFFICIENT,
+        "gamma": GAMMA,
+        "lam": LAMBDA,
+        "kl_estimator": case.estimator,
+        "whiten_rewards": case.whiten_rewards,
+        "missing_eos_penalty": case.missing_eos_penalty,
+    }
+
+
+def objects(case: Case, made: Parts) -> dict[str, Any]:
+    """Return the trainer's other arguments."""
+    return {
+        "processing_class": left_padding(),
+        "model": made.policy,
+        "ref_model": None,
+        "reward_model": made.reward,
+        "value_model": made.value,
+        "train_dataset": Dataset.from_list([{"input_ids": ids} for ids in prompts()]),
+        "peft_config": LoraConfig(**LORA, task_type="CAUSAL_LM") if case.lora else None,
+    }
 
 
 def trained(policy: nn.Module, value: nn.Module) -> dict[str, Tensor]:
