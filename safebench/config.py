@@ -145,11 +145,18 @@ def presets() -> list[tuple[str, str]]:
 
 
 def expand_preset(name: str | None) -> list[str | None]:
-    """Return the presets that ``name`` stands for: ``stress`` is every preset called ``stress-…``."""
-    if name is None or locate(name, "presets") is not None:
+    """Return the presets that ``name`` stands for: ``stress`` is every preset called ``stress-…``, ``a,b`` are two."""
+    if name is None:
+        return [None]
+    return list(dict.fromkeys(preset for part in name.split(",") for preset in _family(part.strip())))
+
+
+def _family(name: str) -> list[str]:
+    if not name:
+        raise UsageError("an empty preset", hint="Write one name, or several with commas between: default,stress.")
+    if locate(name, "presets") is not None:
         return [name]
-    family = [preset for preset in names("presets") if preset.startswith(f"{name}-")]
-    return list(family) if family else [name]
+    return [preset for preset in names("presets") if preset.startswith(f"{name}-")] or [name]
 
 
 def _split(experiment: str, preset: str | None) -> tuple[str, str | None]:

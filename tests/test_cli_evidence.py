@@ -160,7 +160,10 @@ def test_a_history_of_another_trainer_becomes_a_run(call: Any, here: Path) -> No
     assert "not watched: reward_crash" in call("show", "theirs")[1], "unwatched is not unharmed"
     code, out, _ = call("compare", "theirs")
     assert code == 0
-    assert "theirs (n=1)" in out
+    assert "theirs (n=1, unpaired)" in out
+    code, out, _ = call("compare", "theirs", "--brief")
+    assert code == 0
+    assert "theirs (unpaired)" in out and "not watched in every run" in out
 
 
 def test_counting_says_a_tenth_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,7 @@ def test_presets_are_what_they_are_called(here: Path) -> None:
     assert config.resolve("ppo", preset="smoke").rollout.batch == 8
     assert config.expand_preset("stress") == ["stress-lr10", "stress-lr3", "stress-noise", "stress-shift"]
     assert config.expand_preset("smoke") == ["smoke"]
+    assert config.expand_preset("default,stress,stress-lr3") == ["default", *config.expand_preset("stress")]
     assert config.expand_preset(None) == [None]
     paper = config.resolve("safe", preset="paper")
     released = (paper.model.name, paper.model.dtype, paper.model.lora.rank, paper.model.lora.alpha, paper.rollout.batch)

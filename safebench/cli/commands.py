@@ -55,6 +55,7 @@ def compare(
     make: options.Make = False,
     seeds: options.Seeds = None,
     metric: options.Metrics = None,
+    brief: options.Brief = False,
     where: options.Where = None,
     judge: options.Judge = None,
     baseline: options.Baseline = None,
@@ -95,7 +96,7 @@ def compare(
     from safebench.cli.gathering import Choice
 
     choice = Choice(results, where=where or (), judge=judge)
-    wish = comparing.Wish(baseline=baseline, force=force, metrics=metric or ())
+    wish = comparing.Wish(baseline=baseline, force=force, metrics=metric or (), brief=brief)
     return comparing.compare(asked, choice, wish, output, jobs=jobs if make else None)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from safebench import config
 from safebench.cli import making
 from safebench.cli.asked import Asked
+from safebench.cli.brief import print_brief
 from safebench.cli.gathering import Choice, Gathered, gather
 from safebench.cli.options import Format, IfExists
 from safebench.cli.said import tell
@@ -26,6 +27,8 @@ class Wish:
     baseline: str | None = None
     force: bool = False
     metrics: Sequence[str] = ()
+    brief: bool = False
+    """One row per arm."""
 
     def compare(self, gathered: Gathered) -> Comparison:
         """Compare what was gathered, all rows, and say who judged where that was not the runs' own judge."""
@@ -41,7 +44,8 @@ class Wish:
 def compare(asked: Asked, choice: Choice, wish: Wish, output: Format, *, jobs: int | None) -> int:
     """Print the comparison, one table per preset; with ``jobs``, make the missing runs first."""
     presets = config.expand_preset(asked.preset)
-    if len(presets) > 1 and output not in (Format.TABLE, Format.MD):
+    _refuse_what_cannot_be(choice, wish, output)
+    if len(presets) > 1 and not wish.brief and output not in (Format.TABLE, Format.MD):
         raise UsageError(f"--format {output.value} is one table, and {asked.preset} several presets", hint="Give one.")
     if jobs is None:
         _tables(asked, choice, wish, output)
@@ -62,7 +66,20 @@ def compare(asked: Asked, choice: Choice, wish: Wish, output: Format, *, jobs: i
     return code
 
 
+def _refuse_what_cannot_be(choice: Choice, wish: Wish, output: Format) -> None:
+    """Refuse what only one of the two tables has, before any run is made."""
+    if choice.root.is_file() and not wish.brief:
+        raise UsageError(f"{choice.root} keeps a line per run, not its curves", hint="Add --brief.")
+    if wish.brief and (wish.metrics or choice.judge or output is Format.LATEX):
+        raise UsageError(
+            "--brief has rows of its own, and no --metric, --judge or latex", hint="Leave one of them out."
+        )
+
+
 def _tables(asked: Asked, choice: Choice, wish: Wish, output: Format) -> None:
+    if wish.brief:
+        print_brief(asked, choice, output.value, baseline=wish.baseline, force=wish.force)
+        return
     several = len(config.expand_preset(asked.preset)) > 1
     for gathered in gather(asked, choice):
         if several:

@@ -83,7 +83,7 @@ def diff(first: options.FirstRun, second: options.SecondRun, results: options.Ro
 
 
 def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: options.Root = RESULTS) -> None:
-    """Copy what evidence needs of runs, without weights: small enough for a repository or a paper's supplement."""
+    """Keep what evidence needs of runs, without weights: as folders, or a line each in one file (compare --brief)."""
     from safebench.cli.looking import keep
 
     keep(run, out, results)

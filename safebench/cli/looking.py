@@ -31,7 +31,12 @@ def diff(first: str, second: str, root: Path) -> None:
 
 
 def keep(names: Sequence[str], out: Path, root: Path) -> None:
-    """Copy what evidence needs of the runs and print the folders."""
+    """Copy what evidence needs of the runs and print the folders; into a CSV file, write a line each."""
+    if out.suffix == ".csv":
+        from safebench.cli.brief import keep_lines
+
+        keep_lines(_folders(names, root), out)
+        return
     from safebench.recording.keep import keep
 
     for folder in _folders(names, root):

@@ -22,6 +22,7 @@ Experiments = Annotated[
     list[str],
     typer.Argument(metavar="EXPERIMENT...", help="Names (`safebench experiments`), name@preset, or .yaml files."),
 ]
+Brief = Annotated[bool, typer.Option("--brief", help="One row per arm: judge, KL, entropy, crashes, differences.")]
 Root = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the results.")]
 ModelName = Annotated[
     str | None, typer.Option("--model", metavar="M", help="Name (`safebench models`), hub id or local directory.")
@@ -45,7 +46,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="smoke, default, large (the default with --model), paper, a stress-…, or stress for all of those.",
+        help="smoke, default, large (the default with --model), paper, a stress-…, or stress for all of those; "
+        "several with commas.",
     ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
@@ -130,7 +132,10 @@ RunsOrExperiments = Annotated[
 PlotFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="Ends in .png or .svg, or in neither for both.")]
 FirstRun = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its end: ppo/seed-0.")]
 SecondRun = Annotated[str, typer.Argument(metavar="RUN", help="The run to hold against it.")]
-KeepFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Results folder to copy them into.")]
+KeepFolder = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR|F.CSV", help="Results folder to copy them into, or a file with a line per run."),
+]
 
 AnyExperiments = Annotated[
     list[str] | None,

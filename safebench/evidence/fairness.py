@@ -27,6 +27,9 @@ LOUD: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that can decide a comparison by themselves, by what a difference in them is called."""
 
+IGNORED = ("seed", "recording.", "compute.")
+"""What the keys of settings begin with that do not change what a run computes."""
+
 HASHED = {"model": "model", "reward": "reward", "judge": "judge", "prompts": "data"}
 """Hashes in the manifest that must be equal where both arms have them."""
 
@@ -69,7 +72,7 @@ def mismatches(groups: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> lis
     reasons = [reason for arm, runs in groups.items() for reason in _within(arm, runs, seeds)]
     flat = {arm: flatten(runs[0].settings) for arm, runs in groups.items() if runs}
     for name, members in MATCHED.items():
-        keys = [key for key in dict.fromkeys(k for s in flat.values() for k in s) if _belongs(key, members)]
+        keys = [key for key in dict.fromkeys(k for s in flat.values() for k in s) if belongs(key, members)]
         for key in keys:
             values = {arm: settings.get(key) for arm, settings in flat.items()}
             if not _same(values.values()):
@@ -102,14 +105,14 @@ def _within(arm: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
         reasons.append(f"{arm} is {status} in {_seeds(found)}")
     settings = [flatten(run.settings) for run in runs]
     keys = dict.fromkeys(key for flat in settings for key in flat)
-    ignored = ("seed", "recording.", "compute.")  # neither changes what a run computes
-    unequal = [key for key in keys if not key.startswith(ignored) and not _same(flat.get(key) for flat in settings)]
+    unequal = [key for key in keys if not key.startswith(IGNORED) and not _same(flat.get(key) for flat in settings)]
     if unequal:
         reasons.append(f"the runs of {arm} differ among themselves in {', '.join(unequal)}")
     return reasons
 
 
-def _belongs(key: str, members: Iterable[str]) -> bool:
+def belongs(key: str, members: Iterable[str]) -> bool:
+    """Tell whether a setting is one of ``members`` or lies in one of these groups."""
     return any(key == member or key.startswith(f"{member}.") for member in members)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, CrashSpec
 from safebench.evidence.fairness import Unequal
 from safebench.evidence.inert import inert_in
+from safebench.evidence.runs import Run
 from safebench.evidence.summary import Summary
 
 Summaries = Mapping[str, Sequence[Summary]]
@@ -113,17 +114,25 @@ def _mixed(summaries: Summaries) -> list[str]:
 
 
 def _commits(summaries: Summaries) -> list[str]:
-    found = [summary.run.manifest.get("git") for runs in summaries.values() for summary in runs]
-    names = [f"{git['commit'][:9]}{' (changed)' * bool(git.get('dirty'))}" for git in found if git]
-    return list(dict.fromkeys(names))
+    names = [commit(summary.run) for runs in summaries.values() for summary in runs]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _machines(summaries: Summaries) -> list[str]:
-    found = [summary.run.manifest.get("hardware") for runs in summaries.values() for summary in runs]
-    names = [
-        f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('usable_cores', '?')} cores, "
-        f"device {hardware.get('device', '?')}"
-        for hardware in found
-        if hardware
-    ]
-    return list(dict.fromkeys(names))
+    names = [machine(summary.run) for runs in summaries.values() for summary in runs]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def commit(run: Run) -> str:
+    """Return the commit that a run was made with, and whether the tree was changed; empty where unknown."""
+    git = run.manifest.get("git")
+    return f"{git['commit'][:9]}{' (changed)' * bool(git.get('dirty'))}" if git else ""
+
+
+def machine(run: Run) -> str:
+    """Return processor, cores and device that a run was made on; empty where unknown."""
+    hardware = run.manifest.get("hardware")
+    if not hardware:
+        return ""
+    cpu, cores = hardware.get("cpu", "unknown processor"), hardware.get("usable_cores", "?")
+    return f"{cpu}, {cores} cores, device {hardware.get('device', '?')}"

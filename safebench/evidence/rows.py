@@ -105,10 +105,11 @@ def _first_crash(summaries: Sequence[Summary]) -> Cell:
 
 def _differences(values: Mapping[str, BySeed], summaries: Summaries, arms: Sequence[str]) -> dict[str, Estimate]:
     first, *others = arms
-    return {arm: _difference(values[arm], values[first], _paired(summaries, arm, first)) for arm in others}
+    return {arm: difference(values[arm], values[first], _paired(summaries, arm, first)) for arm in others}
 
 
-def _difference(second: BySeed, first: BySeed, paired: bool) -> Estimate:
+def difference(second: BySeed, first: BySeed, paired: bool) -> Estimate:
+    """Return the difference of two arms' values: seed by seed where they are paired, else of independent samples."""
     if not paired:
         return independent.unpaired(known(second), known(first))
     both = pairs(second, first)
@@ -121,21 +122,21 @@ def pairs(second: BySeed, first: BySeed) -> list[tuple[float, float]]:
     return [pair for pair in both if all(map(math.isfinite, pair))]
 
 
-def _share_difference(difference: Estimate, second: BySeed, first: BySeed) -> Estimate:
-    if difference.method == statistics.PAIRED:
-        return _bare(difference, "sign-flip", difference.p)
+def _share_difference(found: Estimate, second: BySeed, first: BySeed) -> Estimate:
+    if found.method == statistics.PAIRED:
+        return _bare(found, "sign-flip", found.p)
     return independent.newcombe(int(sum(second.values())), len(second), int(sum(first.values())), len(first))
 
 
-def _count_difference(difference: Estimate) -> Estimate:
-    if difference.method == statistics.PAIRED:
-        return _bare(difference, "sign-flip", difference.p)
-    return _bare(difference, "permutation", difference.p)
+def _count_difference(found: Estimate) -> Estimate:
+    if found.method == statistics.PAIRED:
+        return _bare(found, "sign-flip", found.p)
+    return _bare(found, "permutation", found.p)
 
 
-def _bare(difference: Estimate, method: str, p: float) -> Estimate:
+def _bare(found: Estimate, method: str, p: float) -> Estimate:
     """Keep the difference and its exact p-value: a t-interval of a few zeros and ones means nothing."""
-    return replace(difference, low=math.nan, high=math.nan, method=method, p=p, detectable=math.nan)
+    return replace(found, low=math.nan, high=math.nan, method=method, p=p, detectable=math.nan)
 
 
 def _paired(summaries: Summaries, arm: str, first: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from safebench.errors import UsageError
 from safebench.evidence.compare import Comparison
@@ -40,24 +40,35 @@ def render(comparison: Comparison, fmt: str = "table", *, width: int | None = No
 
 
 def _terminal(comparison: Comparison, width: int, color: bool) -> str:
+    tables = [_rich_table(comparison, others) for others in _chunks(comparison, width)]
+    return printed(tables, comparison.warnings, _blocks(comparison), width, color)
+
+
+def printed(
+    parts: Iterable[object],
+    warnings: Iterable[str],
+    blocks: Iterable[tuple[str, Sequence[str]]],
+    width: int,
+    color: bool,
+) -> str:
+    """Return tables, warnings, and blocks of lines below a title each, as a terminal of this width shows them."""
     from rich.console import Console
 
+    file = io.StringIO()
     console = Console(
-        file=io.StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False, soft_wrap=False
+        file=file, width=width, force_terminal=color, no_color=not color, highlight=False, soft_wrap=False
     )
-    for others in _chunks(comparison, width):
-        console.print(_rich_table(comparison, others))
-    for warning in comparison.warnings:
+    for part in parts:
+        console.print(part)
+    for warning in warnings:
         for line in textwrap.wrap(f"! {warning}", width, subsequent_indent="  "):
             console.print(line, style="bold red", markup=False)
-    for title, lines in _blocks(comparison):
+    for title, lines in blocks:
         console.print()
         console.print(title, style="bold", markup=False)
         for line in lines:
-            for part in textwrap.wrap(line, width - 2, subsequent_indent="  "):
-                console.print(f"  {part}", markup=False)
-    file = console.file
-    assert isinstance(file, io.StringIO)
+            for piece in textwrap.wrap(line, width - 2, subsequent_indent="  "):
+                console.print(f"  {piece}", markup=False)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
@@ -108,9 +119,9 @@ def _mark(line: Line) -> str:
 def _markdown(comparison: Comparison) -> str:
     out = [table_lines(comparison)]
     if comparison.warnings:
-        out += ["\n> [!WARNING]\n", *(f"> - {_md(warning)}\n" for warning in comparison.warnings)]
+        out += ["\n> [!WARNING]\n", *(f"> - {markdown(warning)}\n" for warning in comparison.warnings)]
     for title, lines in _blocks(comparison):
-        out += [f"\n**{_md(title.replace(' (*)', ' (bold)'))}**\n\n", *(f"- {_md(line)}\n" for line in lines)]
+        out += [f"\n**{markdown(title.replace(' (*)', ' (bold)'))}**\n\n", *(f"- {markdown(line)}\n" for line in lines)]
     return "".join(out)
 
 
@@ -122,19 +133,21 @@ def table_lines(comparison: Comparison) -> str:
         *(cells.heading(comparison, arm) for arm in comparison.arms),
         *(cells.difference_heading(comparison, arm) for arm in others),
     ]
-    out = [_md_row(header), _md_row(["---", *["---:"] * (len(header) - 1)])]
+    out = [markdown_row(header), markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for row in comparison.rows:
         line = cells.line(comparison, row, comparison.arms)
-        label = f"**{_md(line.label)}**" if line.primary else _md(line.label)
-        out.append(_md_row([label, *map(_md, line.cells), *map(_md, line.differences)]))
+        label = f"**{markdown(line.label)}**" if line.primary else markdown(line.label)
+        out.append(markdown_row([label, *map(markdown, line.cells), *map(markdown, line.differences)]))
     return "\n".join(out) + "\n"
 
 
-def _md_row(texts: Sequence[str]) -> str:
+def markdown_row(texts: Sequence[str]) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(texts)} |"
 
 
-def _md(text: str) -> str:
+def markdown(text: str) -> str:
+    """Return text without markup by accident."""
     for character in "\\|*_<":
         text = text.replace(character, f"\\{character}")
     return text
