@@ -24,8 +24,11 @@ def main() -> None:
     import torch
 
     from safebench.world.build.page import write_page
+    from safebench.world.build.stages import Build, run
+
+    # Before the first stage: some take minutes, and only later ones ask for TRL.
     try:
-        from safebench.world.build.stages import Build, run
+        import safebench.world.build.training  # noqa: F401
     except ModuleNotFoundError as fault:
         if fault.name != "trl":
             raise
