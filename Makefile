@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-paper report reference bench test test-slow test-extra tools lint type world lock clean
+.PHONY: help setup reproduce reproduce-paper report reference grid grid-report bench test test-slow test-extra tools lint type world lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,27 @@ reference: $(READY) ## keep the runs in results/ as the reference, and write the
 	mv results/reference/curves.png docs/figures/headline.png && rm results/reference/curves.svg results/reference/report.html
 	$(BIN)/python -m safebench.report.excerpt README.md results/reference
 	$(BIN)/python -m safebench.report.sensitivity_table docs/evidence.md results/reference
+
+# The whole grid: what each part of SAFE is worth. GRID_ARMS also run under each stress preset.
+GRID_ARMS := ppo ppo-official ppo-matched safe-official safe safe-predictive
+GRID_PARTS := safe-no-double-critic safe-no-layer-norm safe-no-gate safe-no-pid safe-no-phase safe-no-asymmetry \
+	safe-no-reward-norm safe-no-entropy-bonus safe-no-target-critic safe-momentum safe-published
+GRID_STRESS := stress-lr3 stress-lr10 stress-noise stress-shift
+comma := ,
+# Of these, what there is: a grid may be looked at before it is whole.
+GRID_THERE = $(notdir $(wildcard $(addprefix $(RESULTS)/embedded/,$(GRID_ARMS) $(GRID_PARTS) \
+	$(foreach preset,$(GRID_STRESS),$(addsuffix @$(preset),$(GRID_ARMS))))))
+
+grid: $(READY) ## all runs of the grid, 163 of them: a day on two cores; continues where it was interrupted
+	$(BIN)/safebench run $(GRID_ARMS) --seeds 0-5 --jobs $(JOBS) --results $(RESULTS)
+	$(BIN)/safebench run $(GRID_ARMS) --preset $(subst $() ,$(comma),$(GRID_STRESS)) --seeds 0-2 --jobs $(JOBS) \
+		--results $(RESULTS)
+	$(BIN)/safebench run $(GRID_PARTS) --seeds 0-4 --jobs $(JOBS) --results $(RESULTS)
+
+grid-report: $(READY) ## keep a line per run of the grid in results/grid, and write its table from them
+	@mkdir -p results/grid
+	$(BIN)/safebench keep $(addprefix embedded/,$(GRID_THERE)) --results $(RESULTS) --out results/grid/runs.csv
+	$(BIN)/python -m safebench.report.grid_table results/grid
 
 bench: $(READY) ## time per update, tokens per second and memory of ppo and safe, 20 updates each, one at a time
 	rm -rf build/bench

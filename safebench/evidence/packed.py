@@ -19,6 +19,7 @@ from safebench.evidence.crashes import CRASH_KINDS, SPEC, CrashSpec
 from safebench.evidence.notes import commit, machine
 from safebench.evidence.runs import COMPLETE, Run
 from safebench.evidence.summary import Summary, summarise
+from safebench.settings import Settings
 
 FIGURES = ("judge_final", "kl_mean", "kl_max", "entropy_final", "time_update")
 """Scalars of a run that are kept (``evidence/scalars.py``)."""
@@ -33,9 +34,9 @@ PLAIN = "default"
 class Packed:
     """One run. ``overrides`` are the settings, ``a.b=v; …``, in which it departs from its named experiment.
 
-    ``settings`` is the hash of all that the run computes (``config.settings_hash``), ``ground`` that of what must be
-    equal between arms that are compared: model, data, reward, number of steps, and the files behind them. ``values``
-    are FIGURES (NaN: not measured), ``crashes`` the episodes of each kind at scale 1 (None: not watched).
+    ``settings`` is the hash of all that the run computes (``digest``), ``ground`` that of what must be equal between
+    arms that are compared: model, data, reward, number of steps, and the files behind them. ``values`` are FIGURES
+    (NaN: not measured), ``crashes`` the episodes of each kind at scale 1 (None: not watched).
     """
 
     model: str
@@ -75,7 +76,7 @@ def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:
     if run.status == "damaged":
         raise BadResource(f"{run.folder}: {run.message}", "Make this run again, or leave it out.")
     summary = summarise(run, spec)
-    settings, digest, overrides = _settings(run)
+    settings, overrides = _settings(run)
     name, _, preset = run.experiment.partition("@")
     return Packed(
         model=run.model,
@@ -83,7 +84,7 @@ def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:
         preset=preset or PLAIN,
         overrides=overrides,
         seed=run.seed,
-        settings=digest,
+        settings=digest(settings),
         ground=_ground(settings, run.manifest.get("hashes", {})),
         status=run.status,
         steps=run.last_step,
@@ -94,6 +95,20 @@ def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:
         values={key: summary.values[key] for key in FIGURES},
         crashes={kind: _count(summary, kind) for kind in CRASH_KINDS},
     )
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Return eight hex digits of what a run computes, of settings without those at their defaults (``departures``).
+
+    Other than in ``config.settings_hash``, a setting that is new and off changes nothing: kept lines stay comparable.
+    """
+    kept = {key: value for key, value in settings.items() if key not in config.NOT_OF_THE_RUN}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def departures(settings: Settings) -> dict[str, Any]:
+    """Return the settings that are not at the schema's defaults."""
+    return settings.model_dump(mode="json", exclude_defaults=True)
 
 
 def to_csv(runs: Iterable[Packed]) -> str:
@@ -131,19 +146,18 @@ def _run(cells: Mapping[str, str]) -> Packed:
     )
 
 
-def _settings(run: Run) -> tuple[Mapping[str, Any], str, str]:
-    """Return the run's settings with every default filled in, their hash, and how they depart from the experiment's.
+def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
+    """Return the run's settings that are not at their defaults, and how they depart from the experiment's, in words.
 
     An imported run has only those settings that are known, and no experiment of ours.
     """
     if "foreign" in run.manifest:
-        text = json.dumps({key: run.settings[key] for key in sorted(run.settings) if key != "seed"}, sort_keys=True)
-        return run.settings, hashlib.sha256(text.encode()).hexdigest()[:8], ""
+        return run.settings, ""
     settings = config.load(run.folder / "config.yaml")
     original = config.shipped(settings)
     changed = [] if original is None or not config.differs(settings) else config.changes(settings, original)
     overrides = "; ".join(f"{key}={value}" for key, _, value in changed if not key.startswith(fairness.IGNORED))
-    return settings.model_dump(mode="json"), config.settings_hash(settings), overrides
+    return departures(settings), overrides
 
 
 def _ground(settings: Mapping[str, Any], hashes: Mapping[str, str]) -> str:

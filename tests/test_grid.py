@@ -1,0 +1,59 @@
+"""What is kept of the grid is of its plan, and its table is what the kept lines say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safebench import config
+from safebench.evidence import packed
+from safebench.report import grid_table
+from safebench.report.grid_table import ARMS, PRESETS, STRESSED, tables
+
+ROOT = Path(__file__).parents[1]
+GRID = ROOT / "results" / "grid"
+MAIN = ("ppo", "ppo-official", "ppo-matched", "safe-official", "safe", "safe-predictive")
+PLAN = {
+    **{(arm, "default"): range(6) for arm in MAIN},
+    **{(arm, preset): range(3) for arm in MAIN for preset in PRESETS[1:]},
+    **{(arm, "default"): range(5) for arm in ARMS if arm not in MAIN},
+}
+"""Seeds by arm and preset."""
+
+
+def test_the_kept_runs_are_of_the_plan_each_once() -> None:
+    kept = [(run.arm, run.preset, run.seed) for run in packed.read(GRID / "runs.csv")]
+    assert kept and len(set(kept)) == len(kept)
+    assert {(arm, preset) for arm, preset, _ in kept} <= PLAN.keys()
+    assert all(seed in PLAN[arm, preset] for arm, preset, seed in kept)
+
+
+def test_the_table_is_that_of_the_kept_runs() -> None:
+    assert (GRID / "table.md").read_text(encoding="utf-8") == tables(GRID / "runs.csv"), "make grid-report"
+
+
+def test_every_kept_run_is_of_the_experiment_as_it_now_stands() -> None:
+    for run in packed.read(GRID / "runs.csv"):
+        preset = None if run.preset == packed.PLAIN else run.preset
+        asked = config.resolve(run.experiment, preset=preset)
+        now = packed.digest(packed.departures(asked))
+        assert (run.settings, run.overrides) == (now, ""), f"{run.arm}@{run.preset} is another experiment now"
+
+
+def test_make_runs_the_plan() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    made = dict(re.findall(r"^(GRID_\w+) := (.*)$", text, re.MULTILINE))
+    assert set(made["GRID_ARMS"].split()) == set(STRESSED) == set(MAIN)
+    assert made["GRID_STRESS"].split() == list(PRESETS[1:])
+    assert {*made["GRID_ARMS"].split(), *made["GRID_PARTS"].split()} == set(ARMS)
+    ablations = {name for name, _ in config.experiments() if name.startswith("safe-no-")}
+    assert ablations <= set(ARMS) and len(ablations) == 9
+    seeds = re.findall(r"safebench run \$\(GRID_(\w+)\) (--preset)?.*?--seeds (\S+)", text)
+    assert seeds == [("ARMS", "", "0-5"), ("ARMS", "--preset", "0-2"), ("PARTS", "", "0-4")]
+    assert f"{sum(map(len, PLAN.values()))} of them" in text
+
+
+def test_the_file_is_written_beside_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_bytes((GRID / "runs.csv").read_bytes())
+    grid_table.main(str(tmp_path))
+    assert (tmp_path / "table.md").read_bytes() == (GRID / "table.md").read_bytes()
