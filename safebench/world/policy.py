@@ -33,6 +33,14 @@ class Policy:
     acting: PreTrainedModel | None = None
     """The reference's own model while it acts."""
 
+    def __post_init__(self) -> None:
+        """Refuse an adapter on the output layer: logits are made from that layer's own weight."""
+        if hasattr(self.base.get_output_embeddings(), "base_layer"):
+            raise UsageError(
+                "the adapter reaches the output layer, where it would neither act nor be trained",
+                "Leave lm_head out of its target modules; modules_to_save trains it whole.",
+            )
+
     @property
     def base(self) -> PreTrainedModel:
         """The language model that acts, adapter layers in place."""
@@ -93,9 +101,15 @@ class Policy:
     @property
     def reference_weight(self) -> Tensor:
         """The reference's output embedding, [V, h]."""
-        if not isinstance(self.reference, PreTrainedModel):
+        if isinstance(self.reference, PreTrainedModel):
+            own: Tensor = self.reference.get_output_embeddings().weight
+            return own
+        head = self.base.get_output_embeddings()
+        # peft keeps, beside the original of a module that is trained whole, one copy for each adapter.
+        copies = getattr(head, "modules_to_save", None)
+        if copies is None:
             return self.output_weight
-        weight: Tensor = self.reference.get_output_embeddings().weight
+        weight: Tensor = dict(copies.items()).get(self.reference, head.original_module).weight
         return weight
 
     def dropped_states(self, ids: Tensor, mask: Tensor, *where: int) -> Tensor:
