@@ -187,7 +187,7 @@ def _refuse_untrained(model: Model) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(
             "no weight of the model is trainable",
-            "Load its adapter with PeftModel.from_pretrained(…, is_trainable=True).",
+            "Load an adapter with PeftModel.from_pretrained(…, is_trainable=True), or call model.requires_grad_(True).",
         )
 
 

@@ -68,7 +68,10 @@ def _groups(modules: list[nn.Module], rate: float, decay: float) -> list[dict[st
 
 
 def _completed(optimizer: torch.optim.Optimizer, policy: Policy, critic: Critic) -> torch.optim.Optimizer:
-    """Return the given optimizer, which must train the policy, with the critic's weights added where it lacks them."""
+    """Return the given optimizer, which must train the policy.
+
+    The critic's weights that it lacks join its last group of parameters: a schedule may count the groups already.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in policy.trainable().items() if id(p) not in held]
     if missing:
@@ -76,7 +79,5 @@ def _completed(optimizer: torch.optim.Optimizer, policy: Policy, critic: Critic)
             f"the given optimizer lacks {len(missing)} of the policy's trained weights, such as {missing[0]}",
             "Make it from the model that is trained; with peft_config pass the PeftModel itself instead.",
         )
-    added = [p for p in critic.parameters() if id(p) not in held]
-    if added:
-        optimizer.add_param_group({"params": added})
+    optimizer.param_groups[-1]["params"] += [p for p in critic.parameters() if id(p) not in held]
     return optimizer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -101,6 +103,14 @@ class Parts:
         self.accelerator = self._processes.accelerator
         fill_sizes(args, self._rows.size, self._processes.count)
         policy = make_policy(args, tokenizer, model, ref_model, peft_config, self._processes.device)
+        if value_model is not None and value_model is reward_model:
+            warnings.warn(
+                "reward_model and value_model are one object: the value model is a copy, so that training it leaves "
+                "the reward alone",
+                UserWarning,
+                stacklevel=4,
+            )
+            value_model = copy.deepcopy(value_model)
         policy.tokenizer = padding_within(tokenizer, policy.vocabulary)
         self.settings = settings_of(args, own_value_model=value_model is not None, stops=bool(policy.stop_ids))
         self._critic = make_critic(self.settings.critic, policy, value_model, args.seed)
