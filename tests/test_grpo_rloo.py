@@ -225,6 +225,14 @@ def test_one_seed_gives_the_same_rows_and_another_gives_others(seen: dict[str, S
     assert told(learn(chosen(arm, seed=1)))[0]["reward/mean"] != seen[arm].rows[0]["reward/mean"]
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_recomputed_activations_give_the_same_update(seen: dict[str, Seen], arm: str) -> None:
+    world = tiny_world(ending_policy(gradient_checkpointing=True), early_letters)
+    found = learn(chosen(arm, model={"gradient_checkpointing": True}, update={"steps": 1}), world)
+    for key in ("reward/mean", "loss/total", "grad/norm"):
+        assert found.rows[0][key] == pytest.approx(seen[arm].rows[0][key], rel=1e-4)
+
+
 def test_stress_is_in_the_training_reward_alone() -> None:
     found = learn(chosen("grpo", reward={"rescale_at": 0.5, "rescale_by": 5.0}))
     assert found.logs[0]["reward"] == pytest.approx(found.rows[0]["reward/mean"], rel=1e-6)

@@ -287,6 +287,13 @@ def test_one_seed_gives_the_same_rows_and_another_gives_others(seen: Seen) -> No
     assert told(learn(settings("trl-ppo", seed=1))) != told(seen)
 
 
+def test_recomputed_activations_give_the_same_update(seen: Seen) -> None:
+    world = tiny_world(ending_policy(gradient_checkpointing=True), early_letters)
+    found = learn(settings("trl-ppo", model={"gradient_checkpointing": True}, update={"steps": 1}), world)
+    for key in ("reward/mean", "loss/policy", "loss/value"):
+        assert found.rows[0][key] == pytest.approx(seen.rows[0][key], rel=1e-5)
+
+
 def test_minibatches_are_trls(seen: Seen) -> None:
     chosen = settings("trl-ppo", update={"minibatches": 4})
     found = learn(chosen)

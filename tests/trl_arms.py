@@ -42,9 +42,9 @@ def early_letters(prompts: list[str], replies: list[str]) -> list[float]:
     ]
 
 
-def ending_policy(*, lora: bool = True, pad_is_end: bool = False) -> Policy:
+def ending_policy(*, lora: bool = True, pad_is_end: bool = False, gradient_checkpointing: bool = False) -> Policy:
     """Return the tiny policy with a tokenizer whose end token it samples."""
-    policy = tiny_policy()
+    policy = tiny_policy(gradient_checkpointing=gradient_checkpointing)
     if not lora:
         base = policy.model.unload()
         policy = adapt(base, policy.tokenizer, s.Model(lora=None), 0, CPU)
