@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safebench.evidence.fairness import flatten
+from safebench.evidence.filled import filled, flatten
 from safebench.evidence.runs import Run
 from safebench.metrics import METRICS
 
@@ -88,14 +88,14 @@ def differences(first: Run, second: Run) -> Difference:
         for metric in METRICS
         if not metric.environment and metric.key != "step" and not metric.key.startswith("crash/")
     ]
-    filled = [{key for key in columns if any(run.cells.get(key, ()))} for run in (first, second)]
+    measured = [{key for key in columns if any(run.cells.get(key, ()))} for run in (first, second)]
     cells = [
         {key: [run.cells[key][found[step]] for step in common] for key in sorted(keys)}
-        for run, found, keys in zip((first, second), rows, filled, strict=True)
+        for run, found, keys in zip((first, second), rows, measured, strict=True)
     ]
     return Difference(
         names=(_name(first), _name(second)),
-        settings=_unequal(flatten(first.settings), flatten(second.settings)),
+        settings=_unequal(filled(first), filled(second)),
         environment=_unequal(*(_chosen(run.manifest, ENVIRONMENT) for run in (first, second))),
         hashes=_unequal(*(_chosen(run.manifest, ("hashes",)) for run in (first, second))),
         constants=_unequal(
@@ -105,9 +105,11 @@ def differences(first: Run, second: Run) -> Difference:
         steps=(first.last_step, second.last_step),
         common=common,
         parts=tuple(
-            _part(key, common, cells[0][key], cells[1][key]) for key in columns if key in filled[0] and key in filled[1]
+            _part(key, common, cells[0][key], cells[1][key])
+            for key in columns
+            if key in measured[0] and key in measured[1]
         ),
-        only=(_missing(columns, *filled), _missing(columns, *reversed(filled))),
+        only=(_missing(columns, *measured), _missing(columns, *reversed(measured))),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safebench.evidence.filled import filled
 from safebench.evidence.runs import Run
 
 NAMES = ("experiment", "description", "seed", "arm")
@@ -43,20 +44,9 @@ class Unequal:
     loud: str = ""
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as ``a.b`` keys; an empty or absent group is None at its own key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[Unequal, ...]:
     """Return every setting in which the arms' first runs differ, those that may decide it first."""
-    flat = {arm: flatten(runs[0].settings) for arm, runs in groups.items() if runs}
+    flat = {arm: filled(runs[0]) for arm, runs in groups.items() if runs}
     keys = dict.fromkeys(key for settings in flat.values() for key in settings)
     found = []
     for key in keys:
@@ -70,7 +60,7 @@ def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[Unequal, ...]:
 def mismatches(groups: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> list[str]:
     """Return why the arms cannot be compared: unequal ground, or runs that are missing, doubled or unfinished."""
     reasons = [reason for arm, runs in groups.items() for reason in _within(arm, runs, seeds)]
-    flat = {arm: flatten(runs[0].settings) for arm, runs in groups.items() if runs}
+    flat = {arm: filled(runs[0]) for arm, runs in groups.items() if runs}
     for name, members in MATCHED.items():
         keys = [key for key in dict.fromkeys(k for s in flat.values() for k in s) if belongs(key, members)]
         for key in keys:
@@ -103,7 +93,7 @@ def _within(arm: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
     for status in sorted({run.status for run in runs if not run.complete}):
         found = sorted({run.seed for run in runs if run.status == status})
         reasons.append(f"{arm} is {status} in {_seeds(found)}")
-    settings = [flatten(run.settings) for run in runs]
+    settings = [filled(run) for run in runs]
     keys = dict.fromkeys(key for flat in settings for key in flat)
     unequal = [key for key in keys if not key.startswith(IGNORED) and not _same(flat.get(key) for flat in settings)]
     if unequal:

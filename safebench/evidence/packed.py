@@ -14,7 +14,7 @@ from typing import Any
 
 from safebench import config
 from safebench.errors import BadResource
-from safebench.evidence import fairness
+from safebench.evidence import fairness, filled
 from safebench.evidence.crashes import CRASH_KINDS, SPEC, CrashSpec
 from safebench.evidence.notes import commit, machine
 from safebench.evidence.runs import COMPLETE, Run
@@ -162,7 +162,7 @@ def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
 
 def _ground(settings: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     members = [member for group in fairness.MATCHED.values() for member in group]
-    flat = fairness.flatten(settings)
+    flat = filled.flatten(settings)
     content = {key: value for key, value in flat.items() if fairness.belongs(key, members)}
     # Random weights are another model for every seed, in every arm alike.
     left_out = {"model"} if flat.get("model.random_weights") else set()

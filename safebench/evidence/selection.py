@@ -8,7 +8,7 @@ from dataclasses import replace
 from safebench import yaml_text
 from safebench.errors import UsageError
 from safebench.evidence.compare import Comparison
-from safebench.evidence.fairness import flatten
+from safebench.evidence.filled import filled
 from safebench.evidence.runs import Run
 from safebench.names import nearest
 
@@ -19,7 +19,7 @@ def matching(runs: Iterable[Run], where: Sequence[str]) -> list[Run]:
     Raises ``UsageError`` for text without ``=``, and for a key that none of the runs has.
     """
     found = list(runs)
-    flat = [flatten(run.settings) for run in found]
+    flat = [filled(run) for run in found]
     for condition in where:
         key, equals, text = condition.partition("=")
         if not equals:

@@ -10,7 +10,7 @@ from safebench.evidence.claims.parts import share
 from safebench.evidence.claims.types import Case, Finding, Part
 from safebench.evidence.claims.verdicts import all_of, enough
 from safebench.evidence.crashes import SCALES
-from safebench.evidence.fairness import flatten
+from safebench.evidence.filled import filled
 from safebench.evidence.runs import Run
 from safebench.evidence.summary import Summary
 
@@ -77,7 +77,7 @@ def _not_longer(long: Run, short: Run) -> str:
     """Return why these are not runs of one experiment, the one four times as long; empty where they are."""
     if long.planned_steps < LONGER * short.planned_steps:
         return f"{long.planned_steps} steps are not {LONGER} times {short.planned_steps}"
-    one, other = flatten(long.settings), flatten(short.settings)
+    one, other = filled(long), filled(short)
     keys = [key for key in {**one, **other} if not key.startswith(FREE) and one.get(key) != other.get(key)]
     return f"the long runs differ in more than their length: {', '.join(keys)}" if keys else ""
 
