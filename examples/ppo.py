@@ -1,4 +1,4 @@
-"""PPO against a reward model, all weights trained: the form of TRL's example ``ppo.py``, on models that any CPU carries.
+"""PPO against a reward model, all weights trained: the form of TRL's example ``ppo.py``, on models for any CPU.
 
     python examples/ppo.py                                    # a minute on a laptop
     python examples/ppo.py --total_episodes 6400 --kl_coef 0.1

@@ -1,4 +1,4 @@
-"""PPO with LoRA, gradient accumulation and evaluation: the form of TRL's TL;DR example, on models that any CPU carries.
+"""PPO with LoRA, gradient accumulation and evaluation: the form of TRL's TL;DR example, on models for any CPU.
 
     python examples/ppo_tldr.py                               # two minutes on a laptop
     python examples/ppo_tldr.py --lora_r 16 --eval_steps 5
@@ -80,9 +80,9 @@ def show(trainer: PPOTrainer) -> None:
             float(entry[key]) for key in ("objective/scores", "objective/kl", "policy/clipfrac_avg")
         )
         print(f"{int(entry['episode']):8} {score:8.3f} {kl:16.3f} {clipped:8.3f}")
-    for entry in trainer.state.log_history:
-        if "eval_reward" in entry:
-            print(f"step {entry['step']}: held-out reward {entry['eval_reward']:.3f}, KL {entry['eval_kl']:.3f} per token")
+    for entry in (entry for entry in trainer.state.log_history if "eval_reward" in entry):
+        reward, kl = entry["eval_reward"], entry["eval_kl"]
+        print(f"step {entry['step']}: held-out reward {reward:.3f}, KL {kl:.3f} nats per token")
     trainer.generate_completions(sampling=True)
 
 

@@ -69,14 +69,15 @@ def conversations(split: str) -> Dataset:
 
 def show(trainer: SAFETrainer) -> None:
     """Print reward and KL along the way with the threshold that the controller held, and some replies."""
-    print(f"\n{'step':>5} {'reward':>8} {'KL':>8} {'threshold':>10} {'penalty':>9} {'entropy':>8}   [nats/token]  phase")
+    print("\nKL, threshold and entropy in nats per token")
+    print(f"{'step':>5} {'reward':>8} {'KL':>8} {'threshold':>10} {'penalty':>9} {'entropy':>8}  phase")
     log = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
     for entry in log[:: max(1, len(log) // 8)]:
         keys = ("reward/mean", "kl/mean", "controller/threshold", "loss/penalty", "entropy/mean")
         reward, kl, threshold, penalty, entropy = (float(entry[key]) for key in keys)
         print(
             f"{int(entry['step']):5} {reward:8.3f} {kl:8.3f} {threshold:10.3f} {penalty:9.5f} {entropy:8.3f}"
-            f"   {'':13} {entry['controller/phase']}"
+            f"  {entry['controller/phase']}"
         )
     trainer.generate_completions(sampling=True)
 
