@@ -172,9 +172,9 @@ def begin_as(record: Record, model: nn.Module) -> None:
             p.copy_(record.start[f"policy.{name}"])
 
 
-def rollout(update: Update) -> Rollout:
-    """Return TRL's batch as a rollout of ours: a reply ends with its first end token, which belongs to it."""
-    is_end = update.responses == END
+def rollout(update: Update, stops: bool = True) -> Rollout:
+    """Return TRL's batch as a rollout of ours: a reply ends with its first end token, which belongs to it, if any."""
+    is_end = (update.responses == END) & stops
     mask = is_end.cumsum(-1) - is_end.long() == 0
     assert bool((update.responses[mask] != PAD).all()), "the policy sampled padding, which TRL takes for an end"
     count = len(update.responses)

@@ -42,6 +42,8 @@ class Case:
     estimator: str = "k1"
     whiten_rewards: bool = False
     missing_eos_penalty: float | None = None
+    stops: bool = True
+    """Replies stop at the end token; else they fill their length whatever is in them, as by TRL's defaults."""
     dtype: torch.dtype = torch.float32
     epochs: int = 2
     learning_rate: float = 1e-3
@@ -223,7 +225,7 @@ def arguments(case: Case, folder: Path) -> dict[str, Any]:
         "num_sample_generations": 0,
         "response_length": REPLY,
         "temperature": TEMPERATURE,
-        "stop_token": "eos",
+        "stop_token": "eos" if case.stops else None,
         "learning_rate": case.learning_rate,
         "kl_coef": KL_COEFFICIENT,
         "vf_coef": VALUE_COEFFICIENT,

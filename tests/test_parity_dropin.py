@@ -20,6 +20,7 @@ from tests.trl_defects import OURS, quiet
 
 CASES = {
     "whole-k3-two": Case(minibatches=2, estimator="k3", missing_eos_penalty=PENALTY),
+    "whole-without-a-stop-token": Case(stops=False, missing_eos_penalty=PENALTY),
     "lora-whitened-two": Case(lora=True, learning_rate=1e-2, minibatches=2, batch=16, whiten_rewards=True),
 }
 OVER_PADDING = ("policy/approxkl_avg", "policy/entropy_avg", "val/ratio", "val/ratio_var")
@@ -44,7 +45,7 @@ def follow(trainer: Any, record: Record) -> None:
     """Let the trainer begin with TRL's weights, and sample and shuffle as it did."""
     begin_as(record, trainer.model)
     loop = trainer._loop
-    loop._sample = lambda: rollout(record.updates[loop.step_number - 1])
+    loop._sample = lambda: rollout(record.updates[loop.step_number - 1], record.case.stops)
     loop.updater._minibatches = functools.partial(minibatches, record)
 
 
