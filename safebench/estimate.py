@@ -218,11 +218,12 @@ def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:
     evaluations = steps // settings.evaluation.every + 2
     target = 4 * critic if settings.critic.target_decay is not None else 0
     downloads = sum(_download(entry) for entry in _hub_entries(settings))
+    kept = 0 if _foreign(settings) else recording.keep_checkpoints + 1
     sizes = {
         "metrics": steps * ROW_BYTES,
         "samples": (steps * recording.samples + evaluations * settings.evaluation.prompts) * SAMPLE_BYTES,
-        # One more than are kept: the new one is whole before the oldest goes.
-        "checkpoints": (recording.keep_checkpoints + 1) * (12 * (adapter + critic) + target),
+        # One more than are kept: the new one is whole before the oldest goes. Another library's trainer keeps none.
+        "checkpoints": kept * (12 * (adapter + critic) + target),
         "adapter": 4 * adapter,
         "trackers": len(recording.trackers) * steps * TRACKER_BYTES,
     }

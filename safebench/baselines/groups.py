@@ -33,7 +33,8 @@ from transformers import PreTrainedTokenizerBase
 from safebench.baselines import library
 from safebench.baselines.arguments import SHARED_LIMITS, shared
 from safebench.baselines.limits import refuse
-from safebench.baselines.wrapped import Log, Watch, Wrapped
+from safebench.baselines.watch import Log, Watch
+from safebench.baselines.wrapped import Wrapped
 from safebench.errors import UsageError
 from safebench.settings import Advantage, Critic, Settings
 from safebench.trainers.describe import Row

@@ -6,8 +6,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from safebench.baselines.library import silence
 from safebench.baselines.limits import refuse_places
 from safebench.baselines.sampled import rollout_of
+from safebench.baselines.watch import Log, Method, Piece, whole
 from safebench.metrics import MEASURED
 from safebench.recording.samples import Sample
 from safebench.settings import Settings
@@ -30,56 +30,6 @@ from safebench.world.assemble import World
 from safebench.world.policy import Policy
 from safebench.world.rewards import score
 from safebench.world.rollout import Encoded
-
-Log = dict[str, Any]
-"""What a trainer logs at once, by its own keys."""
-
-
-class Method(Protocol):
-    """What is a wrapped trainer's own: how it is made, and what its log says in our units."""
-
-    logs_per_step: int
-    """How often it logs between two batches."""
-
-    def trainer(self, watch: Watch, folder: str) -> Any:
-        """Return the other library's trainer, which gives each batch to ``watch``; ``folder`` stays empty."""
-        ...
-
-    def columns(self, logs: list[Log], row: Row) -> Row:
-        """Return the columns that a step's logs fill, given those of its batch; none that has another definition."""
-        ...
-
-
-class Watch(Protocol):
-    """Takes the batches of a trainer, in one piece or in several."""
-
-    def score(self, prompts: Encoded, replies: list[list[int]]) -> Tensor:
-        """Return the training reward of each reply, [b] on the CPU, given the ids that were sampled for it.
-
-        Called after sampling and before any update, for each row of the batch once, in order.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Some rows of a batch: prompts, sampled ids, and rewards before stress, [b]."""
-
-    prompts: Encoded
-    replies: list[list[int]]
-    rewards: Tensor
-
-
-def _whole(pieces: list[_Piece]) -> tuple[Encoded, list[list[int]]]:
-    """Put the pieces of a batch together; their prompts are padded to one width."""
-    parts = [piece.prompts for piece in pieces]
-    prompts = Encoded(
-        [text for part in parts for text in part.texts],
-        torch.cat([part.ids for part in parts]),
-        torch.cat([part.attention for part in parts]),
-        sum(part.truncated for part in parts),
-    )
-    return prompts, [reply for piece in pieces for reply in piece.replies]
 
 
 class _Enough(Exception):
@@ -106,8 +56,9 @@ class Wrapped:
         self._logs: list[Log] = []
         self._row: Row | None = None
         self._samples: list[Sample] = []
-        self._pieces: list[_Piece] = []
+        self._pieces: list[Piece] = []
         self._sampled = 0
+        self._stopwatch = contextlib.ExitStack()
 
     def evaluate(self) -> Evaluation:
         """Evaluate the present policy on the held-out prompts."""
@@ -150,7 +101,7 @@ class Wrapped:
         first = sum(len(piece.replies) for piece in self._pieces)
         with self.clock.stage("reward"):
             rewards = score(self.world.reward, rollout_of(self.world.policy, prompts, replies))
-        self._pieces.append(_Piece(prompts, replies, rewards))
+        self._pieces.append(Piece(prompts, replies, rewards))
         rows = range(first, first + len(replies))
         if rows.stop == self.settings.rollout.batch:
             self._measure()
@@ -160,7 +111,7 @@ class Wrapped:
         """Describe the whole batch in our units, under the policy that sampled it."""
         policy, settings = self.world.policy, self.settings
         with self.clock.stage("measure"), at_rest(policy):
-            rollout = rollout_of(policy, *_whole(self._pieces))
+            rollout = rollout_of(policy, *whole(self._pieces))
             rewards = torch.cat([piece.rewards for piece in self._pieces])
             measured = measure(policy, rollout, settings.rollout.temperature, settings.update.microbatch)
             described = describe(rollout, measured, rewards, self.processes)
@@ -175,7 +126,6 @@ class Wrapped:
     def begun(self) -> None:
         """Start the clock, and let what is printed be seen again."""
         self._unprinted.close()
-        self._stopwatch = contextlib.ExitStack()
         self._stopwatch.enter_context(self.clock.stage("step"))
 
     def logged(self, log: Log) -> None:
