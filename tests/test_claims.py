@@ -15,6 +15,7 @@ from safebench.evidence.claims import CLAIMS, ablations, crashing, figures, log,
 from safebench.evidence.claims.declared import MATCHED_TO
 from safebench.evidence.claims.types import Case, Part
 from safebench.evidence.claims.verdicts import all_of, any_of, enough, exact_side, one_sided, side
+from safebench.evidence.inert import inert_in, never_acted
 from safebench.evidence.signals import Blind
 from safebench.evidence.statistics import Estimate
 from safebench.evidence.summary import summarise
@@ -340,8 +341,12 @@ def safe_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inert_run(tmp_path_factory):
-    flat = {"grad/penalty": lambda step, cell: None if cell is None else 0.0}
-    return summarise(folder(tmp_path_factory.mktemp("inert"), "safe", 0, changes=flat))
+    return summarise(folder(tmp_path_factory.mktemp("inert"), "safe", 0, steps=100, changes=flat()))
+
+
+def flat(until=100):
+    """No gradient of the penalty, which is there at every odd step and looked at in ten of them, up to ``until``."""
+    return {"grad/penalty": lambda step, cell: None if cell is None else 0.0 if step <= until else 0.01}
 
 
 def hit(summaries, kind="degenerate"):
@@ -378,16 +383,28 @@ def test_the_gate_is_asked_at_the_same_mean_penalty(safe_run, tmp_path, factor, 
 
 
 def test_an_inert_penalty_fails_both_without_an_ablation(safe_run, inert_run):
-    assert (ablations.inert(safe_run), ablations.inert(inert_run)) == (False, True)
     for measure in (ablations.gate, ablations.pid):
         found = measure(case(repeated(inert_run, 1)))
         assert (found.verdict, found.certain) == ("fails", True) and "1 of 1 runs" in found.why
         assert measure(case([inert_run, *repeated(safe_run)[1:]])).verdict == "not shown"
 
 
+@pytest.mark.parametrize(
+    ("steps", "until", "verdict"),
+    # Looked at in steps 1, 11, 21, ... while there is a penalty: ten times in a hundred steps, and nine tell nothing.
+    [(100, 100, "fails"), (90, 90, "not shown"), (110, 100, "not shown"), (110, 110, "fails")],
+)
+def test_the_penalty_is_inert_by_the_one_rule_and_throughout(tmp_path, steps, until, verdict):
+    run = folder(tmp_path, "safe", 0, steps=steps, changes=flat(until))
+    assert bool(inert_in(run)) == (steps >= 100)
+    for measure in (ablations.gate, ablations.pid):
+        assert measure(case([summarise(run)])).verdict == verdict
+
+
 def test_a_penalty_of_zero_is_not_inert(tmp_path):
     zero = {key: (lambda step, cell: None if cell is None else 0.0) for key in ("loss/penalty", "grad/penalty")}
-    assert ablations.inert(summarise(folder(tmp_path, "safe", 0, changes=zero))) is None
+    run = folder(tmp_path, "safe", 0, steps=100, changes=zero)
+    assert not never_acted(run, "penalty") and ablations.pid(case([summarise(run)])).verdict == "not shown"
 
 
 @pytest.mark.parametrize(

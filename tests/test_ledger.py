@@ -197,7 +197,8 @@ def test_no_experiment_leaves_parts_out_of_the_released_arm(one):
 
 
 def test_an_inert_penalty_settles_the_released_arms_ablations(one, tmp_path):
-    inert = folder(tmp_path, "safe-official", 0, changes={"grad/penalty": lambda s, c: None if c is None else 0.0})
+    flat = {"grad/penalty": lambda step, cell: None if cell is None else 0.0}
+    inert = folder(tmp_path, "safe-official", 0, steps=100, changes=flat)
     found = ledger({"safe-official": [inert]})
     for number in (5, 6):
         entry = found.entry(number, "safe-official")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from safebench.evidence.signals import finite
@@ -37,6 +37,7 @@ class Inertia:
     def __init__(self) -> None:
         self._open: dict[str, Inert] = {}
         self._found: dict[str, Inert] = {}
+        self._acted: set[str] = set()
 
     def update(self, row: Mapping[str, object]) -> None:
         """Take in one row of metrics.csv: numbers, or cells as text."""
@@ -46,6 +47,7 @@ class Inertia:
                 continue
             if gradient:
                 self._open.pop(term, None)
+                self._acted.add(term)
             else:
                 self._extend(term, _step(row), value)
 
@@ -61,20 +63,42 @@ class Inertia:
         """Return the terms that were inert so far, in the schema's order, each at its longest stretch."""
         return tuple(self._found[term] for term in LOSS_TERMS if term in self._found)
 
+    @property
+    def acted(self) -> frozenset[str]:
+        """Terms that had a gradient at some telling step."""
+        return frozenset(self._acted)
+
 
 def inert_terms(rows: Iterable[Mapping[str, object]]) -> tuple[Inert, ...]:
     """Return the terms that the rows show to be inert."""
-    watch = Inertia()
-    for row in rows:
-        watch.update(row)
-    return watch.found()
+    return _watched(rows).found()
 
 
 def inert_in(run: Run) -> tuple[Inert, ...]:
     """Return the inert terms of a run, from its file."""
+    return _watched(_rows(run)).found()
+
+
+def never_acted(run: Run, term: str) -> bool:
+    """Whether a term is inert and had no gradient at any other step that tells either: the run without it is the same.
+
+    False for a term that is zero throughout, or was seen too seldom to be called inert.
+    """
+    watch = _watched(_rows(run))
+    return term in {inert.term for inert in watch.found()} and term not in watch.acted
+
+
+def _watched(rows: Iterable[Mapping[str, object]]) -> Inertia:
+    watch = Inertia()
+    for row in rows:
+        watch.update(row)
+    return watch
+
+
+def _rows(run: Run) -> Iterator[Mapping[str, object]]:
     keys = ["step", *(f"{kind}/{term}" for term in LOSS_TERMS for kind in ("loss", "grad"))]
     columns = [run.column(key).tolist() for key in keys]
-    return inert_terms(dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True))
+    return (dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def sentence(inert: Inert) -> str:

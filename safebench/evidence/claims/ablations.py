@@ -16,6 +16,7 @@ from safebench.evidence import fairness, statistics
 from safebench.evidence.claims.parts import difference, share
 from safebench.evidence.claims.types import Case, Claim, Finding
 from safebench.evidence.claims.verdicts import all_of, any_of
+from safebench.evidence.inert import never_acted
 from safebench.evidence.statistics import ALPHA
 from safebench.evidence.summary import Summary
 
@@ -59,13 +60,6 @@ def unlike(claim: Claim, case: Case) -> str:
     return ", ".join(keys)
 
 
-def inert(summary: Summary) -> bool | None:
-    """Whether the run's penalty never reached a gradient: None where no measured step had a penalty to tell by."""
-    value, norm = summary.run.column("loss/penalty"), summary.run.column("grad/penalty")
-    told = np.isfinite(norm) & np.isfinite(value) & (value != 0.0)
-    return bool(np.all(norm[told] == 0.0)) if told.any() else None
-
-
 def mean_penalty(summary: Summary) -> float:
     """Mean of loss/penalty over the run's steps; NaN where it was not measured."""
     column = summary.run.column("loss/penalty")
@@ -76,9 +70,9 @@ def mean_penalty(summary: Summary) -> float:
 def _beforehand(case: Case) -> Finding | None:
     if not case.first:
         return Finding("not shown", f"no runs of {case.arm}")
-    if all(inert(summary) for summary in case.first):
+    if all(never_acted(summary.run, "penalty") for summary in case.first):
         why = (
-            f"in {len(case.first)} of {len(case.first)} runs the penalty is not zero and its gradient is, at every "
+            f"in {len(case.first)} of {len(case.first)} runs the penalty is inert, without a gradient at every "
             "measured step: what shapes it changes no weight, and a run without that is the same run"
         )
         return Finding("fails", why, certain=True)
