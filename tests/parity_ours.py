@@ -69,6 +69,7 @@ def settings(case: Case, **sections: dict[str, object]) -> s.Settings:
             "steps": case.steps,
             "epochs": case.epochs,
             "minibatches": case.minibatches,
+            "microbatch": case.batch // case.accumulation,
             "learning_rate": case.learning_rate,
             "schedule": "linear",
             "max_grad_norm": None,

@@ -39,6 +39,8 @@ class Case:
     lora: bool = False
     batch: int = 12
     minibatches: int = 1
+    accumulation: int = 1
+    """Micro-batches per batch."""
     estimator: str = "k1"
     whiten_rewards: bool = False
     missing_eos_penalty: float | None = None
@@ -67,7 +69,7 @@ class Update:
     orders: list[list[int]] = field(default_factory=list)
     """The permutation of each epoch."""
     losses: list[tuple[float, float]] = field(default_factory=list)
-    """Policy and value loss of each optimizer step, the latter before ``vf_coef``."""
+    """Policy and value loss of each backward pass, the latter before ``vf_coef``."""
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -161,7 +163,7 @@ class Recorder(TrainerCallback):
     def backward(self, loss: Tensor) -> None:
         """Stand for accelerate's method: all that a batch is trained on is there, and the loss."""
         found = sys._getframe(1).f_locals
-        if found["minibatch_idx"] == 0:
+        if found["minibatch_idx"] == found["gradient_accumulation_idx"] == 0:
             if found["ppo_epoch_idx"] == 0:
                 tensors = {name: found[name].clone() for name in LOCALS}
                 self.updates.append(Update(tensors, found["queries"], found["responses"], self._score))
@@ -217,8 +219,8 @@ def arguments(case: Case, folder: Path) -> dict[str, Any]:
         "max_grad_norm": 0.0,
         "optim": "adamw_torch",
         "seed": 3,
-        "per_device_train_batch_size": case.batch,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": case.batch // case.accumulation,
+        "gradient_accumulation_steps": case.accumulation,
         "num_mini_batches": case.minibatches,
         "num_ppo_epochs": case.epochs,
         "total_episodes": case.batch * case.steps,

@@ -196,6 +196,19 @@ def test_in_trl_where_the_score_falls_depends_on_the_other_replies_of_the_batch(
     assert torch.allclose(ours.shaped[torch.arange(8), lengths], update.raw_scores, atol=1e-6)
 
 
+def test_with_accumulation_trl_weighs_tokens_by_the_micro_batch_they_are_in_ours_all_alike() -> None:
+    """TRL's loss of a batch is the mean of its micro-batches' means."""
+    record, steps = both(Case(accumulation=3, steps=1, epochs=1))
+    losses = torch.tensor(record.updates[0].losses)
+    ours = torch.tensor(steps[0].losses[0])
+    rows = torch.tensor(record.updates[0].orders[0]).reshape(3, -1)
+    for of_what, name in enumerate(("mask", "positions")):
+        kept = steps[0].experience.rollout.mask if name == "mask" else steps[0].experience.positions
+        counts = kept.sum(-1)[rows].sum(-1)
+        assert torch.allclose((losses[:, of_what] * counts).sum() / counts.sum(), ours[of_what], atol=1e-6)
+        assert not torch.allclose(losses[:, of_what].mean(), ours[of_what], atol=1e-2)
+
+
 def test_trl_takes_a_sampled_padding_token_for_the_end_ours_for_a_token() -> None:
     case = Case(likely=((PAD, 8.0),), steps=1, epochs=1, batch=8)
     with tempfile.TemporaryDirectory() as folder:
