@@ -91,7 +91,8 @@ grid-report: $(READY) ## keep a line per run of the grid in results/grid, and wr
 	$(BIN)/safebench keep $(addprefix embedded/,$(GRID_THERE)) --results $(RESULTS) --out results/grid/runs.csv
 	$(BIN)/python -m safebench.report.grid_table results/grid
 
-bench: $(READY) ## time per update, tokens per second and memory of ppo and safe, 20 updates each, one at a time
+bench: $(READY) ## time and memory: TRL's PPOTrainer and ours side by side, with ratios; then ppo and safe, 20 updates each
+	$(BIN)/python examples/bench/side_by_side.py
 	rm -rf build/bench
 	$(BIN)/safebench compare ppo safe --seeds 0 --steps 20 --run --jobs 1 --results build/bench
 
