@@ -21,12 +21,14 @@ from safebench.world.policy import Policy, frozen_copy
 from safebench.world.prompts import Prompts
 from safebench.world.rollout import Rollout
 from tests.parity_trl import (
+    CLIP,
     GAMMA,
     KL_COEFFICIENT,
     LAMBDA,
     LORA,
     REPLY,
     TEMPERATURE,
+    VALUE_CLIP,
     VALUE_COEFFICIENT,
     Case,
     Record,
@@ -64,7 +66,7 @@ def settings(case: Case, **sections: dict[str, object]) -> s.Settings:
         },
         "advantage": {"gamma": GAMMA, "lam": LAMBDA, "whiten_rewards": case.whiten_rewards},
         "critic": {"body": "separate"},
-        "loss": {"value_coefficient": VALUE_COEFFICIENT},
+        "loss": {"value_coefficient": VALUE_COEFFICIENT, "clip": CLIP, "value_clip": VALUE_CLIP},
         "update": {
             "steps": case.steps,
             "epochs": case.epochs,

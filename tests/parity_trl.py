@@ -27,6 +27,7 @@ TEMPERATURE = 0.7
 PENALTY = 0.8
 KL_COEFFICIENT, VALUE_COEFFICIENT = 0.05, 0.1
 GAMMA, LAMBDA = 0.99, 0.95
+CLIP, VALUE_CLIP = 0.15, 0.25
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 # By TRL's names: what a batch is trained on, [B, R] each, but the scores [B].
 LOCALS = ("logprobs", "ref_logprobs", "kl", "rewards", "values", "advantages", "returns", "scores", "padding_mask")
@@ -231,6 +232,8 @@ def arguments(case: Case, folder: Path) -> dict[str, Any]:
         "learning_rate": case.learning_rate,
         "kl_coef": KL_COEFFICIENT,
         "vf_coef": VALUE_COEFFICIENT,
+        "cliprange": CLIP,
+        "cliprange_value": VALUE_CLIP,
         "gamma": GAMMA,
         "lam": LAMBDA,
         "kl_estimator": case.estimator,

@@ -147,7 +147,7 @@ def test_the_first_kl_is_rounding_noise_in_trl_and_zero_in_ours(name: str) -> No
         {"advantage": {"lam": 0.949}},
         {"advantage": {"gamma": 0.991}},
         {"reward": {"kl_estimator": "k1"}},
-        {"reward": {"kl_coefficient": 0.0501}},
+        {"reward": {"kl_coefficient": 0.052}},
         {"reward": {"missing_eos_penalty": 0.01}},
         {"loss": {"clip": 0.05}},
         {"loss": {"value_clip": 0.1}},
