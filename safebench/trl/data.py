@@ -29,6 +29,10 @@ class Prompt(str):
         made.row = row
         return made
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Travel between processes as text alone."""
+        return str, (str(self),)
+
     @property
     def messages(self) -> Messages | None:
         """The conversation, where the row holds one."""

@@ -68,6 +68,11 @@ class Parts:
         tokenizer = text_tokenizer(processing_class)
         self._rows = Rows("train_dataset", train_dataset, tokenizer, data_collator)
         self._heldout = self._held_out(eval_dataset)
+        if not self._heldout and (args.eval_on_start or args.eval_strategy != "no"):
+            raise UsageError(
+                "evaluation is asked for (eval_strategy, eval_on_start), and eval_dataset is None",
+                "Bring held-out prompts, or set eval_strategy to no.",
+            )
         self._make(tokenizer, model, ref_model, reward_model, value_model, peft_config, optimizers)
         self._make_callbacks(callbacks or ())
         self.hub_model_id: str | None = None
