@@ -58,6 +58,7 @@ def for_trl(name: str) -> str:
     assert len(told) == 2
     found, count = IMPORT.subn("\n".join(told), text)
     assert count == 1
+    assert "safebench.trl" not in found
     return found
 
 
