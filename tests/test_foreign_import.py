@@ -32,10 +32,10 @@ def take(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Imported:
 
 def test_the_folder_is_a_run_that_evidence_reads(tmp_path: Path) -> None:
     done = take(tmp_path, foreign_logs.trl("ppo"), sigma0=0.5, seed=4, command=["safebench", "import", "log.jsonl"])
-    assert done.folder == tmp_path / "results" / "some--model" / "trl-ppo" / "seed-4"
+    assert done.folder == tmp_path / "results" / "some--model" / "trl-ppo-imported" / "seed-4"
     (run,) = runs.find(tmp_path / "results")
     assert (run.experiment, run.model, run.seed, run.arm, run.status) == (
-        "trl-ppo",
+        "trl-ppo-imported",
         "some/model",
         4,
         "trl-ppo",

@@ -158,7 +158,9 @@ def test_trl_ppo() -> None:
         "kl/sampled": logged["objective/kl"],
         "loss/policy": logged["loss/policy_avg"],
         "loss/value": logged["loss/value_avg"] * 0.1,
+        "reply/surprisal": logged["objective/entropy"],
         "update/clip_fraction": logged["policy/clipfrac_avg"],
+        "update/value_clip_fraction": logged["val/clipfrac_avg"],
         "update/learning_rate": logged["lr"],
     }
     assert isinstance(found.rows[2]["episodes"], int)

@@ -15,7 +15,12 @@ from tests.runs import make_parts, overrides, rows, tiny_run
 from tests.test_parallel import TOLERANCE, launch
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "safe-predictive": {"update__learning_rate": 0.05, "update__minibatches": 2, "update__microbatch": 3},
+    "safe-predictive": {
+        "update__learning_rate": 0.05,
+        "update__minibatches": 2,
+        "update__microbatch": 3,
+        "update__preview__trials": 8,
+    },
     "safe-momentum": {"penalty__momentum__window": 2},
 }
 

@@ -69,7 +69,7 @@ def import_history(
     """Read the history in ``path`` and write ``<root>/<model>/<name>/seed-<seed>``.
 
     ``trainer``: one of ``trainers.NAMES``, else told from the keys. ``name``: the experiment, by default the
-    trainer's algorithm. ``sigma0`` (reward's spread under the initial policy), ``reply_limit`` (tokens),
+    trainer's algorithm (with ``-imported`` where the bench has an experiment of that name). ``sigma0`` (reward's spread under the initial policy), ``reply_limit`` (tokens),
     ``vocabulary`` (tokens) and ``steps`` (planned): where neither given nor in the history's own settings they stay
     unknown (``steps``: the last one), and what needs them is not watched. ``known``: settings of the trainer that its
     history does not hold, by dotted name, such as ``{"vf_coef": 0.1}``. Everything is checked before a file is written.
@@ -85,7 +85,7 @@ def import_history(
     rows = by_steps.by_step(history, found.counters, found.takes)
     converted = convert(rows, found, config)
     arm = found.arm_of({found.plain(key) for key in keys}, config)
-    experiment = name or arm
+    experiment = name or _free_name(arm)
     _refuse_own_name(experiment)
     settings = _settings(
         experiment=experiment,
@@ -178,6 +178,10 @@ def _refuse_impossible(sigma0: float | None, vocabulary: int | None) -> None:
         raise UsageError(f"--sigma0 {sigma0} is no spread", "It is a standard deviation: positive, in reward units.")
     if vocabulary is not None and vocabulary < 2:
         raise UsageError(f"--vocabulary {vocabulary} is none", "It is the number of tokens the policy chooses from.")
+
+
+def _free_name(arm: str) -> str:
+    return arm if layers.locate(arm) is None else f"{arm}-imported"
 
 
 def _refuse_own_name(name: str) -> None:

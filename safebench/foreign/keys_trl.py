@@ -54,16 +54,22 @@ PPO = Trainer(
             ("policy/clipfrac_avg",), "share", "update/clip_fraction", "mean over micro-batches, each of its own tokens"
         ),
         Key(("lr",), "1", "update/learning_rate"),
-        left(
-            "sum over a reply of −log p of the sampled tokens: no entropy over the vocabulary",
+        Key(
+            ("objective/entropy",),
             "nats/reply",
-            "objective/entropy",
+            "reply/surprisal",
+            "sum over a reply of −log p of the sampled tokens: no entropy over the vocabulary",
         ),
         left("of the policy between its updates, and padding counts as tokens", "nats/position", "policy/entropy_avg"),
         left("padding counts as tokens, with a log-ratio of 0", "nats/position", "policy/approxkl_avg"),
         Key(("val/ratio",), "1", "update/ratio_max", "a mean, padding included; ours is the largest", only_broken=True),
         left("variance of mean ratios over micro-batches", "1", "val/ratio_var"),
-        left("no column of ours: how often the value's clip binds", "share", "val/clipfrac_avg"),
+        Key(
+            ("val/clipfrac_avg",),
+            "share",
+            "update/value_clip_fraction",
+            "mean over micro-batches, each of its own values",
+        ),
         left(
             "counts end tokens, not replies that ended: what follows the end is counted too",
             "tokens",
