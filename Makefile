@@ -92,7 +92,7 @@ grid-report: $(READY) ## keep a line per run of the grid in results/grid, and wr
 	$(BIN)/python -m safebench.report.grid_table results/grid
 
 bench: $(READY) ## time and memory: TRL's PPOTrainer and ours side by side, with ratios; then ppo and safe, 20 updates each
-	$(BIN)/python examples/bench/side_by_side.py
+	$(BIN)/python examples/bench/side_by_side.py --pairs 2 --threads 2
 	rm -rf build/bench
 	$(BIN)/safebench compare ppo safe --seeds 0 --steps 20 --run --jobs 1 --results build/bench
 

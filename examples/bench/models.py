@@ -37,7 +37,7 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    "embedded": Shape(32, 24, 24, 4, 6),
+    "embedded": Shape(32, 24, 24, 4, 4),
     "qwen2-50m": Shape(8, 96, 32, 4, 2),
     "qwen2-50m-short": Shape(8, 16, 53, 4, 2),
     "toy": Shape(4, 6, 5, 2, 2),
