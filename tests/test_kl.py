@@ -95,7 +95,7 @@ class Case:
         self.tokens = torch.tensor([0, 6, 3, 3, 1])
 
     def __call__(self, **options) -> tuple[Tensor, Tensor, Tensor]:
-        chosen, spread, kl = token_statistics(
+        chosen, spread, kl, _ = token_statistics(
             options.pop("hidden", self.hidden), self.tokens, self.weight, reference=self.reference, **options
         )
         assert spread is not None
@@ -116,7 +116,7 @@ def test_token_statistics_are_those_of_the_whole_logits(temperature: float) -> N
 
 def test_what_is_not_asked_for_is_not_computed() -> None:
     case = Case()
-    chosen, spread, kl = token_statistics(case.hidden, case.tokens, case.weight, with_entropy=False)
+    chosen, spread, kl, _ = token_statistics(case.hidden, case.tokens, case.weight, with_entropy=False)
     assert spread is None
     assert kl is None
     assert torch.equal(chosen, case()[0])

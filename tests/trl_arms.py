@@ -129,7 +129,7 @@ def log_probs(policy: Policy, rollout: Rollout, temperature: float = 1.0) -> Ten
     """Return the present policy's log-probabilities of the replies, [B, R], with gradient."""
     mask = rollout.mask
     states = reply_states(policy.hidden_states(rollout.ids, rollout.attention), mask.shape[1])
-    log_p, _, _ = token_statistics(
+    log_p, *_ = token_statistics(
         states[mask], rollout.tokens[mask], policy.output_weight, with_entropy=False, temperature=temperature
     )
     return spread(log_p, mask)

@@ -39,10 +39,12 @@ class Shape:
 SHAPES: dict[str, Shape] = {
     "embedded": Shape(32, 24, 24, 4, 4),
     "qwen2-50m": Shape(8, 96, 32, 4, 2),
+    "qwen2-50m-tldr": Shape(2, 512, 53, 4, 2),
     "qwen2-50m-short": Shape(8, 16, 53, 4, 2),
     "toy": Shape(4, 6, 5, 2, 2),
 }
-"""The second has TL;DR's form, long prompts and short replies; the third short prompts and TRL's default reply."""
+"""Of the larger model: prompts three times the replies; the lengths of TRL's TL;DR example; short prompts and TRL's
+default reply."""
 _QWEN2 = {
     "qwen2-50m": {
         "vocab_size": 32000,
@@ -67,7 +69,7 @@ def load(name: str, own_value_model: bool) -> dict[str, Any]:
     """Return the trainer's arguments that are models: tokenizer, policy, reward model and, if asked, value model."""
     if name == "embedded":
         return _embedded(own_value_model)
-    return _random(_QWEN2[name.removesuffix("-short")], own_value_model)
+    return _random(_QWEN2[name.removesuffix("-short").removesuffix("-tldr")], own_value_model)
 
 
 def prompts(name: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -68,11 +68,12 @@ def import_history(
 ) -> Imported:
     """Read the history in ``path`` and write ``<root>/<model>/<name>/seed-<seed>``.
 
-    ``trainer``: one of ``trainers.NAMES``, else told from the keys. ``name``: the experiment, by default the
-    trainer's algorithm (with ``-imported`` where the bench has an experiment of that name). ``sigma0`` (reward's spread under the initial policy), ``reply_limit`` (tokens),
-    ``vocabulary`` (tokens) and ``steps`` (planned): where neither given nor in the history's own settings they stay
-    unknown (``steps``: the last one), and what needs them is not watched. ``known``: settings of the trainer that its
-    history does not hold, by dotted name, such as ``{"vf_coef": 0.1}``. Everything is checked before a file is written.
+    ``trainer``: one of ``trainers.NAMES``, else told from the keys. ``name``: the experiment, by default the trainer's
+    algorithm (with ``-imported`` where the bench has an experiment of that name). ``sigma0`` (reward's spread under the
+    initial policy), ``reply_limit`` (tokens), ``vocabulary`` (tokens) and ``steps`` (planned): where neither given nor
+    in the history's own settings they stay unknown (``steps``: the last one), and what needs them is not watched.
+    ``known``: settings of the trainer that its history does not hold, by dotted name, such as ``{"vf_coef": 0.1}``.
+    Everything is checked before a file is written.
 
     Raises ``MissingResource``, ``BadResource`` or ``UsageError`` where ``path`` cannot be read, is no such history or
     several, is of no known trainer, or where the folder holds a run.

@@ -5,7 +5,8 @@ All in nats. log p is the policy's log-probability, log r the reference's.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ def entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
+class TokenStatistics(NamedTuple):
+    """What the distributions of policy and reference say of N sampled tokens; [N] each, nats."""
+
+    log_probs: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
+    reference_log_probs: Tensor | None
+
+
 def token_statistics(
     hidden: Tensor,
     tokens: Tensor,
@@ -45,27 +55,27 @@ def token_statistics(
     with_entropy: bool = True,
     temperature: float = 1.0,
     chunk: int = 1024,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> TokenStatistics:
     """Return log-probability, entropy and exact KL of N tokens without ever holding N x V logits.
 
     ``hidden`` [N, h] and ``reference`` [N, h] are the last hidden states of policy and reference,
     ``weight`` [V, h] the output embedding, which they share unless there is a ``reference_weight``; ``tokens``
     [N] the sampled ids. Logits are divided by ``temperature``. Returns [N] each, in nats, float32 or the weights'
-    own precision where that is higher; entropy is None unless ``with_entropy``, KL is None without ``reference``.
+    own precision where that is higher; entropy is None unless ``with_entropy``, KL and the
+    reference's log-probability are None without ``reference``.
     Gradients reach ``hidden``, and ``weight`` where it is trained; with several chunks each is recomputed in the
     backward pass, so that memory stays at one chunk's logits.
     """
     other = weight if reference_weight is None else reference_weight
 
-    def piece(h: Tensor, t: Tensor, r: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def piece(h: Tensor, t: Tensor, r: Tensor | None) -> TokenStatistics:
         log_p = _log_probs(h, weight, temperature)
-        chosen = log_p.gather(-1, t[:, None]).squeeze(-1)
-        kl = None
-        if r is not None:
-            with torch.no_grad():
-                log_r = _log_probs(r, other, temperature)
-            kl = exact_kl(log_p, log_r)
-        return chosen, entropy(log_p) if with_entropy else None, kl
+        chosen, spread = _chosen(log_p, t), entropy(log_p) if with_entropy else None
+        if r is None:
+            return TokenStatistics(chosen, spread, None, None)
+        with torch.no_grad():
+            log_r = _log_probs(r, other, temperature)
+        return TokenStatistics(chosen, spread, exact_kl(log_p, log_r), _chosen(log_r, t))
 
     if len(tokens) <= chunk:
         return piece(hidden, tokens, reference)
@@ -77,12 +87,17 @@ def token_statistics(
             parts.append(checkpoint(piece, hidden[part], tokens[part], r, use_reentrant=False))
         else:
             parts.append(piece(hidden[part], tokens[part], r))
-    chosen, entropies, kls = zip(*parts, strict=True)
-    return (
-        torch.cat(chosen),
-        torch.cat(entropies) if with_entropy else None,
-        torch.cat(kls) if reference is not None else None,
-    )
+    log_probs, *others = zip(*parts, strict=True)
+    return TokenStatistics(torch.cat(log_probs), *map(_joined, others))
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    kept = [part for part in parts if part is not None]
+    return torch.cat(kept) if kept else None
+
+
+def _chosen(log_p: Tensor, tokens: Tensor) -> Tensor:
+    return log_p.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class Measured:
     """[B, R, h]: with the output embedding they give the reference's distribution again."""
     states: Tensor
     """[B, R, h] of the policy, without gradient."""
+    graph: Tensor | None = None
+    """[B, T, h]: all states of the policy with their graph, in the order of ``Rollout.groups``; for one backward pass
+    through the policy as it was, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,27 @@ class Experience:
 
 
 @torch.no_grad()
-def measure(policy: Policy, rollout: Rollout, temperature: float, chunk: int | None = None) -> Measured:
-    """Measure replies under policy and reference, ``chunk`` rows at a time, like lengths together."""
+def measure(
+    policy: Policy, rollout: Rollout, temperature: float, chunk: int | None = None, *, keep_graph: bool = False
+) -> Measured:
+    """Measure replies under policy and reference, ``chunk`` rows at a time, like lengths together.
+
+    ``keep_graph``: keep the policy's pass for the first update's gradient; all rows must then share it.
+    """
     groups = rollout.groups(chunk)
-    pieces = [_measure_rows(policy, rollout.cut(rows), temperature) for rows in groups]
+    if keep_graph and len(groups) != 1:
+        raise ValueError(f"one pass can be kept, not {len(groups)}")
+    pieces, graph = [], None
+    for rows in groups:
+        cut = rollout.cut(rows)
+        with policy.training() if keep_graph else contextlib.nullcontext(), torch.set_grad_enabled(keep_graph):
+            hidden = policy.hidden_states(cut.ids, cut.attention)
+        pieces.append(_measure_rows(policy, cut, temperature, hidden.detach()))
+        graph = hidden if keep_graph else None
     width = rollout.mask.shape[1]
     back = torch.tensor([row for rows in groups for row in rows], device=rollout.ids.device).argsort()
-    return Measured(
-        *(torch.cat([_widen(part, width) for part in parts])[back] for parts in zip(*pieces, strict=True))
-    )
+    wide = [torch.cat([_widen(part, width) for part in parts])[back] for parts in zip(*pieces, strict=True)]
+    return replace(Measured(*wide), graph=graph)
 
 
 def _widen(x: Tensor, width: int) -> Tensor:
@@ -67,13 +83,14 @@ def _widen(x: Tensor, width: int) -> Tensor:
     return wide
 
 
-def _measure_rows(policy: Policy, cut: Cut, temperature: float) -> tuple[Tensor, ...]:
+def _measure_rows(policy: Policy, cut: Cut, temperature: float, hidden: Tensor) -> tuple[Tensor, ...]:
+    """Measure the rows of one pass, whose states under the policy are ``hidden`` [b, T, h]."""
     mask, replies = cut.mask, cut.mask.shape[1]
-    states = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
+    states = reply_states(hidden, replies)
     with policy.as_reference():
         reference = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
     tokens, other = cut.tokens[mask], policy.reference_weight
-    log_p, entropy, kl = token_statistics(
+    found = token_statistics(
         states[mask],
         tokens,
         policy.output_weight,
@@ -81,10 +98,11 @@ def _measure_rows(policy: Policy, cut: Cut, temperature: float) -> tuple[Tensor,
         reference_weight=other,
         temperature=temperature,
     )
-    log_r, _, _ = token_statistics(reference[mask], tokens, other, with_entropy=False, temperature=temperature)
-    assert entropy is not None
-    assert kl is not None
-    return *(spread(x, mask) for x in (log_p, log_r, kl, entropy)), reference, states
+    assert found.entropy is not None
+    assert found.kl is not None
+    assert found.reference_log_probs is not None
+    measured = (found.log_probs, found.reference_log_probs, found.kl, found.entropy)
+    return *(spread(x, mask) for x in measured), reference, states
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -89,7 +89,11 @@ class Loop:
             rewards = self._score(rollout)
             with self.clock.stage("measure"):
                 measured = measure(
-                    self.world.policy, rollout, self.settings.rollout.temperature, self.settings.update.microbatch
+                    self.world.policy,
+                    rollout,
+                    self.settings.rollout.temperature,
+                    self.settings.update.microbatch,
+                    keep_graph=self.updater.takes_whole_batch(),
                 )
                 row = self._counts(rollout) | describe(rollout, measured, rewards, self.processes)
                 kl, entropy, reward = (_number(row[key]) for key in ("kl/mean", "entropy/mean", "reward/mean"))

@@ -121,7 +121,7 @@ class Previewed:
             cut = rollout.cut(rows)
             mask, replies = cut.mask, cut.mask.shape[1]
             states = reply_states(self.policy.hidden_states(cut.ids, cut.attention), replies)
-            _, _, found = token_statistics(
+            found = token_statistics(
                 states[mask],
                 cut.tokens[mask],
                 self.policy.output_weight,
@@ -130,8 +130,8 @@ class Previewed:
                 with_entropy=False,
                 temperature=self.settings.rollout.temperature,
             )
-            assert found is not None
-            kl[rows, :replies] = spread(found, mask)
+            assert found.kl is not None
+            kl[rows, :replies] = spread(found.kl, mask)
         return kl
 
     def _mean(self, kl: Tensor) -> float:

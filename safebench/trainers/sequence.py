@@ -62,7 +62,7 @@ def _kept(measured: Measured, mask: Tensor, dtype: torch.dtype) -> Measured:
     It takes the logarithm in the model's own precision before the updates and in float32 during them, so that in
     bfloat16 the first ratio is off by rounding.
     """
-    narrow = {name: value[:, : mask.shape[1]] for name, value in vars(measured).items()}
+    narrow = {name: value[:, : mask.shape[1]] for name, value in vars(measured).items() if name != "graph"}
     for name in ("log_probs", "reference_log_probs"):
         narrow[name] = narrow[name].to(dtype).to(narrow[name].dtype)
     return dataclasses.replace(measured, **narrow)

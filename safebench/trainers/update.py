@@ -114,6 +114,12 @@ class Updater:
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
 
+    def takes_whole_batch(self) -> bool:
+        """Say whether the first update's one pass is that which the batch was measured with, in rows and states."""
+        update, rows = self.settings.update, len(self.processes.rows(self.settings.rollout.batch))
+        one = update.minibatches == 1 and (update.microbatch is None or update.microbatch >= rows)
+        return one and self.settings.critic.reads == "token" and not self.policy.drops
+
     def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> Tally:
         """Do all epochs of one batch; stop at the first number that is not finite, weights untouched by it."""
         self._set_rates(step)
@@ -195,10 +201,14 @@ class Updater:
         measured, cut = experience.measured, experience.rollout.cut(rows)
         mask, replies = cut.mask, cut.mask.shape[1]
         first = self.processes.rows(self.settings.rollout.batch).start + rows[0]
-        hidden = self.policy.dropped_states(cut.ids, cut.attention, self.settings.seed, self.step, 1 + update, first)
+        if update == 0 and measured.graph is not None:
+            hidden = measured.graph  # the weights are still those that it was measured with
+        else:
+            where = (self.settings.seed, self.step, 1 + update, first)
+            hidden = self.policy.dropped_states(cut.ids, cut.attention, *where)
         states = reply_states(hidden, replies)
         kept = torch.ones_like(mask) if self.settings.loss.entropy_over == "all" else mask
-        log_p, entropy, kl = token_statistics(
+        found = token_statistics(
             states[kept],
             cut.tokens[kept],
             self.policy.output_weight,
@@ -208,9 +218,9 @@ class Updater:
             temperature=self.settings.rollout.temperature,
         )
         present = Present(
-            torch.where(mask, spread(log_p, kept), 0.0),
-            None if entropy is None else spread(entropy, kept),
-            None if kl is None else torch.where(mask, spread(kl, kept), 0.0),
+            torch.where(mask, spread(found.log_probs, kept), 0.0),
+            None if found.entropy is None else spread(found.entropy, kept),
+            None if found.kl is None else torch.where(mask, spread(found.kl, kept), 0.0),
             self.critic.online(self.critic.features(self.critic.read(hidden, replies), cut.ids, cut.attention)),
         )
         past = Past(

@@ -138,6 +138,11 @@ class Policy:
             for module in modules:
                 module.training = False
 
+    @property
+    def drops(self) -> bool:
+        """Whether the adapter has dropout, which makes every training pass another one."""
+        return bool(self._dropouts())
+
     def _dropouts(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
 
