@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ class Processes:
         self.rank = int(self.accelerator.process_index)
         self.count = int(self.accelerator.num_processes)
         self.main = self.rank == 0
+        if self.count > 1:
+            atexit.register(_leave)
         self.device = torch.device(compute.device) if ":" in compute.device else self.accelerator.device
 
     def rows(self, batch: int) -> range:
@@ -63,6 +66,12 @@ class Processes:
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.accelerator.wait_for_everyone()
+
+
+def _leave() -> None:
+    """Leave the group before the interpreter goes: its threads would otherwise now and then abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _device_type(name: str) -> str:
