@@ -16,9 +16,9 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, TrainerCallback
+from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification, TrainerCallback
 
-from tests.tiny import END, PAD, VOCABULARY, _widen_norms, tiny_tokenizer
+from tests.tiny import END, PAD, VOCABULARY, _widen_norms, qwen2_config, tiny_tokenizer
 
 REPLY = 6
 STEPS = 5
@@ -94,24 +94,6 @@ class Parts:
     reward: Qwen2ForSequenceClassification
 
 
-def config(**more: Any) -> Qwen2Config:
-    """Two layers of width 16; wide weights, so that no distribution is near uniform."""
-    return Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.4,
-        pad_token_id=PAD,
-        eos_token_id=END,
-        bos_token_id=None,
-        **more,
-    )
-
-
 def parts(dtype: torch.dtype = torch.float32, likely: tuple[tuple[int, float], ...] = ((END, 8.0),)) -> Parts:
     """Policy, value model and reward model of one seed; ``likely`` tokens have so much more of a logit, padding less.
 
@@ -120,9 +102,9 @@ def parts(dtype: torch.dtype = torch.float32, likely: tuple[tuple[int, float], .
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        policy = Qwen2ForCausalLM(config(tie_word_embeddings=False))
-        value = Qwen2ForSequenceClassification(config(num_labels=1))
-        reward = Qwen2ForSequenceClassification(config(num_labels=1))
+        policy = Qwen2ForCausalLM(qwen2_config(tie_word_embeddings=False))
+        value = Qwen2ForSequenceClassification(qwen2_config(num_labels=1))
+        reward = Qwen2ForSequenceClassification(qwen2_config(num_labels=1))
         for model in (policy, value, reward):
             for name, p in model.named_parameters():
                 if name.endswith("bias"):
@@ -206,8 +188,8 @@ def run_trl(case: Case, folder: Path) -> Record:
     return Record(case, start, recorder.updates, logs)
 
 
-def arguments(case: Case, folder: Path) -> dict[str, Any]:
-    """Return the configuration, by TRL's names, that avoids its defects."""
+def plain(folder: Path) -> dict[str, Any]:
+    """Return what both trainers are told of the machine: the CPU, float32, no reports, no checkpoints, every log."""
     return {
         "output_dir": str(folder),
         "report_to": "none",
@@ -217,6 +199,14 @@ def arguments(case: Case, folder: Path) -> dict[str, Any]:
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
+        "num_sample_generations": 0,
+    }
+
+
+def arguments(case: Case, folder: Path) -> dict[str, Any]:
+    """Return the configuration, by TRL's names, that avoids its defects."""
+    return {
+        **plain(folder),
         "max_grad_norm": 0.0,
         "optim": "adamw_torch",
         "seed": 3,
@@ -225,7 +215,6 @@ def arguments(case: Case, folder: Path) -> dict[str, Any]:
         "num_mini_batches": case.minibatches,
         "num_ppo_epochs": case.epochs,
         "total_episodes": case.batch * case.steps,
-        "num_sample_generations": 0,
         "response_length": REPLY,
         "temperature": TEMPERATURE,
         "stop_token": "eos" if case.stops else None,

@@ -117,15 +117,14 @@ def inside(module: str) -> str:
 
 def room_of(module: str) -> str | None:
     """safebench.world.build.pairs -> world; `python -m safebench` is the command line; None where no row says."""
-    inner = inside(module)
-    first = "cli" if inner == "__main__" else inner.split(".")[0]
-    return inner if inner in TABLE.leaves else TABLE.rooms.get(first)
+    first = "cli" if inside(module) == "__main__" else inside(module).split(".")[0]
+    return first if first in TABLE.leaves else TABLE.rooms.get(first)
 
 
 def allows(importer: str, imported: str) -> bool:
     """Tell whether a module of ours may import another."""
     inner = inside(imported)
-    if inner in TABLE.leaves or not inner:
+    if room_of(imported) in TABLE.leaves or not inner:
         return True
     room = room_of(importer)
     if room is None or room in TABLE.leaves:
@@ -193,6 +192,9 @@ class K:
         ("safebench.recording.recorder", "safebench.evidence.crashes", True),
         ("safebench.recording.recorder", "safebench.evidence.statistics", False),
         ("safebench.metrics", "safebench.recording.recorder", False),
+        ("safebench.settings.penalty", "safebench.settings.section", True),
+        ("safebench.settings.penalty", "safebench.rl.kl", False),
+        ("safebench.rl.kl", "safebench.settings.penalty", True),
         ("safebench.evidence.crashes", "safebench.metrics", True),
         ("safebench.evidence.crashes", "safebench.recording.recorder", False),
     ],

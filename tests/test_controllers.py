@@ -24,7 +24,7 @@ from safebench.rl.controllers import (
     update_safe,
 )
 from safebench.rl.losses import kl_penalty
-from safebench.settings import Penalty, Phase, Pid
+from safebench.settings.penalty import Penalty, Phase, Pid
 
 rewards = st.floats(-1e6, 1e6)
 measurements = st.builds(Measurement, kl=st.floats(0, 20), entropy=st.floats(0, 12), reward=rewards)

@@ -34,6 +34,15 @@ from tests.drop_in import (
     weights,
 )
 
+BEST_IS_KEPT = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "metric_for_best_model": "reward",
+    "greater_is_better": True,
+    "load_best_model_at_end": True,
+}
 EVENTS = ("train_begin", "step_begin", "step_end", "log", "evaluate", "save", "train_end", "epoch_begin", "epoch_end")
 
 
@@ -148,13 +157,7 @@ def test_a_callback_stops_the_training(tmp_path: Path) -> None:
 
 def test_early_stopping_works_as_transformers_has_it(tmp_path: Path) -> None:
     config = {
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "metric_for_best_model": "reward",
-        "greater_is_better": True,
-        "load_best_model_at_end": True,
+        **BEST_IS_KEPT,
         "max_steps": 6,
     }
     made = trainer(
@@ -425,13 +428,7 @@ def test_only_the_model_may_be_saved(tmp_path: Path) -> None:
 
 def test_callbacks_state_may_be_restored(tmp_path: Path) -> None:
     config = {
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "metric_for_best_model": "reward",
-        "greater_is_better": True,
-        "load_best_model_at_end": True,
+        **BEST_IS_KEPT,
         "restore_callback_states_from_checkpoint": True,
     }
     stop = EarlyStoppingCallback(early_stopping_patience=50)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from safebench.rl.controllers import Measurement
 from safebench.rl.momentum import MomentumSignal, MomentumState, momentum, momentum_penalty, update_momentum
-from safebench.settings import Momentum, Penalty, Phase, Pid
+from safebench.settings.penalty import Momentum, Penalty, Phase, Pid
 from safebench.trainers.arms import SAFE
 from tests.learner import ONE, make, without_advantage
 from tests.tiny import tiny_settings

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.parity_trl import parts
 from tests.tiny import END, VOCABULARY
-from tests.trl_defects import OURS, ROWS, TRL, Check, Kind, make, prompts, quiet, train
+from tests.trl_defects import ROWS, Check, Kind, both, make, prompts, quiet, train
 
 LONG_PROMPT, LONG_REPLY, CHUNK = 30, 140, 1024
 
@@ -101,13 +100,4 @@ CHECKS: dict[Check, tuple[type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_trl_spends_it(check: Check, tmp_path: Path) -> None:
-    error, message = CHECKS[check]
-    with pytest.raises(error, match=message):
-        check(TRL, tmp_path)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_ours_does_not(check: Check, tmp_path: Path) -> None:
-    check(OURS, tmp_path)
+test_trl_spends_it, test_ours_does_not = both(CHECKS)

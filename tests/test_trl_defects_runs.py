@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safebench.errors import SafebenchError
 from tests.parity_trl import parts
-from tests.trl_defects import OURS, TRL, Check, Count, Kind, copies, make, prompts, train
+from tests.trl_defects import OURS, Check, Count, Kind, both, copies, make, prompts, train
 
 
 def it_stops_when_a_callback_says_so(kind: Kind, folder: Path) -> None:
@@ -146,16 +146,7 @@ CHECKS: dict[Check, tuple[type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_trl_gets_it_wrong(check: Check, tmp_path: Path) -> None:
-    error, message = CHECKS[check]
-    with pytest.raises(error, match=message):
-        check(TRL, tmp_path)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_ours_gets_it_right(check: Check, tmp_path: Path) -> None:
-    check(OURS, tmp_path)
+test_trl_gets_it_wrong, test_ours_gets_it_right = both(CHECKS)
 
 
 def test_ours_says_which_reward_is_no_number(tmp_path: Path) -> None:

@@ -38,6 +38,24 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
 
 
+def qwen2_config(**more: Any) -> Qwen2Config:
+    """Two layers of width 16; wide weights, so that no distribution is near uniform."""
+    return Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.4,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        bos_token_id=None,
+        **more,
+    )
+
+
 def tiny_policy(
     *,
     dtype: torch.dtype = torch.float32,
@@ -52,21 +70,7 @@ def tiny_policy(
     ``moved`` is the deviation of the adapter's second matrix: at 0 the policy is the reference. A digit ends
     a reply as the end token does, so that lengths differ.
     """
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.4,
-        attention_dropout=attention_dropout,
-        pad_token_id=PAD,
-        eos_token_id=END,
-        bos_token_id=None,
-    )
+    config = qwen2_config(tie_word_embeddings=True, attention_dropout=attention_dropout)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         base = Qwen2ForCausalLM(config).to(dtype)

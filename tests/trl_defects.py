@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
-from tests.parity_trl import Parts, left_padding, parts
+from tests.parity_trl import Parts, left_padding, parts, plain
 from tests.tiny import VOCABULARY
 
 ROWS = 8
@@ -47,6 +48,22 @@ class Kind:
 
 TRL, OURS = Kind("trl"), Kind("ours")
 Check = Callable[[Kind, Path], None]
+Test = Callable[[Check, Path], None]
+
+
+def both(checks: dict[Check, tuple[type[Exception], str]]) -> tuple[Test, Test]:
+    """Return two tests of ``checks``: TRL's trainer fails each with the given error and message, ours passes it."""
+    each = pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
+
+    def trl_fails(check: Check, tmp_path: Path) -> None:
+        error, message = checks[check]
+        with pytest.raises(error, match=message):
+            check(TRL, tmp_path)
+
+    def ours_passes(check: Check, tmp_path: Path) -> None:
+        check(OURS, tmp_path)
+
+    return each(trl_fails), each(ours_passes)
 
 
 @contextlib.contextmanager
@@ -80,19 +97,11 @@ def make(
     made = made or parts()
     trainer, config = kind.classes
     given = {
-        "output_dir": str(folder),
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        **plain(folder),
         "seed": 5,
         "per_device_train_batch_size": ROWS,
         "gradient_accumulation_steps": 1,
         "num_ppo_epochs": 1,
-        "num_sample_generations": 0,
         "response_length": REPLY,
         "temperature": 1.0,
         "stop_token": "eos",

@@ -16,6 +16,7 @@ from safebench.baselines.library import silence
 from safebench.baselines.limits import refuse_places
 from safebench.baselines.sampled import rollout_of
 from safebench.baselines.watch import Log, Method, Piece, whole
+from safebench.errors import UsageError
 from safebench.metrics import MEASURED
 from safebench.recording.samples import Sample
 from safebench.settings import Settings
@@ -92,7 +93,9 @@ class Wrapped:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Refuse: there is nothing to continue from."""
-        raise NotImplementedError(f"{self.settings.arm} cannot continue a run")
+        raise UsageError(
+            f"{self.settings.arm} cannot continue a run", "Remove the run's folder and call the command again."
+        )
 
     def score(self, prompts: Encoded, replies: list[list[int]]) -> Tensor:
         """Score some rows of a batch and return their rewards under stress; with the last rows measure it all."""

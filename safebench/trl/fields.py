@@ -12,6 +12,18 @@ from typing import Any
 
 from safebench.errors import UsageError
 
+PLAIN: dict[str, str] = {
+    "whiten_rewards": "advantage.whiten_rewards",
+    "kl_coef": "reward.kl_coefficient",
+    "kl_estimator": "reward.kl_estimator",
+    "cliprange": "loss.clip",
+    "vf_coef": "loss.value_coefficient",
+    "cliprange_value": "loss.value_clip",
+    "gamma": "advantage.gamma",
+    "lam": "advantage.lam",
+}
+"""Fields whose value is that of a setting, as it stands."""
+
 MAPPED: dict[str, str] = {
     "per_device_train_batch_size": "update.microbatch and, with accumulation and processes, rollout.batch",
     "gradient_accumulation_steps": "rollout.batch",
@@ -31,14 +43,7 @@ MAPPED: dict[str, str] = {
     "response_length": "rollout.reply_tokens",
     "temperature": "rollout.temperature",
     "missing_eos_penalty": "reward.missing_eos_penalty",
-    "whiten_rewards": "advantage.whiten_rewards",
-    "kl_coef": "reward.kl_coefficient",
-    "kl_estimator": "reward.kl_estimator",
-    "cliprange": "loss.clip",
-    "vf_coef": "loss.value_coefficient",
-    "cliprange_value": "loss.value_clip",
-    "gamma": "advantage.gamma",
-    "lam": "advantage.lam",
+    **PLAIN,
 }
 """Fields that become settings of the loop (``translate.py``)."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from safebench.errors import BadResource, UsageError
 from safebench.trl.data import Prompt
 from safebench.world.policy import Policy, no_dropout, positions
-from safebench.world.rewards import Reward, checked, load_reward
+from safebench.world.rewards import Reward, called, checked, load_reward
 from safebench.world.rollout import Rollout
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "input_ids", "attention_mask")
@@ -68,14 +68,12 @@ class FunctionReward:
 
     def score_rollout(self, rollout: Rollout) -> Tensor:
         """Call the function and check what it returns, [B]."""
-        try:
-            values = list(self._call(rollout))
-        except Exception as fault:
-            raise BadResource(
-                f"the reward function {self.name} raised {type(fault).__name__}: {fault}",
-                "Mend it, then train(resume_from_checkpoint=True) goes on from the last checkpoint.",
-            ) from fault
-        return checked(self.name, values, len(rollout.replies))
+        return called(
+            self.name,
+            lambda: self._call(rollout),
+            len(rollout.replies),
+            "Mend it, then train(resume_from_checkpoint=True) goes on from the last checkpoint.",
+        )
 
     def _call(self, rollout: Rollout) -> Sequence[float]:
         if self.names is None:

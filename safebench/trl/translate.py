@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safebench import config
 from safebench.errors import UsageError
 from safebench.settings import Settings
-from safebench.trl.fields import FILLED
+from safebench.trl.fields import FILLED, PLAIN
 
 
 def fill_sizes(args: Any, rows: int, processes: int) -> None:
@@ -117,20 +117,8 @@ def _of_sizes(args: Any) -> dict[str, Any]:
     }
 
 
-_PLAIN = {
-    "whiten_rewards": "advantage.whiten_rewards",
-    "kl_coef": "reward.kl_coefficient",
-    "kl_estimator": "reward.kl_estimator",
-    "cliprange": "loss.clip",
-    "vf_coef": "loss.value_coefficient",
-    "cliprange_value": "loss.value_clip",
-    "gamma": "advantage.gamma",
-    "lam": "advantage.lam",
-}
-
-
 def _keys(args: Any) -> dict[str, str]:
-    return _PLAIN | _keys_of_safe(args)
+    return PLAIN | _keys_of_safe(args)
 
 
 def _keys_of_safe(args: Any) -> dict[str, str]:

@@ -91,14 +91,24 @@ class FunctionReward:
 
     def score(self, prompts: list[str], replies: list[str]) -> Tensor:
         """Call the function and check what it returns."""
-        try:
-            values = list(self.function(list(prompts), list(replies)))
-        except Exception as fault:
-            raise BadResource(
-                f"the reward function {self.name} raised {type(fault).__name__}: {fault}",
-                "Mend it and call the same command again: the run resumes from its last checkpoint.",
-            ) from fault
-        return checked(self.name, values, len(replies))
+        return called(
+            self.name,
+            lambda: self.function(list(prompts), list(replies)),
+            len(replies),
+            "Mend it and call the same command again: the run resumes from its last checkpoint.",
+        )
+
+
+def called(name: str, function: Callable[[], Sequence[float]], count: int, hint: str) -> Tensor:
+    """Return what a user's reward function says, float32 [count].
+
+    Whatever it raises becomes a ``BadResource`` with ``hint``: no one knows what a stranger's function may raise.
+    """
+    try:
+        values = list(function())
+    except Exception as fault:
+        raise BadResource(f"the reward function {name} raised {type(fault).__name__}: {fault}", hint) from fault
+    return checked(name, values, count)
 
 
 def checked(name: str, values: Sequence[float], count: int) -> Tensor:
