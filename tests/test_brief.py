@@ -256,7 +256,7 @@ def test_markdown_is_one_row_per_arm(block: Block) -> None:
     assert re.search(r"\| [+−][\d.]+ ± [\d.]+ \(2\) \| 0/3 \|", table[4]), "two pairs of three runs"
     assert "nan" not in text and not text.startswith("## ")
     both = render([block, replace(block, preset="stress-lr3")], "md")
-    assert re.findall(r"^## .*", both, re.MULTILINE) == ["## default", "## stress-lr3"]
+    assert re.findall(r"^## .*", both, re.MULTILINE) == ["## default, against ppo", "## stress-lr3, against ppo"]
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

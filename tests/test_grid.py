@@ -8,15 +8,14 @@ from pathlib import Path
 from safebench import config
 from safebench.evidence import packed
 from safebench.report import grid_table
-from safebench.report.grid_table import ARMS, PRESETS, STRESSED, tables
+from safebench.report.grid_table import MAIN, PARTS, PRESETS, tables
 
 ROOT = Path(__file__).parents[1]
 GRID = ROOT / "results" / "grid"
-MAIN = ("ppo", "ppo-official", "ppo-matched", "safe-official", "safe", "safe-predictive")
 PLAN = {
     **{(arm, "default"): range(6) for arm in MAIN},
     **{(arm, preset): range(3) for arm in MAIN for preset in PRESETS[1:]},
-    **{(arm, "default"): range(5) for arm in ARMS if arm not in MAIN},
+    **{(arm, "default"): range(5) for arm in PARTS},
 }
 """Seeds by arm and preset."""
 
@@ -43,17 +42,23 @@ def test_every_kept_run_is_of_the_experiment_as_it_now_stands() -> None:
 def test_make_runs_the_plan() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     made = dict(re.findall(r"^(GRID_\w+) := (.*)$", text, re.MULTILINE))
-    assert set(made["GRID_ARMS"].split()) == set(STRESSED) == set(MAIN)
+    assert set(made["GRID_ARMS"].split()) == set(MAIN)
     assert made["GRID_STRESS"].split() == list(PRESETS[1:])
-    assert {*made["GRID_ARMS"].split(), *made["GRID_PARTS"].split()} == set(ARMS)
+    assert set(made["GRID_PARTS"].split()) == set(PARTS)
     ablations = {name for name, _ in config.experiments() if name.startswith("safe-no-")}
-    assert ablations <= set(ARMS) and len(ablations) == 9
+    assert ablations <= set(PARTS) and len(ablations) == 9
     seeds = re.findall(r"safebench run \$\(GRID_(\w+)\) (--preset)?.*?--seeds (\S+)", text)
     assert seeds == [("ARMS", "", "0-5"), ("ARMS", "--preset", "0-2"), ("PARTS", "", "0-4")]
     assert f"{sum(map(len, PLAN.values()))} of them" in text
 
 
-def test_the_file_is_written_beside_its_lines(tmp_path: Path) -> None:
+def test_the_parts_are_compared_with_the_whole() -> None:
+    titles = re.findall(r"^## (.*)$", (GRID / "table.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert titles == ["default, against ppo", "default, against safe", *(f"{p}, against ppo" for p in PRESETS[1:])]
+
+
+def test_the_files_are_written_beside_the_lines(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_bytes((GRID / "runs.csv").read_bytes())
     grid_table.main(str(tmp_path))
     assert (tmp_path / "table.md").read_bytes() == (GRID / "table.md").read_bytes()
+    assert (tmp_path / "differences.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

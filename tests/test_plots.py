@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import pytest
 from safebench.cli import main
 from safebench.errors import UsageError
 from safebench.evidence import runs
-from safebench.report.plots import curves, draw, plot_runs
+from safebench.evidence.brief import ArmRow, Block
+from safebench.evidence.statistics import Estimate
+from safebench.report.plots import canvas, curves, draw, plot_differences, plot_runs
 from safebench.report.plots.panels import COLORS, PANELS, PHASES
 from tests.synthetic import CONSTANTS, collapsing, healthy, write_run
 
@@ -94,8 +97,8 @@ def test_text_is_legible_at_the_readmes_width(groups, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Text, "draw", measured)
     plot_runs(groups, tmp_path / "a.png")
-    width = draw.SIZE[0] * draw.DPI
-    assert sizes and min(sizes) * draw.DPI / 96 * 830 / width >= 8.0
+    width = draw.SIZE[0] * canvas.DPI
+    assert sizes and min(sizes) * canvas.DPI / 96 * 830 / width >= 8.0
 
 
 def test_the_ending_chooses_the_format(groups, tmp_path):
@@ -195,3 +198,69 @@ def test_comparing_imports_no_plotting_no_tables_and_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Differences between arms
+
+
+@pytest.fixture
+def block():
+    """Of three arms beside ppo: one apart in judge, one of which KL is unknown, one of independent runs."""
+    judge = [estimate(0.5, 0.2), estimate(0.1, 0.3), estimate(-0.2, 0.1)]
+    kl = [estimate(0.01, 0.2), estimate(math.nan, math.nan), estimate(1.0, 0.5)]
+    rows = [
+        ArmRow(arm, (), {}, {}, {"judge_final": judge[n], "kl_mean": kl[n]}, common, paired=common is not None)
+        for n, (arm, common) in enumerate({"safe": (0, 1), "short": (0,), "grpo": None}.items())
+    ]
+    baseline = ArmRow("ppo", (), {}, {}, {}, (), paired=True)
+    return Block("default", "ppo", (baseline, *rows), (), ())
+
+
+def estimate(value, margin):
+    return Estimate(value, value - margin, value + margin, 2, "t")
+
+
+def test_differences_are_drawn_with_their_arms(block, tmp_path):
+    png, svg = plot_differences([block, block], tmp_path / "differences")
+    assert struct.unpack(">II", png.read_bytes()[16:24])[0] == 1500
+    written = words(svg)
+    for text in ("safe (2 pairs)", "short (1 pair)", "grpo (unpaired)"):
+        assert written.count(text) == 2, "once in each block, beside its first panel"
+    assert not [text for text in written if text.startswith("ppo")], "the baseline is the line at zero"
+    for title in ("held-out judge reward, end", "KL, mean"):
+        assert written.count(f"default: {title} − ppo's") == 2
+    assert written.count("nats/token  ← better") == 2 and "judge  better →" in written
+
+
+def test_only_what_leaves_zero_out_is_full_and_what_is_unknown_is_not_drawn(block, monkeypatch, tmp_path):
+    figures = keep_figures(monkeypatch)
+    plot_differences([block], tmp_path / "a.png")
+    judge, kl = (marks(axes) for axes in figures[0].axes)
+    assert judge == [(0.5, 0, True), (0.1, 1, False), (-0.2, 2, True)]
+    assert kl == [(0.01, 0, False), (1.0, 2, True)]
+    spans = [line.get_xdata() for line in figures[0].axes[0].lines if line.get_marker() == "None"][1:]
+    np.testing.assert_allclose(spans, [(0.3, 0.7), (-0.2, 0.4), (-0.3, -0.1)])
+
+
+def keep_figures(monkeypatch):
+    from matplotlib.figure import Figure
+
+    seen, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (seen.append(figure), savefig(figure, *a, **k)))
+    return seen
+
+
+def marks(axes):
+    """Value, row and whether it is full, of each difference."""
+    return [
+        (line.get_xdata()[0], line.get_ydata()[0], line.get_markerfacecolor() != "white")
+        for line in axes.lines
+        if line.get_marker() == "o"
+    ]
+
+
+def test_differences_need_a_second_arm_and_a_known_ending(block, tmp_path):
+    with pytest.raises(UsageError, match="no arm stands beside a baseline"):
+        plot_differences([replace(block, rows=block.rows[:1])], tmp_path / "a.png")
+    with pytest.raises(UsageError, match=r"cannot draw \.pdf"):
+        plot_differences([block], tmp_path / "a.pdf")

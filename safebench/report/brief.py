@@ -47,6 +47,10 @@ def render(blocks: Sequence[Block], fmt: str = "table", *, width: int | None = N
     return renderers[fmt]()
 
 
+def _title(block: Block) -> str:
+    return f"{block.preset}, against {block.baseline}"
+
+
 def _heads(block: Block) -> dict[str, str]:
     """Return the columns by their key: what stands above each."""
     figures = {key: f"{SHORT[key]}{ARROWS[BY_KEY[key].direction]}" for key in FIGURES}
@@ -98,7 +102,7 @@ def _crashes(row: ArmRow) -> str:
 
 def _markdown(block: Block, titled: bool) -> str:
     heads = _heads(block)
-    out = [f"## {block.preset}\n"] if titled else []
+    out = [f"## {_title(block)}\n"] if titled else []
     out.append(markdown_row([markdown(head) for head in heads.values()]))
     out.append(markdown_row(["---", *["---:"] * (len(heads) - 2), "---"]))
     out += [markdown_row([markdown(cell) for cell in _cells(row).values()]) for row in block.rows]
@@ -111,7 +115,7 @@ def _terminal(block: Block, titled: bool, width: int, color: bool) -> str:
     """Return two tables, of figures and of crashes and time: all columns side by side fit no screen."""
     heads, rows = _heads(block), [_cells(row) for row in block.rows]
     late = ("time_update", "crashed", "crashes")
-    parts: list[object] = [block.preset] if titled else []
+    parts: list[object] = [_title(block)] if titled else []
     for keys in ([key for key in heads if key not in late], ["arm", "n", *late]):
         parts.append(
             _table([heads[key] for key in keys], [[row[key] for key in keys] for row in rows], keys[-1] in late)

@@ -1,42 +1,56 @@
-"""The grid's table, written from the lines that are kept: ``python -m safebench.report.grid_table FOLDER``."""
+"""The grid's tables and figure, from the lines that are kept: ``python -m safebench.report.grid_table FOLDER``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from safebench.evidence import packed
-from safebench.evidence.brief import brief
+from safebench.evidence.brief import Block, brief
 from safebench.report.brief import render
+from safebench.report.plots import plot_differences
 
-BASELINE = "ppo"
-ARMS = (
-    *(BASELINE, "ppo-official", "ppo-matched", "safe-official", "safe-published", "safe", "safe-predictive"),
+BASELINE, WHOLE = "ppo", "safe"
+"""What the main arms are compared with, and what the parts are parts of."""
+MAIN = (BASELINE, "ppo-official", "ppo-matched", "safe-official", WHOLE, "safe-predictive")
+"""Arms that also ran under each stress preset, in the order of the table."""
+PARTS = (
     *("safe-no-double-critic", "safe-no-layer-norm", "safe-no-gate", "safe-no-pid", "safe-no-phase"),
-    *("safe-no-asymmetry", "safe-no-reward-norm", "safe-no-entropy-bonus", "safe-no-target-critic", "safe-momentum"),
+    *("safe-no-asymmetry", "safe-no-reward-norm", "safe-no-entropy-bonus", "safe-no-target-critic"),
+    *("safe-momentum", "safe-published"),
 )
-"""Arms in the order of the table."""
-STRESSED = ("ppo", "ppo-official", "ppo-matched", "safe-official", "safe", "safe-predictive")
-"""Those that also ran under each stress preset."""
+"""``safe`` with one part off, or with parts in another form."""
 PRESETS = ("default", "stress-lr3", "stress-lr10", "stress-noise", "stress-shift")
 
 
-def tables(path: Path) -> str:
-    """Return the grid's tables as Markdown, of the runs that the file keeps."""
+def blocks(path: Path) -> list[Block]:
+    """Return the grid's comparisons: the main arms, the parts, and the main arms under each stress preset."""
     runs = packed.read(path)
-    blocks = []
-    for preset in PRESETS:
-        arms = ARMS if preset == packed.PLAIN else STRESSED
+
+    def block(preset: str, arms: Iterable[str], baseline: str) -> Block:
         found = {arm: [run for run in runs if (run.arm, run.preset) == (arm, preset)] for arm in arms}
-        blocks.append(brief(preset, found, baseline=BASELINE))
-    return render(blocks, "md")
+        return brief(preset, found, baseline=baseline)
+
+    plain, *stressed = PRESETS
+    return [
+        block(plain, MAIN, BASELINE),
+        block(plain, (WHOLE, *PARTS), WHOLE),
+        *(block(preset, MAIN, BASELINE) for preset in stressed),
+    ]
+
+
+def tables(path: Path) -> str:
+    """Return the tables as Markdown, of the runs that the file keeps."""
+    return render(blocks(path), "md")
 
 
 def main(folder: str) -> None:
-    """Write ``table.md`` beside the ``runs.csv`` in ``folder``."""
+    """Write ``table.md`` beside the ``runs.csv`` in ``folder``, and the default preset's differences as a figure."""
     path = Path(folder) / "runs.csv"
     path.with_name("table.md").write_text(tables(path), encoding="utf-8")
-    print(path.with_name("table.md"))
+    drawn = plot_differences(blocks(path)[:2], path.with_name("differences.png"))
+    print(path.with_name("table.md"), *drawn, sep="\n")
 
 
 if __name__ == "__main__":

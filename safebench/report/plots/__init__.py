@@ -1,7 +1,8 @@
-"""Curves of runs as a figure, PNG and SVG."""
+"""Figures, PNG and SVG: curves of runs, and differences between arms."""
 
 from __future__ import annotations
 
+from safebench.report.plots.differences import plot_differences
 from safebench.report.plots.draw import plot_runs
 
-__all__ = ["plot_runs"]
+__all__ = ["plot_differences", "plot_runs"]

@@ -13,20 +13,13 @@ import numpy as np
 from safebench.errors import UsageError
 from safebench.evidence.crashes import SPEC
 from safebench.evidence.runs import Run
-from safebench.report.plots import curves
+from safebench.report.plots import canvas, curves
+from safebench.report.plots.canvas import line_key, patch_key
 from safebench.report.plots.curves import Groups, Spans
 from safebench.report.plots.panels import COLORS, DASHES, GREY, PANELS, PHASES, Panel
 
-SIZE, DPI = (10.0, 8.6), 150
-"""Inches and dots per inch: 10 pt are 8.6 pt on a screen that shows the figure 830 pixels wide."""
-STYLE = {
-    "font.size": 10,
-    "svg.hashsalt": "safebench",
-    "axes.titlesize": 11,
-    "hatch.linewidth": 0.6,
-    "figure.constrained_layout.w_pad": 0.08,
-}
-FORMATS = (".png", ".svg")
+SIZE = (10.0, 8.6)
+"""Inches: 10 pt are 8.6 pt on a screen that shows the figure 830 pixels wide."""
 LIMIT, TARGET = (0, (4, 2)), (0, (1, 2))
 """Dashes of the threshold and of fixed levels."""
 
@@ -48,20 +41,10 @@ def plot_runs(groups: Groups, path: Path | str) -> list[Path]:
     Phases and penalty periods are drawn where one group alone has a controller.
     Raises ``UsageError`` for another ending, or when no run has a step.
     """
-    path = Path(path)
-    if path.suffix and path.suffix not in FORMATS:
-        raise UsageError(f"cannot draw {path.suffix} files", f"End the name in {' or '.join(FORMATS)}, or in neither.")
+    wanted = canvas.files(path)
     if not any(run.last_step for runs in groups.values() for run in runs):
         raise UsageError("there is nothing to draw: no run has a step yet", "Run the experiment first.")
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path] if path.suffix else [path.with_name(path.name + suffix) for suffix in FORMATS]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
+    with canvas.drawn(wanted, SIZE) as figure:
         *places, last = figure.subplots(3, 3).flat
         control = _control(groups)
         for axes, panel in zip(places, PANELS, strict=True):
@@ -69,10 +52,7 @@ def plot_runs(groups: Groups, path: Path | str) -> list[Path]:
         arms = places[0].get_legend_handles_labels()[0]
         figure.legend(handles=arms, loc="outside upper center", ncols=_columns(groups), frameon=False, fontsize=11)
         _keys(last, groups, control)
-        for file in files:
-            metadata = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            figure.savefig(file, metadata=metadata)
-    return files
+    return wanted
 
 
 def _control(groups: Groups) -> Control:
@@ -161,29 +141,26 @@ def _phase_strip(axes: Any, control: Control) -> None:
 
 def _keys(axes: Any, groups: Groups, control: Control) -> None:
     """Fill the last place with the keys of everything but the arms, and with how to read them."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     axes.set_axis_off()
     runs = [run for found in groups.values() for run in found]
     keys: list[Any] = []
     several = any(len(found) > 1 for found in groups.values())
     if several:
-        keys.append(Patch(color=GREY, alpha=0.25, linewidth=0, label="range of the seeds; line: mean"))
-    keys.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=TARGET, label=f"KL: target of {SPEC.kl_target:g}"))
+        keys.append(patch_key(color=GREY, alpha=0.25, linewidth=0, label="range of the seeds; line: mean"))
+    keys.append(line_key(color=GREY, linewidth=1.2, linestyle=TARGET, label=f"KL: target of {SPEC.kl_target:g}"))
     if any(np.isfinite(run.column("controller/threshold")).any() for run in runs):
-        keys.append(Line2D([], [], color=GREY, linewidth=1.5, linestyle=LIMIT, label="KL: threshold, arm's colour"))
+        keys.append(line_key(color=GREY, linewidth=1.5, linestyle=LIMIT, label="KL: threshold, arm's colour"))
     if control.penalties:
-        keys.append(Patch(color="black", alpha=0.09, linewidth=0, label=f"KL: {_short(control.arm)}'s penalty > 0"))
+        keys.append(patch_key(color="black", alpha=0.09, linewidth=0, label=f"KL: {_short(control.arm)}'s penalty > 0"))
     if found := curves.floors(groups):
         floors = " and ".join(f"{floor:g}" for floor in found)
         label = f"entropy: gate's floor of {floors}"
-        keys.append(Line2D([], [], color=GREY, linewidth=1.2, linestyle=TARGET, label=label))
+        keys.append(line_key(color=GREY, linewidth=1.2, linestyle=TARGET, label=label))
     if any(run.status == "unstable" for run in runs):
-        keys.append(Line2D([], [], color=GREY, marker="x", linestyle="none", markersize=8, label="ended unstable"))
+        keys.append(line_key(color=GREY, marker="x", linestyle="none", markersize=8, label="ended unstable"))
     seen = [name for name in PHASES if any(name == part[0] for part in control.phases)]
     keys += [
-        Patch(facecolor=PHASES[name], edgecolor=GREY, linewidth=0.4, hatch="////" if name == "climbing" else None,
+        patch_key(facecolor=PHASES[name], edgecolor=GREY, linewidth=0.4, hatch="////" if name == "climbing" else None,
               label=f"phase: {name}")
         for name in seen
     ]  # fmt: skip
