@@ -14,6 +14,7 @@ from safebench import settings as s
 from safebench.errors import UsageError
 from safebench.rl.critics import ValueHeads, soft_min
 from safebench.rl.losses import value_loss
+from safebench.settings.penalty import Penalty
 from safebench.trainers.arms import PPO, Past, Present
 from safebench.trainers.experience import Experience, measure
 from safebench.trainers.loop import Loop
@@ -517,7 +518,7 @@ def test_the_released_safe_needs_its_controller() -> None:
     with pytest.raises(UsageError, match="safe-official needs its controller"):
         released(penalty=None)
     with pytest.raises(UsageError, match="ppo-official has no KL penalty"):
-        released("ppo-official", penalty=s.Penalty().model_dump())
+        released("ppo-official", penalty=Penalty().model_dump())
     form = {"momentum": {}, "gate": False, "pid": {"enabled": False}, "phase": {"enabled": False}}
     with pytest.raises(UsageError, match="no penalty with momentum"):
         released(penalty=form)

@@ -21,7 +21,7 @@ from safebench.rl.phases import standardised_phase
 
 
 class PidGains(Protocol):
-    """Settings of the PID (``settings.Pid``)."""
+    """Settings of the PID (``settings.penalty.Pid``)."""
 
     enabled: bool
     proportional: float
@@ -33,7 +33,7 @@ class PidGains(Protocol):
 
 
 class PhaseRule(Protocol):
-    """Settings of the phases (``settings.Phase``)."""
+    """Settings of the phases (``settings.penalty.Phase``)."""
 
     enabled: bool
     window: int
@@ -155,7 +155,7 @@ def threshold(base: float, control: float, factor: float, lowest: float, highest
 
 
 class PenaltySettings(Protocol):
-    """Settings of the controller (``settings.Penalty``)."""
+    """Settings of the controller (``settings.penalty.Penalty``)."""
 
     base_threshold: float
     min_threshold: float

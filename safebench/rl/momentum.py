@@ -14,7 +14,7 @@ from safebench.rl.losses import kl_penalty
 
 
 class MomentumTerm(Protocol):
-    """Settings of the momentum term (``settings.Momentum``)."""
+    """Settings of the momentum term (``settings.penalty.Momentum``)."""
 
     coefficient: float
     window: int

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class StandardisedRule(Protocol):
-    """Settings of the rule (``settings.Phase``)."""
+    """Settings of the rule (``settings.penalty.Phase``)."""
 
     window: int
     good: float

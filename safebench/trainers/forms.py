@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from safebench import settings as s
 from safebench.rl.controllers import Measurement, SafeSignal, SafeState, update_safe
 from safebench.rl.losses import kl_penalty
 from safebench.rl.momentum import MomentumSignal, MomentumState, momentum_penalty, update_momentum
+from safebench.settings.penalty import Momentum, Penalty
 
 Columns = dict[str, float | str]
 
@@ -27,12 +27,12 @@ class Form:
     load: Callable[[dict[str, Any]], Any]
 
 
-def form(settings: s.Penalty) -> Form:
+def form(settings: Penalty) -> Form:
     """Return the form that the settings ask for."""
     return _gated(settings) if settings.momentum is None else _with_momentum(settings, settings.momentum)
 
 
-def _gated(settings: s.Penalty) -> Form:
+def _gated(settings: Penalty) -> Form:
     def penalty(signal: SafeSignal) -> tuple[float, float]:
         return kl_penalty(
             signal.kl_short, signal.threshold, signal.gate, settings.coefficient, asymmetric=settings.asymmetric
@@ -59,7 +59,7 @@ def _gated_columns(signal: SafeSignal) -> Columns:
     }
 
 
-def _with_momentum(settings: s.Penalty, term: s.Momentum) -> Form:
+def _with_momentum(settings: Penalty, term: Momentum) -> Form:
     threshold = settings.base_threshold
 
     def penalty(signal: MomentumSignal) -> tuple[float, float]:
