@@ -90,8 +90,7 @@ def test_each_sentence_of_an_episode_is_what_the_log_has(tmp_path, experiment):
         f"below the floor of 2 at {sum(at['entropy/mean'][t] < 2 for t in rows)} of {len(rows)} steps; it weakened the "
         f"penalty at {sum(g < 1 for g in gates)} and strengthened it at {sum(g > 1 for g in gates)} of {len(rows)}",
         f"the largest {figure(penalty[top])} at step {top} = {figure(at['controller/gate'][top])} (gate) × 0.1 × "
-        f"({figure(short[top])} - {figure(limit[top])})²; the policy term there -0.02, "
-        f"{figure(penalty[top] / 0.02)} times that in size.",
+        f"({figure(short[top])} - {figure(limit[top])})²; the policy term there -0.02.",
         f"measured at {len(measured)} of these {len(rows)} steps: the penalty's {figure(min(norms))} to "
         f"{figure(max(norms))}, {figure(min(norms) / 0.5)} to {figure(max(norms) / 0.5)} times the policy term's.",
         f"10 steps after its first step, at step {first + 10}, KL was {figure(at['kl/mean'][first + 10])}, ",

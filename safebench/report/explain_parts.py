@@ -94,7 +94,10 @@ def gate(log: Log, rows: Sequence[int]) -> str:
 
 
 def sized(log: Log, rows: Sequence[int]) -> str:
-    """Say how large the penalty was, what made the largest one, and what that is against the policy term."""
+    """Say how large the penalty was, what made the largest one, and the policy term beside it.
+
+    The terms' values do not compare: on-policy the policy term is zero, whatever its gradient.
+    """
     penalty, policy = log.column("loss/penalty"), log.column("loss/policy")
     row = max(rows, key=lambda at: penalty[at])
     total = number(float(penalty[list(rows)].sum()))
@@ -102,8 +105,7 @@ def sized(log: Log, rows: Sequence[int]) -> str:
     text = f"{several} {number(penalty[row])} at step {int(log.steps[row])}{_made(log, row)}"
     if not math.isfinite(policy[row]):
         return f"{text}."
-    times = f", {number(penalty[row] / abs(policy[row]))} times that in size" if policy[row] else ""
-    return f"{text}; the policy term there {number(policy[row])}{times}."
+    return f"{text}; the policy term there {number(policy[row])}."
 
 
 def _made(log: Log, row: int) -> str:
