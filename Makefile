@@ -86,10 +86,12 @@ grid: $(READY) ## all runs of the grid, 163 of them: a day on two cores; continu
 		--results $(RESULTS)
 	$(BIN)/safebench run $(GRID_PARTS) --seeds 0-4 --jobs $(JOBS) --results $(RESULTS)
 
-grid-report: $(READY) ## keep a line per run of the grid in results/grid, and write its table from them
+grid-report: $(READY) ## keep a line per run of the grid in results/grid; write its tables, figure and claims
 	@mkdir -p results/grid
 	$(BIN)/safebench keep $(addprefix embedded/,$(GRID_THERE)) --results $(RESULTS) --out results/grid/runs.csv
 	$(BIN)/python -m safebench.report.grid_table results/grid
+	$(BIN)/safebench claims safe safe-official safe-predictive --results $(RESULTS) --format md > results/grid/claims.part
+	@mv results/grid/claims.part results/grid/claims.md && echo results/grid/claims.md
 
 bench: $(READY) ## time and memory: TRL's PPOTrainer and ours side by side, with ratios; then ppo and safe, 20 updates each
 	$(BIN)/python examples/bench/side_by_side.py --pairs 2 --threads 2

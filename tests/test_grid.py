@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from safebench import config
@@ -39,6 +40,16 @@ def test_every_kept_run_is_of_the_experiment_as_it_now_stands() -> None:
         assert (run.settings, run.overrides) == (now, ""), f"{run.arm}@{run.preset} is another experiment now"
 
 
+def test_the_replicate_is_the_same_experiment_at_another_rounding() -> None:
+    runs = {run.seed: run for run in packed.read(GRID / "runs.csv") if (run.arm, run.preset) == ("safe", "default")}
+    again = packed.read(GRID / "replicate.csv")
+    assert [run.seed for run in again] == list(range(6)) and runs.keys() == set(range(6))
+    for run in again:
+        other = runs[run.seed]
+        assert (run.settings, run.ground, run.overrides) == (other.settings, other.ground, other.overrides)
+        assert run.code != other.code and run.values["kl_mean"] != other.values["kl_mean"]
+
+
 def test_make_runs_the_plan() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     made = dict(re.findall(r"^(GRID_\w+) := (.*)$", text, re.MULTILINE))
@@ -58,7 +69,8 @@ def test_the_parts_are_compared_with_the_whole() -> None:
 
 
 def test_the_files_are_written_beside_the_lines(tmp_path: Path) -> None:
-    (tmp_path / "runs.csv").write_bytes((GRID / "runs.csv").read_bytes())
+    for name in ("runs.csv", "replicate.csv"):
+        shutil.copy(GRID / name, tmp_path)
     grid_table.main(str(tmp_path))
     assert (tmp_path / "table.md").read_bytes() == (GRID / "table.md").read_bytes()
     assert (tmp_path / "differences.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

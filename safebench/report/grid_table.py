@@ -21,22 +21,28 @@ PARTS = (
     *("safe-momentum", "safe-published"),
 )
 """``safe`` with one part off, or with parts in another form."""
+AGAIN = f"{WHOLE} (other rounding)"
+"""The same seeds of ``safe`` from before a gradient was summed in another order: a part that is none, in a file of its
+own. What it differs by is what chance alone does to a row of the parts."""
 PRESETS = ("default", "stress-lr3", "stress-lr10", "stress-noise", "stress-shift")
 
 
 def blocks(path: Path) -> list[Block]:
-    """Return the grid's comparisons: the main arms, the parts, and the main arms under each stress preset."""
-    runs = packed.read(path)
+    """Return the grid's comparisons: the main arms, the parts, and the main arms under each stress preset.
 
-    def block(preset: str, arms: Iterable[str], baseline: str) -> Block:
-        found = {arm: [run for run in runs if (run.arm, run.preset) == (arm, preset)] for arm in arms}
-        return brief(preset, found, baseline=baseline)
+    ``replicate.csv`` lies beside ``path``.
+    """
+    runs = packed.read(path)
+    again = {AGAIN: packed.read(path.with_name("replicate.csv"))}
+
+    def of(preset: str, arms: Iterable[str]) -> dict[str, list[packed.Packed]]:
+        return {arm: [run for run in runs if (run.arm, run.preset) == (arm, preset)] for arm in arms}
 
     plain, *stressed = PRESETS
     return [
-        block(plain, MAIN, BASELINE),
-        block(plain, (WHOLE, *PARTS), WHOLE),
-        *(block(preset, MAIN, BASELINE) for preset in stressed),
+        brief(plain, of(plain, MAIN), baseline=BASELINE),
+        brief(plain, of(plain, (WHOLE,)) | again | of(plain, PARTS), baseline=WHOLE),
+        *(brief(preset, of(preset, MAIN), baseline=BASELINE) for preset in stressed),
     ]
 
 
