@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from safebench import config
 from safebench.evidence import packed
+from safebench.evidence.brief import brief
+from safebench.evidence.statistics import Estimate
 from safebench.report import grid_table
+from safebench.report.cells import interval
 from safebench.report.grid_table import MAIN, PARTS, PRESETS, tables
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +52,42 @@ def test_the_replicate_is_the_same_experiment_at_another_rounding() -> None:
         other = runs[run.seed]
         assert (run.settings, run.ground, run.overrides) == (other.settings, other.ground, other.overrides)
         assert run.code != other.code and run.values["kl_mean"] != other.values["kl_mean"]
+
+
+PAGE = {
+    "nothing (the replicate)": grid_table.AGAIN,
+    "momentum in place of gate, PID, phases": "safe-momentum",
+    "phases": "safe-no-phase",
+    "reward normalisation": "safe-no-reward-norm",
+}
+"""Arms by their name in docs/parts.md, where it is not that of the part."""
+
+
+def test_the_page_of_the_parts_says_what_was_measured() -> None:
+    """Each difference to ``safe`` and to its replicate, bold where its interval leaves zero out."""
+    text = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.split("|")[1:-2]] for line in text.splitlines() if line.startswith("| ")]
+    said = {PAGE.get(name, f"safe-no-{name.lower().replace(' ', '-')}"): cells for name, *cells in lines[2:]}
+    (whole, again) = (_differences(first) for first in ("safe", grid_table.AGAIN))
+    assert said.keys() == whole.keys() - {"safe-published"}
+    for arm, cells in said.items():
+        found = [whole[arm], again.get(arm, {})]
+        shown = [_shown(one.get(key)) for key in ("judge_final", "kl_mean") for one in found]
+        assert cells == shown, arm
+
+
+def _differences(first: str) -> dict[str, Mapping[str, Estimate]]:
+    runs = packed.read(GRID / "runs.csv")
+    arms = {arm: [run for run in runs if (run.arm, run.preset) == (arm, "default")] for arm in ("safe", *PARTS)}
+    arms[grid_table.AGAIN] = packed.read(GRID / "replicate.csv")
+    return {row.arm: row.differences for row in brief("default", arms, baseline=first).rows if row.arm != first}
+
+
+def _shown(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    bold = "**" if estimate.low > 0 or estimate.high < 0 else ""
+    return f"{bold}{interval(estimate, sign=True)}{bold}"
 
 
 def test_make_runs_the_plan() -> None:
