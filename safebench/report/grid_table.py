@@ -18,7 +18,7 @@ MAIN = (BASELINE, "ppo-official", "ppo-matched", "safe-official", WHOLE, "safe-p
 PARTS = (
     *("safe-no-double-critic", "safe-no-layer-norm", "safe-no-gate", "safe-no-pid", "safe-no-phase"),
     *("safe-no-asymmetry", "safe-no-reward-norm", "safe-no-entropy-bonus", "safe-no-target-critic"),
-    *("safe-momentum", "safe-published"),
+    "safe-momentum",
 )
 """``safe`` with one part off, or with parts in another form."""
 AGAIN = f"{WHOLE} (other rounding)"
