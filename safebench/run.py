@@ -159,6 +159,8 @@ class _Drive:
         measured = {"sigma0": self.learner.sigma0, "judge_sigma0": first.judge_std}
         begun = (self.folder / "metrics.csv").exists()
         with self._recorder(self._manifest(measured), -1 if begun else None) as recorder:
+            for text in self.learner.world.notices:
+                recorder.notice(text)
             self._record(recorder, dict.fromkeys(MEASURED) | {"step": 0} | first.columns, first.samples)
             if not first.reward_std:
                 recorder.notice("every held-out reply has the same reward: sigma_0 is taken as 1")

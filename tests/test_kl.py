@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safebench.rl.kl import entropy, exact_kl, sampled_kl, token_statistics
+from safebench.rl.output import OutputLayer
 
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
 R = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64).log()
@@ -95,9 +96,9 @@ class Case:
         self.tokens = torch.tensor([0, 6, 3, 3, 1])
 
     def __call__(self, **options) -> tuple[Tensor, Tensor, Tensor]:
-        chosen, spread, kl, _ = token_statistics(
-            options.pop("hidden", self.hidden), self.tokens, self.weight, reference=self.reference, **options
-        )
+        hidden = options.pop("hidden", self.hidden)
+        output = OutputLayer(self.weight)
+        chosen, spread, kl, _ = token_statistics(hidden, self.tokens, output, reference=self.reference, **options)
         assert spread is not None
         assert kl is not None
         return chosen, spread, kl
@@ -116,7 +117,7 @@ def test_token_statistics_are_those_of_the_whole_logits(temperature: float) -> N
 
 def test_what_is_not_asked_for_is_not_computed() -> None:
     case = Case()
-    chosen, spread, kl, _ = token_statistics(case.hidden, case.tokens, case.weight, with_entropy=False)
+    chosen, spread, kl, _ = token_statistics(case.hidden, case.tokens, OutputLayer(case.weight), with_entropy=False)
     assert spread is None
     assert kl is None
     assert torch.equal(chosen, case()[0])

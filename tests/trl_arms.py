@@ -130,7 +130,7 @@ def log_probs(policy: Policy, rollout: Rollout, temperature: float = 1.0) -> Ten
     mask = rollout.mask
     states = reply_states(policy.hidden_states(rollout.ids, rollout.attention), mask.shape[1])
     log_p, *_ = token_statistics(
-        states[mask], rollout.tokens[mask], policy.output_weight, with_entropy=False, temperature=temperature
+        states[mask], rollout.tokens[mask], policy.output, with_entropy=False, temperature=temperature
     )
     return spread(log_p, mask)
 

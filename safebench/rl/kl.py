@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from safebench.rl.output import OutputLayer
+
 
 def sampled_kl(log_p: Tensor, log_r: Tensor, estimator: Literal["k1", "k3"] = "k1") -> Tensor:
     """Return a per-token estimate of KL(p || r) from the log-probabilities of tokens sampled from p.
@@ -48,10 +50,10 @@ class TokenStatistics(NamedTuple):
 def token_statistics(
     hidden: Tensor,
     tokens: Tensor,
-    weight: Tensor,
+    output: OutputLayer,
     *,
     reference: Tensor | None = None,
-    reference_weight: Tensor | None = None,
+    reference_output: OutputLayer | None = None,
     with_entropy: bool = True,
     temperature: float = 1.0,
     chunk: int = 1024,
@@ -59,17 +61,17 @@ def token_statistics(
     """Return log-probability, entropy and exact KL of N tokens without ever holding N x V logits.
 
     ``hidden`` [N, h] and ``reference`` [N, h] are the last hidden states of policy and reference,
-    ``weight`` [V, h] the output embedding, which they share unless there is a ``reference_weight``; ``tokens``
-    [N] the sampled ids. Logits are divided by ``temperature``. Returns [N] each, in nats, float32 or the weights'
-    own precision where that is higher; entropy is None unless ``with_entropy``, KL and the
+    ``output`` the layer that makes their logits [N, V], which they share unless there is a ``reference_output``;
+    ``tokens`` [N] the sampled ids. Logits are divided by ``temperature``. Returns [N] each, in nats, float32 or the
+    weights' own precision where that is higher; entropy is None unless ``with_entropy``, KL and the
     reference's log-probability are None without ``reference``.
-    Gradients reach ``hidden``, and ``weight`` where it is trained; with several chunks each is recomputed in the
-    backward pass, so that memory stays at one chunk's logits.
+    Gradients reach ``hidden``, and the layer's weights where they are trained; with several chunks each is recomputed
+    in the backward pass, so that memory stays at one chunk's logits.
     """
-    other = weight if reference_weight is None else reference_weight
+    other = output if reference_output is None else reference_output
 
     def piece(h: Tensor, t: Tensor, r: Tensor | None) -> TokenStatistics:
-        log_p = _log_probs(h, weight, temperature)
+        log_p = _log_probs(h, output, temperature)
         chosen, spread = _chosen(log_p, t), entropy(log_p) if with_entropy else None
         if r is None:
             return TokenStatistics(chosen, spread, None, None)
@@ -100,7 +102,7 @@ def _chosen(log_p: Tensor, tokens: Tensor) -> Tensor:
     return log_p.gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def _log_probs(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight)
+def _log_probs(hidden: Tensor, output: OutputLayer, temperature: float) -> Tensor:
+    logits = output(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)

@@ -13,7 +13,8 @@ from safebench import settings as s
 from safebench.rl.advantages import shift_left
 from safebench.rl.critics import ValueHeads, polyak, soft_min
 from safebench.world import noise
-from safebench.world.policy import Policy, positions
+from safebench.world.forward import positions
+from safebench.world.policy import Policy
 
 
 class Critic:

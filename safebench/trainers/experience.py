@@ -89,13 +89,13 @@ def _measure_rows(policy: Policy, cut: Cut, temperature: float, hidden: Tensor) 
     states = reply_states(hidden, replies)
     with policy.as_reference():
         reference = reply_states(policy.hidden_states(cut.ids, cut.attention), replies)
-    tokens, other = cut.tokens[mask], policy.reference_weight
+    tokens, other = cut.tokens[mask], policy.reference_output
     found = token_statistics(
         states[mask],
         tokens,
-        policy.output_weight,
+        policy.output,
         reference=reference[mask],
-        reference_weight=other,
+        reference_output=other,
         temperature=temperature,
     )
     assert found.entropy is not None

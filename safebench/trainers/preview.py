@@ -124,9 +124,9 @@ class Previewed:
             found = token_statistics(
                 states[mask],
                 cut.tokens[mask],
-                self.policy.output_weight,
+                self.policy.output,
                 reference=reference[rows, :replies][mask],
-                reference_weight=self.policy.reference_weight,
+                reference_output=self.policy.reference_output,
                 with_entropy=False,
                 temperature=self.settings.rollout.temperature,
             )

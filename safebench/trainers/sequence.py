@@ -35,7 +35,7 @@ def appraise_sequences(
     In the experience positions [B, 1] are the sequences, and the rollout tells its padding by the pad token.
     """
     rollout = rollout.padded(int(policy.tokenizer.pad_token_id))
-    measured = _kept(measured, rollout.mask, policy.output_weight.dtype)
+    measured = _kept(measured, rollout.mask, policy.output.weight.dtype)
     kl = sampled_kl(measured.log_probs, measured.reference_log_probs, settings.reward.kl_estimator)
     rewards = token_rewards(scores, rollout.mask, kl, settings.reward.kl_coefficient)
     returns = rewards.sum(-1)

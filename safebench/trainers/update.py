@@ -211,9 +211,9 @@ class Updater:
         found = token_statistics(
             states[kept],
             cut.tokens[kept],
-            self.policy.output_weight,
+            self.policy.output,
             reference=measured.reference_states[rows, :replies][kept] if self.arm.needs_kl else None,
-            reference_weight=self.policy.reference_weight if self.arm.needs_kl else None,
+            reference_output=self.policy.reference_output if self.arm.needs_kl else None,
             with_entropy=self.arm.needs_entropy,
             temperature=self.settings.rollout.temperature,
         )

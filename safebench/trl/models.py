@@ -17,10 +17,11 @@ from safebench import settings as s
 from safebench.errors import BadResource, UsageError
 from safebench.trainers.critic import Critic
 from safebench.trl.rewards import score_head
-from safebench.world import noise
+from safebench.world import noise, probes
+from safebench.world.forward import no_dropout, recompute
 from safebench.world.loading import quiet_libraries
 from safebench.world.models import with_pad
-from safebench.world.policy import Policy, frozen_copy, no_dropout, recompute, refuse_unsupported
+from safebench.world.policy import Policy, frozen_copy
 
 Model: TypeAlias = PeftModel | PreTrainedModel
 
@@ -55,7 +56,6 @@ def _make_policy(
 ) -> Policy:
     _check(model, ref_model, peft_config)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    refuse_unsupported(base)
     reference: PreTrainedModel | str | None = None if ref_model is None else _reference(ref_model, device)
     if peft_config is not None:
         with noise.seeded(base.device, "adapter", args.seed):
@@ -74,7 +74,9 @@ def _make_policy(
         recompute(model)
     if not getattr(base, "is_quantized", False):
         model.to(device)
-    return Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16))
+    policy = Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16))
+    policy.tokenizer = padding_within(tokenizer, int(base.get_input_embeddings().weight.shape[0]))
+    return probes.probe(policy, str(getattr(base.config, "name_or_path", "") or type(base).__name__))
 
 
 def make_critic(settings: s.Critic, policy: Policy, value_model: Any, seed: int) -> Critic:
@@ -167,7 +169,6 @@ def _check(model: Any, ref_model: Any, peft_config: Any) -> None:
 
 def _reference(ref_model: Model, device: torch.device) -> PreTrainedModel:
     found: PreTrainedModel = ref_model.get_base_model() if isinstance(ref_model, PeftModel) else ref_model
-    refuse_unsupported(found)
     no_dropout(found)
     found.eval().requires_grad_(False)
     return found if getattr(found, "is_quantized", False) else found.to(device)

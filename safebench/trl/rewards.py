@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from safebench.errors import BadResource, UsageError
 from safebench.trl.data import Prompt
-from safebench.world.policy import Policy, no_dropout, positions
+from safebench.world.forward import no_dropout, positions
+from safebench.world.policy import Policy
 from safebench.world.rewards import Reward, called, checked, load_reward
 from safebench.world.rollout import Rollout
 

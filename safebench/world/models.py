@@ -1,30 +1,180 @@
-"""Load the language model that a policy starts from: embedded, local, from the hub, or random weights."""
+"""Load models whole: embedded, local, adapter folders, from the hub, or with random weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
 
 from safebench import catalog
 from safebench import settings as s
-from safebench.errors import BadResource, UsageError
-from safebench.world import noise
+from safebench.errors import BadResource, MissingResource, UsageError
+from safebench.world import adapters, noise
 from safebench.world.loading import loading
 
 
-def load_model(model: s.Model, seed: int, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the language model and its tokenizer, with a pad token.
+class LoadedModel(NamedTuple):
+    """A language model, its tokenizer, and what the user should know of them."""
 
-    Without hub access and without a local copy the error names the model and the way to give a directory.
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    notices: tuple[str, ...] = ()
+
+
+def load_model(model: s.Model, seed: int, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the language model and its tokenizer (``load_with_notices``)."""
+    return load_with_notices(model, seed, device)[:2]
+
+
+def load_with_notices(model: s.Model, seed: int, device: torch.device) -> LoadedModel:
+    """Return the language model and its tokenizer, with a pad token; of an adapter folder, base and adapter merged.
+
+    Raises ``BadResource`` where weights are missing; without hub access and without a local copy the error names the
+    model and the way to give a directory.
     """
     dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
     source = catalog.model_source(model.name)
     if model.random_weights:
-        return _random(source, dtype, seed, device)
-    with loading(f"model {model.name}", source.location):
-        tokenizer = AutoTokenizer.from_pretrained(source.location)
-        base = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype)
-    return base.to(device), with_pad(tokenizer)
+        return LoadedModel(*_random(source, dtype, seed, device))
+    base, notices = load_whole(AutoModelForCausalLM, source.location, what=f"model {model.name}", dtype=dtype)
+    return LoadedModel(base.to(device), load_tokenizer(source.location, f"model {model.name}"), notices)
+
+
+def load_whole(
+    auto_class: Any, location: str, *, what: str, dtype: torch.dtype, trust: bool = False, **options: Any
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return the model of a folder or hub id, on the CPU, in evaluation mode, and what its file held in vain.
+
+    An adapter folder is its base with the adapter folded in. ``options`` go to ``from_pretrained``. Raises
+    ``BadResource`` where a weight is missing, of another shape, or was saved as another kind of model.
+    """
+    with loading(what, location):
+        adapter = adapters.config_of(location)
+        if adapter is None:
+            return _load_base(auto_class, location, {}, what=what, dtype=dtype, trust=trust, **options)
+        stored = adapters.weights_of(location)
+    base_location = base_of(location, str(adapter.base_model_name_or_path))
+    if adapters.config_of(base_location) is not None:
+        base, notices = load_whole(auto_class, base_location, what=what, dtype=dtype, trust=trust, **options)
+    else:
+        if (labels := _labels(stored)) is not None and auto_class is not AutoModelForCausalLM:
+            options = {"num_labels": labels} | options
+        with loading(f"{what}: the base of its adapter, {base_location}", base_location):
+            base, notices = _load_base(
+                auto_class, base_location, stored, what=what, dtype=dtype, trust=trust, **options
+            )
+    with loading(what, location):
+        _resize(base, stored)
+        return adapters.merged(adapters.load(base, location, stored), location), notices
+
+
+def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer, with a pad token; an adapter folder without one has its base's."""
+    with loading(what, location):
+        adapter = adapters.config_of(location)
+    folder = Path(location)
+    if adapter is not None and not (folder.is_dir() and (folder / "tokenizer_config.json").exists()):
+        return load_tokenizer(base_of(location, str(adapter.base_model_name_or_path)), what, trust=trust)
+    with loading(what, location):
+        return with_pad(AutoTokenizer.from_pretrained(location, trust_remote_code=trust))
+
+
+def base_of(location: str, name: str) -> str:
+    """Return where the base of the adapter in ``location`` lies: a folder here, beside the adapter, or elsewhere."""
+    for place in (Path(name), Path(location) / name, Path(location).parent / name):
+        if place.is_dir():
+            return str(place)
+    entry = next((e for e in catalog.entries("models") if e.name == name), None)
+    if entry is not None:
+        return entry.location
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        raise MissingResource(
+            f"{location} is an adapter of {name}, which is not there",
+            "Write where its base lies as base_model_name_or_path into adapter_config.json.",
+        )
+    return name
+
+
+def _load_base(
+    auto_class: Any,
+    location: str,
+    provided: dict[str, Tensor],
+    *,
+    what: str,
+    dtype: torch.dtype,
+    trust: bool,
+    **options: Any,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return the model of ``location``; weights that the adapter's ``provided`` hold whole may be missing."""
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trust)
+    _refuse_other_kind(auto_class, config, location, what)
+    model, found = auto_class.from_pretrained(
+        location, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **options
+    )
+    missing = [name for name in found["missing_keys"] if not any(key.endswith(f".{name}") for key in provided)]
+    mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in found["mismatched_keys"]]
+    if missing or mismatched:
+        raise BadResource(
+            f"{what}: {location} is not whole as a {type(model).__name__}: "
+            f"{_some('missing', missing)}{'; ' * bool(missing and mismatched)}{_some('of another shape', mismatched)}",
+            "Name a folder that holds these weights: they would be random numbers, other ones at every load.",
+        )
+    _tell_untied(model)
+    unused = sorted(found["unexpected_keys"])
+    return model.eval(), (f"{what}: {_some('weights without a place in the model', unused)}",) if unused else ()
+
+
+def _refuse_other_kind(auto_class: Any, config: Any, location: str, what: str) -> None:
+    """A language model made from a classifier's file has a head that nobody trained, or none."""
+    if auto_class is not AutoModelForCausalLM:
+        return
+    mappings = (
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    )
+    classifiers = {name for mapping in mappings for name in mapping.values()}
+    saved = set(getattr(config, "architectures", None) or ())
+    if saved & classifiers:
+        raise BadResource(
+            f"{what}: {location} was saved as {', '.join(sorted(saved))}, which is no language model",
+            "Name the language model that it was made from.",
+        )
+
+
+def _tell_untied(model: PreTrainedModel) -> None:
+    """Let the configuration say what is: where the file's head differs from its embedding, the two are not tied."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and embedding is not None and getattr(head, "weight", None) is not embedding.weight:
+        config = model.config.get_text_config()
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+
+
+def _labels(stored: dict[str, Tensor]) -> int | None:
+    """Return how many labels the trained head of a classifier's adapter has."""
+    rows = [w.shape[0] for name, w in stored.items() if name.endswith((".score.weight", ".classifier.weight"))]
+    return int(rows[0]) if rows else None
+
+
+def _resize(base: PreTrainedModel, stored: dict[str, Tensor]) -> None:
+    """Give the base as many tokens as the adapter was trained with, where it holds the embedding."""
+    embedding = base.get_input_embeddings()
+    name = next(path for path, module in base.named_modules() if module is embedding)
+    rows = next((w.shape[0] for key, w in stored.items() if key.endswith(f".{name}.weight")), None)
+    if rows is not None and rows != embedding.weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _some(what: str, names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
+    return f"{what}: {', '.join(listed[:4])}{more}" if listed else ""
 
 
 def _random(

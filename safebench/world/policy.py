@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
-from safebench.world import noise
+from safebench.rl.output import OutputLayer
+from safebench.world import adapters, forward, noise, probes
+from safebench.world.forward import ForwardPath, no_dropout, recompute
 
 
 @dataclass
@@ -32,6 +34,11 @@ class Policy:
     mixed_precision: bool = False
     acting: PreTrainedModel | None = None
     """The reference's own model while it acts."""
+    path: ForwardPath = forward.PLAIN
+    reference_path: ForwardPath = forward.PLAIN
+    """Of a reference that is a model of its own."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of the model and its adapter."""
 
     def __post_init__(self) -> None:
         """Refuse an adapter on the output layer: logits are made from that layer's own weight."""
@@ -49,10 +56,18 @@ class Policy:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
+    def output(self) -> OutputLayer:
+        """The output layer of the model that acts; without gradient where it is frozen."""
+        return forward.output_layer(self.base.get_output_embeddings(), self._acting_path.form)
+
+    @property
     def output_weight(self) -> Tensor:
-        """The output embedding of the model that acts, [V, h]; without gradient where it is frozen."""
-        weight: Tensor = self.base.get_output_embeddings().weight
-        return weight
+        """The output embedding of the model that acts, [V, h]; ``logits`` says what else makes logits."""
+        return self.output.weight
+
+    @property
+    def _acting_path(self) -> ForwardPath:
+        return self.path if self.acting is None else self.reference_path
 
     @property
     def width(self) -> int:
@@ -62,7 +77,8 @@ class Policy:
     @property
     def vocabulary(self) -> int:
         """Size of the vocabulary as the logits have it."""
-        return int(self.output_weight.shape[0])
+        rows = self._acting_path.form.rows
+        return int(self.output_weight.shape[0]) if rows is None else rows
 
     @property
     def device(self) -> torch.device:
@@ -71,11 +87,22 @@ class Policy:
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the last hidden states [B, T, h] of left-padded token ids [B, T]; mask is 1 on real tokens."""
-        decoder = self.base.get_decoder()
+        return self.pass_through(ids, mask, forward.positions(mask))[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of the acting model's last hidden states [..., h]."""
+        return self.output(hidden)
+
+    def pass_through(
+        self, ids: Tensor, mask: Tensor, places: Tensor, cache: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return the last hidden states [B, T, h] of ids [B, T] at ``places`` [B, T], and the cache after them.
+
+        ``mask`` [B, T' >= T] covers what the cache holds too. ``cache`` is what the pass over the tokens before gave,
+        empty for the first; None is a pass that keeps none.
+        """
         with self.precision():
-            out = decoder(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-        states: Tensor = out.last_hidden_state
-        return states
+            return forward.run(self.base, self._acting_path, ids, mask, places, cache)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the model computes: bfloat16 where it is safe, or the weights' precision."""
@@ -99,25 +126,23 @@ class Policy:
             yield
 
     @property
-    def reference_weight(self) -> Tensor:
-        """The reference's output embedding, [V, h]."""
+    def reference_output(self) -> OutputLayer:
+        """The reference's output layer."""
         if isinstance(self.reference, PreTrainedModel):
-            own: Tensor = self.reference.get_output_embeddings().weight
-            return own
+            return forward.output_layer(self.reference.get_output_embeddings(), self.reference_path.form)
         head = self.base.get_output_embeddings()
         # peft keeps, beside the original of a module that is trained whole, one copy for each adapter.
         copies = getattr(head, "modules_to_save", None)
         if copies is None:
-            return self.output_weight
-        weight: Tensor = dict(copies.items()).get(self.reference, head.original_module).weight
-        return weight
+            return self.output
+        return forward.output_layer(dict(copies.items()).get(self.reference, head.original_module), self.path.form)
 
     def dropped_states(self, ids: Tensor, mask: Tensor, *where: int) -> Tensor:
         """Return ``hidden_states`` under the adapter's dropout, if it has any, drawn by ``where`` alone.
 
         It drops only within ``training``. The draws depend on which rows share the pass, not on what ran before.
         """
-        if not self._dropouts():
+        if not self.dropouts():
             return self.hidden_states(ids, mask)
         with noise.seeded(self.device, "dropout", *where):
             return self.hidden_states(ids, mask)
@@ -126,10 +151,10 @@ class Policy:
     def training(self) -> Iterator[None]:
         """Within this context the adapter's dropout is on, and layers with gradient checkpointing recompute.
 
-        transformers ties recomputing in the backward pass to training mode; only the flags of these two kinds of
-        modules are set, so whatever dropout the model itself declares stays off.
+        transformers ties recomputing in the backward pass to training mode. A layer's flag is set for that alone:
+        while the layer computes it is off again (``recompute``), so whatever dropout the model declares stays off.
         """
-        modules = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)] + self._dropouts()
+        modules = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)] + self.dropouts()
         for module in modules:
             module.training = True
         try:
@@ -141,10 +166,15 @@ class Policy:
     @property
     def drops(self) -> bool:
         """Whether the adapter has dropout, which makes every training pass another one."""
-        return bool(self._dropouts())
+        return bool(self.dropouts())
 
-    def _dropouts(self) -> list[nn.Module]:
-        return [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    def dropouts(self) -> list[nn.Module]:
+        """Return the adapter's dropouts that drop: peft keeps them in a dictionary of its layers."""
+        found = []
+        for layer in self.model.modules():
+            kept = getattr(layer, "lora_dropout", None)
+            found += [m for m in kept.values() if getattr(m, "p", 0) > 0] if isinstance(kept, nn.ModuleDict) else []
+        return found
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""
@@ -159,30 +189,28 @@ def adapt(
     The adapter starts as in peft (B zero, A uniform by Kaiming), drawn from the run's seed alone. The model's
     own dropout is off for good, in rollouts and updates alike: the ratio is 1 before the first update, unless
     the settings ask for dropout in the adapter. Without an adapter the reference is a frozen copy of ``base``.
+    Raises ``BadResource`` where the model's own logits are not those that the run would use (``probes``).
     """
-    refuse_unsupported(base)
     no_dropout(base)
-    reference = frozen_copy(base).to(device) if model.lora is None else None
-    adapted = base.requires_grad_(True) if model.lora is None else _with_adapter(base, model.name, model.lora, seed)
+    base.to(device)
+    reference = frozen_copy(base) if model.lora is None else None
+    if model.lora is None:
+        adapted, notices = base.requires_grad_(True), tuple[str, ...]()
+    else:
+        adapted, notices = adapters.attach(base, model.name, model.lora, seed)
     adapted.eval()
     if model.gradient_checkpointing:
         recompute(adapted)
     adapted.to(device)
-    return Policy(adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision)
+    policy = Policy(
+        adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision, notices=notices
+    )
+    return probes.probe(policy, model.name)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy that no training moves."""
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def recompute(model: PeftModel | PreTrainedModel) -> None:
-    """Let layers recompute in the backward pass what they would otherwise keep; within ``Policy.training`` only."""
-    model.enable_input_require_grads()
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    # transformers 5.23 gave it a new name, and warns of the old one.
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 @contextlib.contextmanager
@@ -199,57 +227,6 @@ def _other_adapter(model: PeftModel, name: str) -> Iterator[None]:
             p.requires_grad_(False)
         for p in trained:
             p.requires_grad_(True)
-
-
-def _with_adapter(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> PeftModel:
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        adapted: PeftModel = get_peft_model(base, config)
-    except ValueError as fault:
-        raise UsageError(f"model.lora.targets does not fit {name}: {fault}") from fault
-    _draw_adapter(adapted, seed)
-    return adapted
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Return each token's place in its sequence, [B, T], counted from the first real one on, padding included."""
-    return (torch.arange(mask.shape[1], device=mask.device) - mask.argmax(-1, keepdim=True)).clamp(min=0)
-
-
-def _draw_adapter(adapted: nn.Module, seed: int) -> None:
-    generator = noise.generator("adapter", seed)
-    for name, parameter in adapted.named_parameters():
-        if "lora_A" in name:
-            nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
-
-
-def no_dropout(base: nn.Module) -> None:
-    """Switch off the dropout that a model itself declares, for good."""
-    module: Any
-    for module in base.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-
-
-def refuse_unsupported(base: PreTrainedModel) -> None:
-    """Refuse models whose logits are more than a product of hidden state and output embedding."""
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(base.config, key, None) not in (None, 1.0):
-            raise BadResource(
-                f"{type(base).__name__} changes its logits after the output layer ({key})",
-                "Use a Qwen2, Qwen3, Llama or similar model; such logits are not supported yet.",
-            )
-    head = base.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise BadResource(f"{type(base).__name__} has no plain output embedding", "Use a causal language model.")
 
 
 def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

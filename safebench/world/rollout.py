@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from safebench.world.forward import LastStates
 from safebench.world.policy import Policy
 
 
@@ -139,33 +139,18 @@ def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, 
     """Return sampled ids [b, R'], -1 after a row's end; R' is where the last row ended."""
     limit = noise.shape[1]
     noise = noise.to(ids.device)
-    decoder, weight = policy.base.get_decoder(), policy.output_weight
     stops = torch.tensor(policy.stop_ids, dtype=torch.long, device=ids.device)
-    cache = DynamicCache(config=policy.base.config)
-    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    states = LastStates(policy.pass_through, ids, attention, cached=policy.path.decoding != "whole")
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     sampled: list[Tensor] = []
     for t in range(limit):
-        with policy.precision():
-            out = decoder(
-                input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-        tokens = _draw(_logits(out.last_hidden_state[:, -1], weight), noise[:, t], temperature)
+        tokens = _draw(policy.output.few(states.now()), noise[:, t], temperature)
         sampled.append(tokens.where(running, torch.tensor(-1, device=ids.device)))
         running = running & ~torch.isin(tokens, stops)
         if not bool(running.any()):
             break
-        ids, positions = tokens[:, None], positions[:, -1:] + 1
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
+        states.append(tokens)
     return torch.stack(sampled, dim=1)
-
-
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return the logits [b, V] of last states [b, h].
-
-    The large matrix comes first: on a CPU a few rows by a large vocabulary are several times faster so.
-    """
-    return (weight @ hidden.to(weight.dtype).T).T.contiguous()
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:

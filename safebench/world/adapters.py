@@ -1,0 +1,179 @@
+"""LoRA adapters: a fresh one on a policy, and folders that hold a trained one."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, load_peft_weights
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from safebench import settings as s
+from safebench.errors import BadResource, UsageError
+from safebench.world import noise
+
+ALL_LINEAR = "all-linear"
+"""In the settings' targets: every linear layer but the output layer."""
+
+
+def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[PeftModel, tuple[str, ...]]:
+    """Return ``base`` with a fresh adapter, and what its targets leave out.
+
+    Raises ``UsageError`` where no layer has a target's name, or where one of the user's own targets fits nothing.
+    """
+    linear = _linear_names(base)
+    wanted = tuple(lora.targets)
+    unmatched = [t for t in wanted if t != ALL_LINEAR and not any(_fits(t, module) for module in linear)]
+    if unmatched and (len(unmatched) == len(wanted) or wanted != s.Lora().targets):
+        known = ", ".join(sorted({module.rpartition(".")[2] for module in linear}))
+        raise UsageError(
+            f"model.lora.targets: {name} has no layer called {', '.join(unmatched)}; its linear layers are {known}",
+            f"Name them as --set 'model.lora.targets=[…]', or use --set 'model.lora.targets=[{ALL_LINEAR}]'.",
+        )
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_targets(base, linear, wanted),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted: PeftModel = get_peft_model(base, config)
+    except ValueError as fault:
+        raise UsageError(f"model.lora.targets does not fit {name}: {fault}") from fault
+    _draw(adapted, seed)
+    told = []
+    if unmatched:
+        matched = ", ".join(t for t in wanted if t not in unmatched)
+        told.append(f"the adapter is on {matched} alone: {name} has no layer called {', '.join(unmatched)}")
+    return adapted, (*told, *bare_layers(adapted, name))
+
+
+def _targets(base: PreTrainedModel, linear: list[str], wanted: tuple[str, ...]) -> str | list[str]:
+    """Return peft's targets: the names; of a model with more than a decoder, a pattern for those in the decoder."""
+    decoder = base.get_decoder()
+    inside = next((path for path, module in base.named_modules() if module is decoder), "")
+    if not inside or all(path.startswith(f"{inside}.") for path in linear):
+        return ALL_LINEAR if ALL_LINEAR in wanted else list(wanted)
+    names = sorted({path.rpartition(".")[2] for path in linear}) if ALL_LINEAR in wanted else list(wanted)
+    return rf"{re.escape(inside)}\..*\.({'|'.join(map(re.escape, names))})"
+
+
+def bare_layers(adapted: PeftModel, name: str) -> tuple[str, ...]:
+    """Return a notice where some of a model's repeated layers have no adapter."""
+    found = []
+    for path, layers in adapted.get_base_model().named_modules():
+        if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
+            continue
+        if re.search(r"\.\d+\.|lora_", f".{path}."):
+            continue  # lists within a layer, such as a mixture's experts
+        bare = [i for i, layer in enumerate(layers) if not any("lora_" in n for n, _ in layer.named_parameters())]
+        if 0 < len(bare) < len(layers):
+            found.append(
+                f"{len(bare)} of the {len(layers)} layers {path} of {name} have no adapter: "
+                f"{', '.join(map(str, bare[:8]))}{' …' if len(bare) > 8 else ''}"
+            )
+    return tuple(found)
+
+
+def _linear_names(base: PreTrainedModel) -> list[str]:
+    head = base.get_output_embeddings()
+    kinds = (nn.Linear, nn.Conv1d)
+    return [
+        path
+        for path, module in base.named_modules()
+        if module is not head and (isinstance(module, kinds) or type(module).__name__ == "Conv1D")
+    ]
+
+
+def _fits(target: str, module: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _draw(adapted: nn.Module, seed: int) -> None:
+    generator = noise.generator("adapter", seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name:
+            nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
+
+
+def config_of(location: str) -> PeftConfig | None:
+    """Return the adapter's configuration where ``location``, a folder or hub id, holds an adapter, else None.
+
+    Raises ``BadResource`` for a folder that holds both an adapter and a whole model.
+    """
+    if find_adapter_config_file(location) is None:
+        return None
+    folder = Path(location)
+    if folder.is_dir() and (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
+        raise BadResource(
+            f"{location} holds an adapter and a whole model: which one is meant cannot be told",
+            "Move adapter_config.json with its weights to a folder of its own.",
+        )
+    config = PeftConfig.from_pretrained(location)
+    if not config.base_model_name_or_path:
+        raise BadResource(
+            f"{location} is an adapter that does not say what model it belongs to",
+            "Write base_model_name_or_path into its adapter_config.json.",
+        )
+    return config
+
+
+def weights_of(location: str) -> dict[str, Tensor]:
+    """Return the adapter's weights as its file has them, on the CPU."""
+    found: dict[str, Tensor] = load_peft_weights(location, device="cpu")
+    return found
+
+
+def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> PeftModel:
+    """Return ``base`` with the adapter of ``location``, whose weights are ``stored``, checked one by one.
+
+    Raises ``BadResource`` where a weight of the file is not in the model or one of the adapter's is not in the file.
+    """
+    with warnings.catch_warnings():
+        # What peft warns of here, partly loaded adapters, is looked for below.
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        adapted: PeftModel = PeftModel.from_pretrained(base, location)
+    there: dict[str, Tensor] = get_peft_model_state_dict(adapted)
+    _refuse_partly(location, there, stored)
+    return adapted.eval()
+
+
+def _refuse_partly(location: str, there: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    missing = sorted(set(there) - set(stored))
+    # A file may keep weights that are no part of this adapter's own, such as an embedding that was not trained.
+    lost = sorted(
+        name for name in set(stored) - set(there) if re.search(r"lora_|\.score\.|\.classifier\.|modules_to_save", name)
+    )
+    changed = [
+        name
+        for name in sorted(set(there) & set(stored))
+        if there[name].shape != stored[name].shape
+        or not torch.equal(there[name].detach().cpu(), stored[name].to(there[name].dtype))
+    ]
+    for what, names in (("lacks", missing), ("has weights that fit no layer:", lost), ("was not loaded in", changed)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise BadResource(
+                f"the adapter {location} {what} {', '.join(names[:3])}{more}",
+                "Load it with the model that it was trained on: adapter_config.json names it.",
+            )
+
+
+def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
+    """Return the model with its adapter folded into the weights."""
+    config: Any = adapted.peft_config[adapted.active_adapter]
+    if getattr(config, "is_prompt_learning", False) or not hasattr(adapted.base_model, "merge_and_unload"):
+        raise BadResource(
+            f"the adapter {location} ({config.peft_type}) cannot be folded into the model's weights",
+            "Use a LoRA adapter, or a whole model.",
+        )
+    model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    return model.eval()

@@ -1,0 +1,414 @@
+"""What a model says of a few tokens, by its own forward pass and by ours; a run begins only where the two agree.
+
+The model's own logits are the truth. They are compared with hidden state and output layer, with padded rows, with
+tokens sampled from a cache, and with two passes in training mode; and with the adapter off nothing that is trained
+may act. No list of model names decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from safebench.errors import BadResource, UsageError
+from safebench.rl.output import LogitForm
+from safebench.world import forward, noise
+from safebench.world.forward import ForwardPath
+
+if TYPE_CHECKING:
+    from safebench.world.policy import Policy
+
+UNLIKE = (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, IndexError, KeyError)
+"""What a model that is run otherwise than it expects may raise; another path may do."""
+TOKENS = 12
+"""Tokens of a probe's longer row; the shorter one has seven."""
+PADDINGS: tuple[Literal["left", "left, own places", "right"], ...] = ("left", "left, own places", "right")
+DECODINGS: tuple[Literal["cache", "cache, no mask", "whole"], ...] = ("cache", "cache, no mask", "whole")
+PREFILL = 8
+"""Of these, how many enter the cache at once."""
+FINE, COARSE = 1e-4, 5e-2
+"""Largest share of the logits' spread that rounding explains, in float32 and in bfloat16: passes over the same tokens
+that differ in padding and grouping alone differ by up to 1e-5 and 2e-2 (tests/test_probes.py)."""
+
+
+class Gap(NamedTuple):
+    """How far two tensors of logits are apart."""
+
+    share: float
+    """Root mean square of the difference, as a share of the spread of the first."""
+    own: float
+    """The first one's logit where the difference is largest."""
+    ours: float
+
+    def __str__(self) -> str:
+        """Say both numbers."""
+        return f"the model's own logit is {self.own:.6g}, ours {self.ours:.6g} ({self.share:.2g} of the logits' spread)"
+
+
+def gap(own: Tensor, ours: Tensor) -> Gap:
+    """Return how far two tensors of logits of one shape are apart."""
+    own, ours = own.detach().double().flatten(), ours.detach().double().flatten()
+    apart = own - ours
+    worst = int(apart.abs().argmax())
+    spread = float(own.std()) or 1.0
+    share = float(apart.square().mean().sqrt()) / spread
+    return Gap(share if share == share else float("inf"), float(own[worst]), float(ours[worst]))
+
+
+def probe(policy: Policy, name: str) -> Policy:
+    """Return the policy with the paths by which its logits and its reference's are reached.
+
+    Raises ``BadResource`` or ``UsageError``, with both numbers, where our logits, sampling, padding or reference are
+    not the model's own. The answer is kept in the user's cache, under all that it depends on.
+    """
+    kept = _kept_answer(policy)
+    if kept is None:
+        with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+            kept = _measured_answer(policy, name)
+        _keep_answer(policy, kept)
+    return dataclasses.replace(
+        policy, path=kept.path, reference_path=kept.reference_path, notices=(*policy.notices, *kept.notices)
+    )
+
+
+class Answer(NamedTuple):
+    """What the probes found of a policy."""
+
+    path: ForwardPath
+    reference_path: ForwardPath
+    notices: tuple[str, ...]
+
+
+def _measured_answer(policy: Policy, name: str) -> Answer:
+    ids = _question(policy.tokenizer, policy.base, policy.device)
+    one = ModelProbe(policy.base, name, ids, _pad(policy), _tolerance(policy), policy.precision)
+    path, reference_path = one.path(), policy.reference_path
+    if isinstance(policy.reference, PreTrainedModel):
+        other = dataclasses.replace(one, base=policy.reference, name=f"the reference of {name}")
+        reference_path = other.measuring_path()
+    found = dataclasses.replace(policy, path=path, reference_path=reference_path)
+    check_dropout(found, ids, name)
+    check_reference(found, ids, name)
+    slow = f"{name} keeps no cache that agrees with its whole pass: each sampled token takes a whole pass"
+    return Answer(path, reference_path, (slow,) if path.decoding == "whole" else ())
+
+
+def _tolerance(policy: Policy) -> float:
+    coarse = policy.mixed_precision or any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.base.parameters())
+    return COARSE if coarse else FINE
+
+
+def _question(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, device: torch.device) -> Tensor:
+    """Return ids [TOKENS] that are ordinary tokens: none that pads, ends or stands for something else."""
+    rows = int(base.get_input_embeddings().weight.shape[0])
+    special = {i for key, i in _numbers(base.config.to_dict()) if key.endswith(("token_id", "token_index"))}
+    special |= set(tokenizer.all_special_ids)
+    known = [i for i in range(min(rows, len(tokenizer) or rows)) if i not in special]
+    if not known:
+        raise BadResource("the tokenizer knows no ordinary token of the model", "Name the tokenizer's own model.")
+    return torch.tensor([known[i % len(known)] for i in noise.order(0, 0, max(len(known), TOKENS))[:TOKENS]]).to(device)
+
+
+def _numbers(config: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number of a configuration with its key, nested ones too."""
+    for name, value in config.items():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, Mapping):
+                yield from _numbers(item, name)
+            elif isinstance(item, int | float) and not isinstance(item, bool):
+                yield name, item
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelProbe:
+    """One model, asked about a few tokens."""
+
+    base: PreTrainedModel
+    name: str
+    ids: Tensor
+    """[TOKENS]"""
+    pad: int
+    tolerance: float
+    precision: Callable[[], contextlib.AbstractContextManager[Any]]
+
+    @torch.no_grad()
+    def path(self) -> ForwardPath:
+        """Return how the model's logits are reached, and how it is sampled from."""
+        return self._sampling_path(self.measuring_path())
+
+    @torch.no_grad()
+    def measuring_path(self) -> ForwardPath:
+        """Return how the model's logits are reached from its hidden states, and where its rows are padded.
+
+        Tried are the decoder's last hidden state and what enters the output layer; with each the plain product, and
+        every number of the configuration as a multiplier, divisor or soft-cap. The form with the least difference is
+        taken.
+        """
+        head = self._head()
+        with self.precision():
+            own = self.base(input_ids=self.ids[None]).logits
+        if not bool(torch.isfinite(own).all()):
+            raise BadResource(
+                f"{self.name}: its logits are not finite", "Load it in another precision, or mend its weights."
+            )
+        found = list(self._attempts(head, own))
+        best = min(found, key=lambda attempt: attempt[0])
+        if best[0] > self.tolerance:
+            raise self._refusal(
+                f"its logits are more than a product of hidden state and output layer: {best[2]}",
+                "Use another model: training through other logits than its own would be training another model.",
+            )
+        self._check_causal(best[1])
+        return self._padding_path(best[1])
+
+    def _head(self) -> Any:
+        head: Any = self.base.get_output_embeddings()
+        if head is None or not isinstance(getattr(head, "weight", None), Tensor):
+            raise self._refusal("it has no output layer to train through", "Use a causal language model.")
+        return head
+
+    def _attempts(self, head: Any, own: Tensor) -> Iterator[tuple[float, ForwardPath, Gap | str]]:
+        """Yield the difference of each way to the logits; the first that has none ends the search."""
+        ones = torch.ones_like(self.ids[None])
+        for captured in (False, True):
+            within = False
+            path = ForwardPath(captured=captured)
+            try:
+                hidden = self._run(path, self.ids[None], ones)
+                for form in _forms(self.base, own.shape[-1], len(head.weight)):
+                    apart = gap(own, forward.output_layer(head, form)(hidden))
+                    yield apart.share, path._replace(form=form), apart
+                    if apart.share == 0.0:
+                        return
+                    within = within or apart.share <= self.tolerance
+            except UNLIKE as fault:
+                yield float("inf"), path, f"{type(fault).__name__}: {fault}"
+            if within:
+                return
+
+    def _run(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
+        with self.precision():
+            return forward.run(self.base, path, ids, mask, forward.positions(mask))[0]
+
+    def _logits(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
+        return forward.output_layer(self._head(), path.form)(self._run(path, ids, mask))
+
+    def _check_causal(self, path: ForwardPath) -> None:
+        """Refuse a model whose tokens see what follows them."""
+        ones = torch.ones_like(self.ids[None])
+        other = torch.cat([self.ids[:-1], self.ids[:1]])
+        apart = gap(*(self._logits(path, ids[None], ones)[:, :-1] for ids in (self.ids, other)))
+        if apart.share > self.tolerance:
+            raise self._refusal(
+                f"another last token changes a logit before it from {apart.own:.6g} to {apart.ours:.6g}: "
+                "it is no causal language model",
+                "Set is_decoder in its config.json if it was trained as a decoder, or use another model.",
+            )
+
+    def _padding_path(self, path: ForwardPath) -> ForwardPath:
+        """Return the path with a padding that leaves what a shorter row says as it is."""
+        short = self.ids[: TOKENS - 5]
+        rows, mask = _padded(self.ids, short, self.pad)
+        alone = self._logits(path, short[None], torch.ones_like(short[None]))[0]
+        said: Gap | str = ""
+        for padding in PADDINGS:
+            trial = path._replace(padding=padding)
+            try:
+                apart = gap(alone, self._logits(trial, rows, mask)[1, TOKENS - len(short) :])
+            except UNLIKE as fault:
+                said = said or f"{type(fault).__name__}: {fault}"
+                continue
+            if apart.share <= self.tolerance:
+                return trial
+            said = said or apart
+        raise self._refusal(
+            f"a row that is padded says something else than alone: {said}",
+            "Use another model: batches of prompts of different lengths are padded.",
+        )
+
+    def _sampling_path(self, path: ForwardPath) -> ForwardPath:
+        """Return the path with the way of sampling that agrees with one whole pass."""
+        rows, mask = _padded(self.ids, self.ids[: TOKENS - 5], self.pad)
+        # The last tokens of both rows enter one by one.
+        whole = self._logits(path, rows, mask)[:, PREFILL - 1 :]
+        said: Gap | str = ""
+        for decoding in DECODINGS if path.padding != "right" else DECODINGS[-1:]:
+            trial = path._replace(decoding=decoding)
+            try:
+                apart = gap(whole, self._one_by_one(trial, rows, mask))
+            except UNLIKE as fault:
+                said = said or f"{type(fault).__name__}: {fault}"
+                continue
+            if apart.share <= self.tolerance:
+                return trial
+            said = said or apart
+        raise self._refusal(
+            f"sampled token by token it says something else than in one pass: {said}",
+            "Use another model: its replies would be sampled otherwise than they are measured.",
+        )
+
+    def _one_by_one(self, path: ForwardPath, rows: Tensor, mask: Tensor) -> Tensor:
+        """Return the logits [2, TOKENS - PREFILL + 1, V] after the first ``PREFILL`` tokens and each further one."""
+        cached = path.decoding != "whole"
+        run = functools.partial(forward.run, self.base, path)
+        states = forward.LastStates(run, rows[:, :PREFILL], mask[:, :PREFILL], cached=cached)
+        layer, found = forward.output_layer(self._head(), path.form), []
+        for t in range(PREFILL, rows.shape[1] + 1):
+            with self.precision():
+                hidden = states.now()
+            if cached and not states.cache:
+                raise ValueError("the model returns no cache")
+            found.append(layer.few(hidden))
+            if t < rows.shape[1]:
+                states.append(rows[:, t])
+        return torch.stack(found, dim=1)
+
+    def _refusal(self, what: str, hint: str) -> BadResource:
+        return BadResource(f"{self.name} ({type(self.base).__name__}): {what}", hint)
+
+
+def _forms(base: PreTrainedModel, vocabulary: int, rows: int) -> Iterator[LogitForm]:
+    """Yield what may happen to the product of hidden state and output layer, the plain product first."""
+    values = {float(v) for _, v in _numbers(base.config.to_dict())}
+    values |= {float(v) for v in vars(base).values() if isinstance(v, float)}
+    usable = sorted(v for v in values if 0 < v < float("inf") and v != 1.0)
+    kept = vocabulary if vocabulary < rows else None
+    for scale in (1.0, *usable, *(1 / v for v in usable)):
+        yield LogitForm(scale, None, kept)
+    for cap in usable:
+        yield LogitForm(1.0, cap, kept)
+
+
+def check_dropout(policy: Policy, ids: Tensor, name: str) -> None:
+    """Refuse a model whose two passes in training mode differ, the adapter's own dropout aside."""
+    rows, mask = _padded(ids, ids[: TOKENS - 5], _pad(policy))
+    asked: list[Any] = policy.dropouts()
+    kept = [module.p for module in asked]
+    for module in asked:
+        module.p = 0.0
+    try:
+        with policy.training(), torch.enable_grad():
+            first, second = (policy.hidden_states(rows, mask).detach() for _ in range(2))
+    finally:
+        for module, p in zip(asked, kept, strict=True):
+            module.p = p
+    if not torch.equal(first[mask.bool()], second[mask.bool()]):
+        apart = float((first - second)[mask.bool()].abs().max())
+        raise BadResource(
+            f"{name} ({type(policy.base).__name__}): two passes in training mode differ by up to {apart:.3g}: "
+            "dropout of the model's own is on",
+            "Set its dropout to 0 in its config.json.",
+        )
+
+
+@torch.no_grad()
+def check_reference(policy: Policy, ids: Tensor, name: str) -> None:
+    """Refuse an adapter that moves the reference: with it off, nothing that is trained may act."""
+    if not isinstance(policy.model, PeftModel) or isinstance(policy.reference, PreTrainedModel):
+        return
+    mask = torch.ones_like(ids[None])
+
+    def reference() -> Tensor:
+        with policy.as_reference():
+            hidden = policy.hidden_states(ids[None], mask)
+        return policy.reference_output(hidden)
+
+    before = reference()
+    trained = policy.trainable()
+    if not _moves(reference, before, list(trained.values())):
+        return
+    movers = [key for key, p in trained.items() if "lora_" not in key and _moves(reference, before, [p])]
+    more = f" and {len(movers) - 3} more" if len(movers) > 3 else ""
+    raise UsageError(
+        f"{name}: training {', '.join(movers[:3]) or 'the adapter'}{more} moves the reference too, "
+        "which is the model with the adapter off",
+        "Use bias='none' and adapt no layer that the reference shares, or pass a reference model of its own.",
+    )
+
+
+def _moves(measured: Callable[[], Tensor], before: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Say whether other values of ``parameters`` change what is measured; they are put back."""
+    kept = [p.detach().clone() for p in parameters]
+    try:
+        for p in parameters:
+            p.add_(0.5 + p.abs())
+        return not torch.equal(measured(), before)
+    finally:
+        for p, value in zip(parameters, kept, strict=True):
+            p.copy_(value)
+
+
+def _pad(policy: Policy) -> int:
+    pad = policy.tokenizer.pad_token_id
+    return 0 if pad is None else int(pad)
+
+
+def _padded(long: Tensor, short: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Return both rows [2, T], the shorter padded on the left, and their mask."""
+    before = len(long) - len(short)
+    rows = torch.stack([long, torch.cat([long.new_full((before,), pad), short])])
+    mask = torch.ones_like(rows)
+    mask[1, :before] = 0
+    return rows, mask
+
+
+def _kept_answer(policy: Policy) -> Answer | None:
+    """Return what was found before of a model that is the same in all that matters, None where nothing was."""
+    try:
+        kept = json.loads(_answer_file(policy).read_text(encoding="utf-8"))
+        paths = [ForwardPath(LogitForm(*form), *rest) for form, *rest in kept["paths"]]
+        return Answer(paths[0], paths[1], tuple(kept["notices"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there or not readable: the probes are run
+
+
+def _keep_answer(policy: Policy, answer: Answer) -> None:
+    path = _answer_file(policy)
+    text = json.dumps({"paths": [answer.path, answer.reference_path], "notices": answer.notices})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        return  # a cache that cannot be written costs the next run the probes
+
+
+def _answer_file(policy: Policy) -> Path:
+    """Return where the answer lies: under a digest of configuration, weights' shapes and samples, and versions."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (
+        Path(__file__).read_text(encoding="utf-8"),
+        Path(forward.__file__).read_text(encoding="utf-8"),
+        torch.__version__,
+        transformers.__version__,
+        peft.__version__,
+        policy.device.type,
+        repr((policy.mixed_precision, policy.tokenizer.pad_token_id, len(policy.tokenizer), type(policy.reference))),
+        repr(getattr(policy.model, "peft_config", None)),
+    ):
+        digest.update(part.encode())
+    models = [policy.base, *([policy.reference] if isinstance(policy.reference, PreTrainedModel) else [])]
+    for model in models:
+        digest.update(f"{type(model)} {model.config.to_json_string(use_diff=False)}".encode())
+        checkpointed = [n for n, m in model.named_modules() if getattr(m, "gradient_checkpointing", False)]
+        digest.update(repr(checkpointed).encode())
+        for key, p in model.named_parameters():
+            few = p.detach().flatten()[:4].float().cpu().tolist() if "lora_" not in key else ()
+            digest.update(f"{key} {tuple(p.shape)} {p.dtype} {p.requires_grad} {few}".encode())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "safebench" / "probes" / f"{digest.hexdigest()}.json"
