@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from safebench import settings as s
@@ -58,11 +59,12 @@ def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[P
 
 def _targets(base: PreTrainedModel, linear: list[str], wanted: tuple[str, ...]) -> str | list[str]:
     """Return peft's targets: the names; of a model with more than a decoder, a pattern for those in the decoder."""
+    names = sorted({path.rpartition(".")[2] for path in linear}) if ALL_LINEAR in wanted else list(wanted)
     decoder = base.get_decoder()
     inside = next((path for path, module in base.named_modules() if module is decoder), "")
-    if not inside or all(path.startswith(f"{inside}.") for path in linear):
-        return ALL_LINEAR if ALL_LINEAR in wanted else list(wanted)
-    names = sorted({path.rpartition(".")[2] for path in linear}) if ALL_LINEAR in wanted else list(wanted)
+    within = [path for path in linear if path.startswith(f"{inside}.")]
+    if not inside or len(within) in (0, len(linear)):
+        return names
     return rf"{re.escape(inside)}\..*\.({'|'.join(map(re.escape, names))})"
 
 
@@ -84,12 +86,12 @@ def bare_layers(adapted: PeftModel, name: str) -> tuple[str, ...]:
 
 
 def _linear_names(base: PreTrainedModel) -> list[str]:
+    """Return the paths of the linear layers but the output layer; a kind of its own, such as a router, is none."""
     head = base.get_output_embeddings()
-    kinds = (nn.Linear, nn.Conv1d)
     return [
         path
         for path, module in base.named_modules()
-        if module is not head and (isinstance(module, kinds) or type(module).__name__ == "Conv1D")
+        if module is not head and (type(module) is nn.Linear or isinstance(module, Conv1D))
     ]
 
 

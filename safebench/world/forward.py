@@ -69,8 +69,7 @@ def run(
         del inputs["position_ids"]
     if cache and path.decoding == "cache, no mask":
         del inputs["attention_mask"]
-    taken = _accepted(runner.forward.__func__)
-    inputs = inputs if taken is None else {name: value for name, value in inputs.items() if name in taken}
+    inputs = accepted(runner, inputs)
     if path.captured:
         hidden, out = _captured_pass(base, inputs | (cache or {}), whole=cache is None)
     else:
@@ -83,6 +82,12 @@ def _rolled(x: Tensor, start: Tensor) -> Tensor:
     """Return rows [B, T, ...] turned to the left by ``start`` [B, 1] places."""
     index = (torch.arange(x.shape[1], device=x.device) + start) % x.shape[1]
     return x.gather(1, index.reshape(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
+
+
+def accepted(runner: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the inputs that a module's forward pass takes."""
+    taken = _accepted(getattr(runner.forward, "__func__", runner.forward))
+    return inputs if taken is None else {name: value for name, value in inputs.items() if name in taken}
 
 
 @cache

@@ -32,7 +32,7 @@ from safebench.world.forward import ForwardPath
 if TYPE_CHECKING:
     from safebench.world.policy import Policy
 
-UNLIKE = (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, IndexError, KeyError)
+UNLIKE = (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError)
 """What a model that is run otherwise than it expects may raise; another path may do."""
 TOKENS = 12
 """Tokens of a probe's longer row; the shorter one has seven."""
@@ -77,8 +77,15 @@ def probe(policy: Policy, name: str) -> Policy:
     """
     kept = _kept_answer(policy)
     if kept is None:
-        with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
-            kept = _measured_answer(policy, name)
+        try:
+            with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+                kept = _measured_answer(policy, name)
+        except UNLIKE as fault:
+            raise BadResource(
+                f"{name} ({type(policy.base).__name__}): a pass over a few tokens ends in "
+                f"{type(fault).__name__}: {fault}",
+                "Try the model in plain transformers; other LoRA targets or no gradient checkpointing may help.",
+            ) from fault
         _keep_answer(policy, kept)
     return dataclasses.replace(
         policy, path=kept.path, reference_path=kept.reference_path, notices=(*policy.notices, *kept.notices)
@@ -160,7 +167,7 @@ class ModelProbe:
         """
         head = self._head()
         with self.precision():
-            own = self.base(input_ids=self.ids[None]).logits
+            own = self.base(**forward.accepted(self.base, {"input_ids": self.ids[None], "use_cache": False})).logits
         if not bool(torch.isfinite(own).all()):
             raise BadResource(
                 f"{self.name}: its logits are not finite", "Load it in another precision, or mend its weights."
@@ -186,17 +193,18 @@ class ModelProbe:
         ones = torch.ones_like(self.ids[None])
         for captured in (False, True):
             within = False
-            path = ForwardPath(captured=captured)
-            try:
-                hidden = self._run(path, self.ids[None], ones)
-                for form in _forms(self.base, own.shape[-1], len(head.weight)):
-                    apart = gap(own, forward.output_layer(head, form)(hidden))
-                    yield apart.share, path._replace(form=form), apart
-                    if apart.share == 0.0:
-                        return
-                    within = within or apart.share <= self.tolerance
-            except UNLIKE as fault:
-                yield float("inf"), path, f"{type(fault).__name__}: {fault}"
+            for padding in PADDINGS[:2]:
+                path = ForwardPath(captured=captured, padding=padding)
+                try:
+                    hidden = self._run(path, self.ids[None], ones)
+                    for form in _forms(self.base, own.shape[-1], len(head.weight)):
+                        apart = gap(own, forward.output_layer(head, form)(hidden))
+                        yield apart.share, path._replace(form=form), apart
+                        if apart.share == 0.0:
+                            return
+                        within = within or apart.share <= self.tolerance
+                except UNLIKE as fault:
+                    yield float("inf"), path, f"{type(fault).__name__}: {fault}"
             if within:
                 return
 
@@ -220,12 +228,12 @@ class ModelProbe:
             )
 
     def _padding_path(self, path: ForwardPath) -> ForwardPath:
-        """Return the path with a padding that leaves what a shorter row says as it is."""
+        """Return the path with a padding that leaves what a shorter row says as it is, the path's own first."""
         short = self.ids[: TOKENS - 5]
         rows, mask = _padded(self.ids, short, self.pad)
         alone = self._logits(path, short[None], torch.ones_like(short[None]))[0]
         said: Gap | str = ""
-        for padding in PADDINGS:
+        for padding in PADDINGS[PADDINGS.index(path.padding) :]:
             trial = path._replace(padding=padding)
             try:
                 apart = gap(alone, self._logits(trial, rows, mask)[1, TOKENS - len(short) :])
