@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,12 +32,19 @@ def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[P
     linear = _linear_names(base)
     wanted = tuple(lora.targets)
     unmatched = [t for t in wanted if t != ALL_LINEAR and not any(_fits(t, module) for module in linear)]
+    known = ", ".join(sorted({module.rpartition(".")[2] for module in linear}))
     if unmatched and (len(unmatched) == len(wanted) or wanted != s.Lora().targets):
-        known = ", ".join(sorted({module.rpartition(".")[2] for module in linear}))
         raise UsageError(
             f"model.lora.targets: {name} has no layer called {', '.join(unmatched)}; its linear layers are {known}",
             f"Name them as --set 'model.lora.targets=[…]', or use --set 'model.lora.targets=[{ALL_LINEAR}]'.",
         )
+    told = []
+    if unmatched:
+        matched = ", ".join(t for t in wanted if t not in unmatched)
+        told.append(f"the adapter is on {matched} alone: {name} has no layer called {', '.join(unmatched)}")
+    if ALL_LINEAR in wanted and (barred := _barred(base, linear)):
+        linear = [path for path in linear if path.rpartition(".")[2] not in barred]
+        told.append(f"the adapter is not on {', '.join(barred)} of {name}: peft cannot train them")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -48,24 +55,39 @@ def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[P
     try:
         adapted: PeftModel = get_peft_model(base, config)
     except ValueError as fault:
-        raise UsageError(f"model.lora.targets does not fit {name}: {fault}") from fault
+        raise UsageError(
+            f"model.lora.targets does not fit {name}: {' '.join(str(fault).split())[:300]}",
+            f"Name others of its linear layers as --set 'model.lora.targets=[…]': {known}.",
+        ) from fault
     _draw(adapted, seed)
-    told = []
-    if unmatched:
-        matched = ", ".join(t for t in wanted if t not in unmatched)
-        told.append(f"the adapter is on {matched} alone: {name} has no layer called {', '.join(unmatched)}")
     return adapted, (*told, *bare_layers(adapted, name))
 
 
+def _barred(base: PreTrainedModel, linear: list[str]) -> list[str]:
+    """Return the names of linear layers that peft refuses in this model, whose fused kernels would pass them by."""
+    found = []
+    for target in sorted({path.rpartition(".")[2] for path in linear}):
+        alone = nn.Module()
+        alone.config = base.config
+        setattr(alone, target, nn.Linear(1, 1))
+        try:
+            inject_adapter_in_model(LoraConfig(r=1, target_modules=[target]), alone)
+        except ValueError:
+            found.append(target)
+    return found
+
+
 def _targets(base: PreTrainedModel, linear: list[str], wanted: tuple[str, ...]) -> str | list[str]:
-    """Return peft's targets: the names; of a model with more than a decoder, a pattern for those in the decoder."""
-    names = sorted({path.rpartition(".")[2] for path in linear}) if ALL_LINEAR in wanted else list(wanted)
+    """Return peft's targets: names of layers; of a model with more than a decoder, a pattern for those in it."""
     decoder = base.get_decoder()
     inside = next((path for path, module in base.named_modules() if module is decoder), "")
-    within = [path for path in linear if path.startswith(f"{inside}.")]
-    if not inside or len(within) in (0, len(linear)):
+    within = [path for path in linear if path.startswith(f"{inside}.")] or linear
+    names = sorted({path.rpartition(".")[2] for path in within}) if ALL_LINEAR in wanted else list(wanted)
+    reached = [path for path, _ in base.named_modules() if any(_fits(name, path) for name in names)]
+    if set(reached) <= set(within):
         return names
-    return rf"{re.escape(inside)}\..*\.({'|'.join(map(re.escape, names))})"
+    exact = [path for path in within if any(_fits(name, path) for name in names)]
+    return "|".join(map(re.escape, exact))
 
 
 def bare_layers(adapted: PeftModel, name: str) -> tuple[str, ...]:
