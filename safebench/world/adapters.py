@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
 from safebench.world import noise
+from safebench.world.loading import quiet_libraries
 
 ALL_LINEAR = "all-linear"
 """In the settings' targets: every linear layer but the output layer."""
@@ -53,7 +54,8 @@ def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[P
         task_type="CAUSAL_LM",
     )
     try:
-        adapted: PeftModel = get_peft_model(base, config)
+        with quiet_libraries():
+            adapted: PeftModel = get_peft_model(base, config)
     except ValueError as fault:
         raise UsageError(
             f"model.lora.targets does not fit {name}: {' '.join(str(fault).split())[:300]}",
@@ -161,7 +163,7 @@ def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> 
 
     Raises ``BadResource`` where a weight of the file is not in the model or one of the adapter's is not in the file.
     """
-    with warnings.catch_warnings():
+    with quiet_libraries(), warnings.catch_warnings():
         # What peft warns of here, partly loaded adapters, is looked for below.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         adapted: PeftModel = PeftModel.from_pretrained(base, location)
