@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from safebench.rl.critics import ValueHeads, explained_variance, polyak, soft_min
+from safebench.world import noise
 
 values = st.floats(-50, 50)
 alphas = st.floats(1e-3, 1e3)
@@ -23,9 +24,7 @@ def doubles(*numbers: float) -> Tensor:
 def heads(
     number: int = 2, *, mlp: bool = True, layer_norm: bool = True, seed: int = 0, width: int = 8
 ) -> ValueHeads:
-    return ValueHeads(
-        width, number, mlp=mlp, layer_norm=layer_norm, generator=torch.Generator().manual_seed(seed)
-    )
+    return ValueHeads(width, number, mlp=mlp, layer_norm=layer_norm, draws=noise.Draws("test", seed))
 
 
 def test_soft_min_by_hand() -> None:
@@ -123,7 +122,7 @@ def test_heads_are_float32_on_states_of_any_type() -> None:
         assert heads()(torch.zeros(1, 8, dtype=dtype)).dtype == torch.float32
 
 
-def test_heads_differ_and_depend_on_the_generator_alone() -> None:
+def test_heads_differ_and_depend_on_the_draws_alone() -> None:
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     out = heads()(x)
     assert (out[:, 0] != out[:, 1]).all()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from safebench.world import noise
+
+PACKAGE = Path(noise.__file__).parents[1]
 
 
 def draw(purpose: str, *where: int) -> list[float]:
@@ -91,3 +96,108 @@ def test_a_step_finds_its_place_without_those_before(step: int) -> None:
 def test_a_batch_larger_than_the_data_goes_round() -> None:
     indices = noise.batch_indices(0, 1, 7, 3)
     assert sorted(indices[:3]) == sorted(indices[3:6]) == [0, 1, 2]
+
+
+def test_draws_are_the_cpus_whatever_the_type() -> None:
+    """Weights in bfloat16 are those in float32, rounded; a float64 weight has draws of its own precision."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        draws = noise.Draws("adapter", 3)
+        target = torch.empty(5, 4, dtype=dtype)
+        draws.kaiming(target)
+        bias = torch.empty(4, dtype=dtype)
+        draws.uniform(bias, 0.5)
+        draws.normal(bias, 0.1)
+        found[dtype] = torch.cat([target.flatten(), bias])
+    assert torch.equal(found[torch.bfloat16], found[torch.float32].to(torch.bfloat16))
+    assert found[torch.float64].to(torch.float32).unique().numel() == 24
+    assert float(found[torch.float32][:20].abs().max()) <= 0.5
+
+
+def test_draws_are_those_of_torchs_own_initialisers() -> None:
+    """As every recorded run began: ``nn.init`` with the same generator, in the same order."""
+    draws, generator = noise.Draws("critic", 4), noise.generator("critic", 4)
+    mine, theirs = (torch.nn.Parameter(torch.empty(6, 3)) for _ in range(2))
+    draws.kaiming(mine)
+    torch.nn.init.kaiming_uniform_(theirs, a=5**0.5, generator=generator)
+    assert torch.equal(mine, theirs)
+    draws.normal(mine, 0.02)
+    torch.nn.init.normal_(theirs, 0.0, 0.02, generator=generator)
+    assert torch.equal(mine, theirs)
+    with torch.no_grad():
+        draws.uniform(mine, 0.3)
+        theirs.uniform_(-0.3, 0.3, generator=generator)
+    assert torch.equal(mine, theirs)
+    assert mine.grad_fn is None
+
+
+def test_initial_weights_leave_torchs_own_generator_as_it_was() -> None:
+    before = torch.get_rng_state()
+    with noise.initial_weights(2):
+        first = torch.nn.Linear(3, 2).weight
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    with noise.initial_weights(2):
+        assert torch.equal(torch.nn.Linear(3, 2).weight, first)
+
+
+DRAWN_BY_TORCH = (
+    {f"torch.{name}" for name in ("rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli")}
+    | {f"torch.{name}_like" for name in ("rand", "randn", "randint")}
+    | {"torch.Generator", "torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"}
+    | {"torch.random.manual_seed", "torch.random.fork_rng", "torch.default_generator.manual_seed"}
+)
+IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "geometric_"}
+FILLING = {"zeros_", "ones_", "constant_", "eye_", "dirac_"}
+"""Of ``nn.init``: what fills without drawing."""
+
+
+def drawing(tree: ast.AST) -> list[str]:
+    """Name the calls in a file of ours that draw by torch, or hand on a generator."""
+    found = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        last = name.rsplit(".", 1)[-1]
+        if (
+            name in DRAWN_BY_TORCH
+            or last in IN_PLACE
+            or ("nn.init." in name and last not in FILLING)
+            or any(keyword.arg == "generator" for keyword in call.keywords)
+        ):
+            found.append(f"line {call.lineno}: {name}")
+    return found
+
+
+def test_nothing_else_draws_by_torch() -> None:
+    """One module draws; the embedded world is built by itself, on the CPU, before any run."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        torches = "torch" in {name for node in ast.walk(tree) for name in imported(node)}
+        if torches and path != PACKAGE / "world" / "noise.py" and PACKAGE / "world" / "build" not in path.parents:
+            found[path.relative_to(PACKAGE).as_posix()] = drawing(tree)
+    assert len(found) > 30
+    assert {path: calls for path, calls in found.items() if calls} == {}
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [(node.module or "").split(".")[0]] if isinstance(node, ast.ImportFrom) else []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)",
+        "torch.nn.init.normal_(weight)",
+        "x = torch.randperm(size)",
+        "weight.uniform_(-1, 1)",
+        "f(x, generator=noise.generator('critic', 0))",
+        "torch.manual_seed(1)",
+    ],
+)
+def test_a_draw_is_seen(line: str) -> None:
+    assert drawing(ast.parse(line))
+    assert not drawing(ast.parse("nn.init.zeros_(layer.bias); draws.normal(weight, 0.1); noise.normals('x', 0, 1, rows)"))

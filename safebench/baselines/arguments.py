@@ -37,8 +37,6 @@ def shared(settings: Settings, folder: str, device: torch.device) -> dict[str, A
         "bf16": False,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type != "cpu",
-        # The run's own state of devices stays: made anew it would forget what the settings say.
-        "accelerator_config": {"use_configured_state": True},
         "report_to": "none",
         "save_strategy": "no",
         "push_to_hub": False,

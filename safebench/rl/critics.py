@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,24 @@ def soft_min(values: Tensor, alpha: float) -> Tensor:
     return -alpha * (torch.logsumexp(-values / alpha, dim=-1) - math.log(values.shape[-1]))
 
 
+class Draws(Protocol):
+    """Draws random numbers into tensors (``world.noise.Draws``)."""
+
+    def normal(self, target: Tensor, deviation: float) -> None:
+        """Fill ``target`` with normal numbers of mean zero."""
+        ...
+
+    def uniform(self, target: Tensor, bound: float) -> None:
+        """Fill ``target`` with numbers from [-bound, bound)."""
+        ...
+
+
 class ValueHeads(nn.Module):
     """H independent heads on a hidden state of width h, each giving one value; float32 whatever the policy's type.
 
     SAFE, equation 2: LayerNorm, then per head Linear(h, h/4), GELU, Linear(h/4, 1). The ``linear`` form
     is PPO's usual Linear(h, 1). The last layer starts small (0.02, as Qwen2 initialises), drawn from
-    ``generator``, so that the heads differ and no value is large before the first update; ``small`` false
+    ``draws``, so that the heads differ and no value is large before the first update; ``small`` false
     starts every layer as torch does.
     """
 
@@ -37,16 +50,16 @@ class ValueHeads(nn.Module):
         *,
         mlp: bool,
         layer_norm: bool,
-        generator: torch.Generator,
+        draws: Draws,
         small: bool = True,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
-        self.heads = nn.ModuleList(_head(width, mlp, generator) for _ in range(heads))
+        self.heads = nn.ModuleList(_head(width, mlp, draws) for _ in range(heads))
         if not small:
             for layer in self.heads.modules():
                 if isinstance(layer, nn.Linear):
-                    _as_torch(layer, generator)
+                    _as_torch(layer, draws)
 
     def take(self, head: nn.Linear) -> None:
         """Let a given linear layer, copied, be every head; one without bias stays without."""
@@ -58,29 +71,28 @@ class ValueHeads(nn.Module):
         return torch.cat([head(hidden) for head in self.heads], dim=-1)
 
 
-def _head(width: int, mlp: bool, generator: torch.Generator) -> nn.Module:
+def _head(width: int, mlp: bool, draws: Draws) -> nn.Module:
     if not mlp:
-        return _linear(width, 1, 0.02, generator)
+        return _linear(width, 1, 0.02, draws)
     inner = max(1, width // 4)
     return nn.Sequential(
-        _linear(width, inner, 1 / math.sqrt(width), generator), nn.GELU(), _linear(inner, 1, 0.02, generator)
+        _linear(width, inner, 1 / math.sqrt(width), draws), nn.GELU(), _linear(inner, 1, 0.02, draws)
     )
 
 
-def _linear(inputs: int, outputs: int, std: float, generator: torch.Generator) -> nn.Linear:
+def _linear(inputs: int, outputs: int, std: float, draws: Draws) -> nn.Linear:
     # Built without values: nothing may be drawn from the global generator.
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
-    nn.init.normal_(layer.weight, 0.0, std, generator=generator)
+    draws.normal(layer.weight, std)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-@torch.no_grad()
-def _as_torch(layer: nn.Linear, generator: torch.Generator) -> None:
+def _as_torch(layer: nn.Linear, draws: Draws) -> None:
     """Draw weights and biases uniformly from +-1/sqrt(inputs), torch's default for a linear layer."""
     bound = 1 / math.sqrt(layer.in_features)
-    layer.weight.uniform_(-bound, bound, generator=generator)
-    layer.bias.uniform_(-bound, bound, generator=generator)
+    draws.uniform(layer.weight, bound)
+    draws.uniform(layer.bias, bound)
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ class Critic:
             2 if settings.heads == "double" else 1,
             mlp=settings.head == "mlp",
             layer_norm=settings.layer_norm,
-            generator=noise.generator("critic", seed),
+            draws=noise.Draws("critic", seed),
             small=settings.init == "small",
         )
         if head is not None:

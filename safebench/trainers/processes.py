@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import atexit
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import gather_object, get_int_from_env, parse_flag_from_env
 from torch import Tensor, nn
 
 from safebench.errors import MissingResource, UsageError
 from safebench.settings import Compute
 
+_WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+"""Where a launcher says how many processes it started, in the order in which accelerate looks."""
+
 
 class Processes:
-    """Rank, device and the sums over all processes that make statistics those of the whole batch."""
+    """Rank, device and the sums over all processes that make statistics those of the whole batch.
+
+    A process that is alone needs nothing of accelerate's, which keeps one device for as long as the interpreter lives:
+    one run may use the CPU and the next the GPU, and the reverse.
+    """
 
     def __init__(self, compute: Compute) -> None:
         if compute.threads is not None:
             torch.set_num_threads(compute.threads)
-        wanted = _device_type(compute.device)
-        self.accelerator = Accelerator(cpu=wanted == "cpu")
-        self.rank = int(self.accelerator.process_index)
-        self.count = int(self.accelerator.num_processes)
+        self.device = _device(compute.device)
+        self.rank, self.count = 0, 1
+        if _launched():
+            self.rank, self.count = int(self.accelerator.process_index), int(self.accelerator.num_processes)
+            if ":" not in compute.device:
+                self.device = self.accelerator.device
         self.main = self.rank == 0
         if self.count > 1:
             atexit.register(_leave)
-        self.device = torch.device(compute.device) if ":" in compute.device else self.accelerator.device
+
+    @functools.cached_property
+    def accelerator(self) -> Accelerator:
+        """What accelerate knows of these processes, on this device.
+
+        A process that is alone makes it when it is asked for. Where accelerate's state is that of another device it is
+        made anew, as transformers' ``TrainingArguments`` make it; an accelerator of before then shows the new state.
+        """
+        used = PartialState._shared_state.get("device")
+        if not _launched() and used is not None and used.type != self.device.type:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=self.device.type == "cpu")
 
     def rows(self, batch: int) -> range:
         """Return this process's rows of a batch."""
@@ -65,7 +87,8 @@ class Processes:
 
     def wait(self) -> None:
         """Wait until all processes are here."""
-        self.accelerator.wait_for_everyone()
+        if self.count > 1:
+            self.accelerator.wait_for_everyone()
 
 
 def _leave() -> None:
@@ -74,15 +97,24 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _device_type(name: str) -> str:
-    kind = name.split(":")[0]
-    if kind == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise MissingResource(
-            "compute.device is cuda, and torch sees no CUDA device here",
-            "Run `safebench doctor`, or use --set compute.device=cpu.",
-        )
-    if kind not in ("cpu", "cuda"):
+def _launched() -> bool:
+    """Say whether a launcher may have started several processes; accelerate then knows how many there are."""
+    return torch.distributed.is_initialized() or get_int_from_env(_WORLD_SIZES, 1) > 1
+
+
+def _device(name: str) -> torch.device:
+    """Return the device that ``compute.device`` names; without an index, the first or this process's own."""
+    kind, _, index = name.partition(":")
+    if name == "auto":
+        # `accelerate launch --cpu` says it this way.
+        usable = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+        return torch.device("cuda" if usable else "cpu")
+    if kind not in ("cpu", "cuda") or (":" in name and not index.isdecimal()):
         raise UsageError(f"compute.device is {name!r}", "Use auto, cpu, cuda or cuda:N.")
-    return kind
+    count = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= count:
+        seen = f"sees {count} of them here, counted from 0" if count else "sees no CUDA device here"
+        raise MissingResource(
+            f"compute.device is {name}, and torch {seen}", "Run `safebench doctor`, or use --set compute.device=cpu."
+        )
+    return torch.device(name)

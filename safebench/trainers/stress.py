@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from safebench.settings import Settings
@@ -20,6 +19,6 @@ def stressed(settings: Settings, rewards: Tensor, *, step: int, rows: Iterable[i
     if reward.rescale_at is not None and step > reward.rescale_at * settings.update.steps:
         rewards = rewards * reward.rescale_by
     if reward.noise:
-        draws = [torch.randn((), generator=noise.generator("reward", settings.seed, step, row)) for row in rows]
-        rewards = rewards + reward.noise * sigma0 * torch.stack(draws).to(rewards.device)
+        draws = noise.normals("reward", settings.seed, step, rows).to(rewards.device)
+        rewards = rewards + reward.noise * sigma0 * draws
     return rewards

@@ -153,9 +153,7 @@ class Updater:
         for epoch in range(self.settings.update.epochs):
             order = list(range(batch))
             if parts > 1:
-                order = torch.randperm(
-                    batch, generator=noise.generator("minibatches", self.settings.seed, step, epoch)
-                ).tolist()
+                order = noise.permutation(batch, "minibatches", self.settings.seed, step, epoch)
             size = batch // parts
             for start in range(0, batch, size):
                 yield [row - mine.start for row in order[start : start + size] if row in mine]

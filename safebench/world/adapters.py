@@ -124,10 +124,10 @@ def _fits(target: str, module: str) -> bool:
 
 
 def _draw(adapted: nn.Module, seed: int) -> None:
-    generator = noise.generator("adapter", seed)
+    draws = noise.Draws("adapter", seed)
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
-            nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
+            draws.kaiming(parameter)
 
 
 def config_of(location: str) -> PeftConfig | None:

@@ -192,11 +192,10 @@ def _random(
         )
     tokenizer = AutoTokenizer.from_pretrained(str(catalog.WORLD / "policy"))
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    torch.manual_seed(int(torch.randint(2**62, (1,), generator=noise.generator("weights", seed))))
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with device:
+        with noise.initial_weights(seed):
             base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(config | ids)))
     finally:
         torch.set_default_dtype(before)

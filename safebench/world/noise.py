@@ -1,17 +1,18 @@
 """Every random draw of a run: generators derived from a purpose, the seed and where they are used.
 
 Nothing else draws random numbers, so arms with the same seed share initial weights, the order of
-prompts and, row by row, the sampling noise, whatever else they do.
+prompts and, row by row, the sampling noise, whatever else they do. Numbers are drawn on the CPU and copied to the
+device that uses them, so a run starts alike on every device. Dropout is the exception (``seeded``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def generator(purpose: str, *where: int) -> torch.Generator:
@@ -19,11 +20,45 @@ def generator(purpose: str, *where: int) -> torch.Generator:
     return torch.Generator().manual_seed(_digest(purpose, *where))
 
 
+class Draws:
+    """The draws of one purpose, one after another, put into tensors of any device and type.
+
+    They are made on the CPU in float32, in float64 for a float64 tensor, and copied: rounding to the target's type is
+    the only difference between devices and types.
+    """
+
+    def __init__(self, purpose: str, *where: int) -> None:
+        self._generator = generator(purpose, *where)
+
+    def normal(self, target: Tensor, deviation: float) -> None:
+        """Fill ``target`` with normal numbers of mean zero."""
+        _put(target, _room(target).normal_(0.0, deviation, generator=self._generator))
+
+    def uniform(self, target: Tensor, bound: float) -> None:
+        """Fill ``target`` with numbers from [-bound, bound)."""
+        _put(target, _room(target).uniform_(-bound, bound, generator=self._generator))
+
+    def kaiming(self, target: Tensor) -> None:
+        """Fill a weight [outputs, inputs] as torch starts a linear layer: uniform in +-1/sqrt(inputs)."""
+        _put(target, nn.init.kaiming_uniform_(_room(target), a=5**0.5, generator=self._generator))
+
+
+def _room(target: Tensor) -> Tensor:
+    return torch.empty(target.shape, dtype=torch.promote_types(target.dtype, torch.float32), device="cpu")
+
+
+@torch.no_grad()
+def _put(target: Tensor, drawn: Tensor) -> None:
+    target.copy_(drawn)
+
+
 @contextlib.contextmanager
 def seeded(device: torch.device, purpose: str, *where: int) -> Iterator[None]:
     """Within this context torch's own generators depend on the arguments alone; after it they are as before.
 
-    For what can draw from nowhere else, such as dropout. ``device`` is where it draws, beside the CPU.
+    For what can draw from nowhere else: dropout, and the libraries' own initialisation of layers. ``device`` is where
+    it draws, beside the CPU. On CUDA dropout uses the device's generator, so its masks differ from the CPU's: drawing
+    them on the CPU and copying them would cost more than the forward pass.
     """
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
@@ -32,6 +67,17 @@ def seeded(device: torch.device, purpose: str, *where: int) -> Iterator[None]:
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(digest)
+        yield
+
+
+@contextlib.contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Within this context a model that a library builds is on the CPU and has weights that depend on ``seed`` alone.
+
+    torch's own generator, which libraries draw from, is afterwards as before.
+    """
+    with torch.random.fork_rng([]), torch.device("cpu"):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator("weights", seed))))
         yield
 
 
@@ -50,9 +96,19 @@ def uniforms(purpose: str, seed: int, step: int, rows: range, tokens: int) -> Te
     )
 
 
+def normals(purpose: str, seed: int, step: int, rows: Iterable[int]) -> Tensor:
+    """Return one standard normal number per row, [rows], float32; each depends on (purpose, seed, step, row) only."""
+    return torch.stack([torch.randn((), generator=generator(purpose, seed, step, row)) for row in rows])
+
+
+def permutation(size: int, purpose: str, *where: int) -> list[int]:
+    """Return the numbers below ``size`` in an order that depends on the arguments alone."""
+    return torch.randperm(size, generator=generator(purpose, *where)).tolist()
+
+
 def order(seed: int, epoch: int, size: int) -> list[int]:
     """Return the order in which one pass over ``size`` prompts visits them."""
-    return torch.randperm(size, generator=generator("prompts", seed, epoch)).tolist()
+    return permutation(size, "prompts", seed, epoch)
 
 
 def batch_indices(seed: int, step: int, batch: int, size: int) -> list[int]:
