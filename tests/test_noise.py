@@ -200,4 +200,5 @@ def imported(node: ast.AST) -> list[str]:
 )
 def test_a_draw_is_seen(line: str) -> None:
     assert drawing(ast.parse(line))
-    assert not drawing(ast.parse("nn.init.zeros_(layer.bias); draws.normal(weight, 0.1); noise.normals('x', 0, 1, rows)"))
+    calls = "nn.init.zeros_(layer.bias); draws.normal(weight, 0.1); noise.normals('x', 0, 1, [0])"
+    assert not drawing(ast.parse(calls))
