@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from safebench import architectures as dims
 from safebench.architectures import Architecture
-from safebench.errors import MissingResource, UsageError
+from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.names import unknown
 
 Group = Literal["arms", "models", "rewards", "prompts", "optimizers", "trackers"]
@@ -29,7 +29,8 @@ WORLD = Path(__file__).parent / "world" / "embedded"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_PROMPT_FILES = (".jsonl", ".json", ".parquet", ".txt")
+PROMPT_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
+"""Endings of prompt files, in any case; each may be followed by .gz."""
 _SINGULAR = {
     "arms": "arm",
     "models": "model",
@@ -205,9 +206,15 @@ def reward_source(name: str) -> Entry:
     return find("rewards", name)
 
 
-def prompts_source(name: str) -> str:
-    """Return the file or hub data set that holds the prompts called ``name``."""
-    return find("prompts", name).location
+def prompts_source(name: str) -> Entry:
+    """Return the prompts called ``name``: a file, a directory or a hub data set at ``location``."""
+    return find("prompts", name)
+
+
+def prompt_file(path: Path) -> str | None:
+    """Return the one of ``PROMPT_FILES`` that the name of ``path`` ends in, .gz aside; None where it is another."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((ending for ending in PROMPT_FILES if name.endswith(ending)), None)
 
 
 def fault(group: Group, name: str) -> str | None:
@@ -271,14 +278,10 @@ def _pass_through(group: Group, name: str) -> Entry | None:
     if group in ("arms", "optimizers"):
         return Entry(name, "given by name", "object", name) if _TARGET.fullmatch(name) else None
     path = Path(name).expanduser()
-    if path.is_dir() and group != "prompts":
+    if path.is_dir():
         return Entry(name, "local directory", "directory", str(path))
-    if group == "prompts" and path.suffix.lower() in _PROMPT_FILES:
-        if not path.is_file():
-            raise MissingResource(
-                f"prompts {name!r}: no such file", hint="Give the path of a JSONL, Parquet or text file."
-            )
-        return Entry(name, "local file", "file", str(path))
+    if group == "prompts" and (path.is_file() or prompt_file(path)):
+        return _prompt_file(name, path)
     if group == "rewards" and _TARGET.fullmatch(name):
         return Entry(name, "Python function", "function", name)
     if name.startswith((".", "~", os.sep)) or name.endswith(os.sep):
@@ -288,11 +291,21 @@ def _pass_through(group: Group, name: str) -> Entry | None:
     return None
 
 
+def _prompt_file(name: str, path: Path) -> Entry:
+    endings = f"Give the path of a file that ends in {', '.join(PROMPT_FILES)}, or one of these and .gz."
+    if not path.is_file():
+        raise MissingResource(f"prompts {name!r}: no such file", endings)
+    if prompt_file(path) is None:
+        raise BadResource(f"prompts {name!r}: the file's ending does not say what it holds", endings)
+    return Entry(name, "local file", "file", str(path))
+
+
 def _hint(group: Group) -> str:
     forms = {
         "models": "Give a name of `safebench models`, a hub id (organisation/name) or a local directory (./name).",
         "rewards": "Give a name of `safebench rewards`, a hub id, ./directory or module:function.",
-        "prompts": "Give embedded, hh-rlhf, a hub data set (organisation/name) or a .jsonl, .parquet or .txt file.",
+        "prompts": "Give embedded, hh-rlhf, a hub data set (organisation/name), ./directory or a file that ends in "
+        f"{', '.join(PROMPT_FILES)}.",
         "arms": "`safebench arms` lists them.",
     }
     return forms.get(group, f"There are: {', '.join(entry.name for entry in entries(group))}.")

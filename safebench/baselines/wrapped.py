@@ -29,6 +29,7 @@ from safebench.trainers.processes import Processes
 from safebench.trainers.stress import stressed
 from safebench.world.assemble import World
 from safebench.world.policy import Policy
+from safebench.world.prompts import conversation_of
 from safebench.world.rewards import score
 from safebench.world.rollout import Encoded
 
@@ -123,7 +124,10 @@ class Wrapped:
         self.tokens += int(rollout.mask.sum())
         self._row = {"step": self.step_number, "episodes": self.episodes, "tokens": self.tokens, **described}
         shown = list(zip(rollout.prompts, rollout.replies, rewards.tolist(), strict=True))[: settings.recording.samples]
-        self._samples = [Sample(row, prompt, reply, reward) for row, (prompt, reply, reward) in enumerate(shown)]
+        self._samples = [
+            Sample(row, prompt, reply, reward, messages=conversation_of(prompt))
+            for row, (prompt, reply, reward) in enumerate(shown)
+        ]
         self._sampled = int(rollout.mask.sum())
 
     def begun(self) -> None:

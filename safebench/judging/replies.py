@@ -9,16 +9,18 @@ from pathlib import Path
 
 from safebench.errors import BadResource, MissingResource
 from safebench.evidence.rescored import HELD_OUT
+from safebench.world.conversations import Messages, is_conversation, read_messages
+from safebench.world.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One saved reply: where it comes from, and its texts."""
+    """One saved reply: where it comes from, its prompt with the conversation where it is one, and its text."""
 
     step: int
     split: str
     row: int
-    prompt: str
+    prompt: Prompt
     reply: str
 
 
@@ -37,12 +39,12 @@ def read_replies(path: Path) -> list[Reply]:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1)
     ]
     seen: set[tuple[int, str, int]] = set()
-    asked: dict[int, str] = {}
+    asked: dict[int, tuple[str, str]] = {}
     for number, reply in enumerate(replies, start=1):
         if (key := (reply.step, reply.split, reply.row)) in seen:
             raise BadResource(f"{path}, line {number}: row {reply.row} of step {reply.step} is there twice")
         seen.add(key)
-        if reply.split == HELD_OUT and asked.setdefault(reply.row, reply.prompt) != reply.prompt:
+        if reply.split == HELD_OUT and asked.setdefault(reply.row, reply.prompt.same_as) != reply.prompt.same_as:
             raise BadResource(f"{path}, line {number}: held-out row {reply.row} has another prompt than before")
     return replies
 
@@ -50,11 +52,19 @@ def read_replies(path: Path) -> list[Reply]:
 def _reply(path: Path, number: int, line: str) -> Reply:
     try:
         record = json.loads(line)
-        return Reply(
-            int(record["step"]), str(record["split"]), int(record["row"]), str(record["prompt"]), str(record["reply"])
-        )
+        prompt = Prompt(str(record["prompt"]), _messages(f"{path}, line {number}", record.get("messages")))
+        return Reply(int(record["step"]), str(record["split"]), int(record["row"]), prompt, str(record["reply"]))
     except (ValueError, KeyError, TypeError) as error:
         raise BadResource(f"{path}, line {number} is damaged: {error}") from error
+
+
+def _messages(where: str, value: object) -> Messages | None:
+    """Return a line's conversation; a line without one, as of a text, has None."""
+    if value is None:
+        return None
+    if not is_conversation(value):
+        raise BadResource(f"{where} is damaged: messages is no list of messages")
+    return read_messages(value, where)
 
 
 def grouped(replies: Sequence[Reply], batch: int) -> list[list[int]]:

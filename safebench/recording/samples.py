@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safebench.recording import jsonl
 from safebench.recording.files import Appender
@@ -21,6 +22,8 @@ class Sample:
     judge: float | None = None
     split: str = "train"
     """``train``, or ``heldout`` at an evaluation."""
+    messages: list[dict[str, Any]] | None = None
+    """The conversation that ``prompt`` is the transcript of; a line has it only where there is one."""
 
 
 class SamplesWriter:
@@ -32,7 +35,10 @@ class SamplesWriter:
     def write(self, step: int, rows: Sequence[Sample]) -> None:
         """Append the samples of one step, one line each."""
         for sample in rows:
-            self._lines.write(jsonl.format_line({"step": step, **asdict(sample)}))
+            record = {"step": step, **asdict(sample)}
+            if sample.messages is None:
+                del record["messages"]
+            self._lines.write(jsonl.format_line(record))
 
     def sync(self) -> None:
         """Wait until all samples are on the disk."""
@@ -55,6 +61,7 @@ def drop_after(path: Path, step: int) -> dict[int, list[Sample]]:
             float(record["reward"]),
             None if judge is None else float(judge),
             record["split"],
+            record.get("messages"),
         )
         kept.setdefault(record["step"], []).append(sample)
     return kept

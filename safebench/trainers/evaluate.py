@@ -13,6 +13,7 @@ from safebench.trainers.processes import Processes
 from safebench.trainers.variety import distinct_2, distinct_share
 from safebench.world import noise
 from safebench.world.assemble import World
+from safebench.world.prompts import conversation_of
 from safebench.world.rewards import score
 from safebench.world.rollout import encode, sample
 
@@ -48,7 +49,18 @@ def evaluate(settings: Settings, world: World, processes: Processes, piece: int 
         "eval/distinct": distinct_share([row["reply"] for row in rows]),
         "eval/distinct_2": distinct_2([row["tokens"] for row in rows]),
     }
-    samples = [Sample(row["row"], row["prompt"], row["reply"], row["reward"], row["judge"], "heldout") for row in rows]
+    samples = [
+        Sample(
+            row["row"],
+            row["prompt"],
+            row["reply"],
+            row["reward"],
+            row["judge"],
+            "heldout",
+            conversation_of(row["prompt"]),
+        )
+        for row in rows
+    ]
     spread = stdev(rewards) if len(rewards) > 1 else 0.0
     return Evaluation(columns, spread, stdev(judged) if len(judged) > 1 else None, samples)
 

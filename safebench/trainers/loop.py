@@ -37,6 +37,7 @@ from safebench.trainers.stress import stressed
 from safebench.trainers.update import Optimizers, Tally, Updater
 from safebench.world import noise
 from safebench.world.assemble import World
+from safebench.world.prompts import conversation_of
 from safebench.world.rewards import score
 from safebench.world.rollout import Rollout, encode, sample
 
@@ -194,7 +195,7 @@ class Loop:
         first = list(zip(rollout.prompts, rollout.replies, rewards.tolist(), strict=True))
         keep = self.processes.gather(first)[: self.settings.recording.samples]
         return [
-            Sample(row, prompt, reply, reward)
+            Sample(row, prompt, reply, reward, messages=conversation_of(prompt))
             for row, (prompt, reply, reward) in enumerate(keep)
         ]
 

@@ -9,34 +9,13 @@ from typing import Any, TypeVar, cast, overload
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
-from safebench.world.prompts import Prompts
+from safebench.world.conversations import Messages, encode_messages, is_conversation, read_messages, transcript
+from safebench.world.prompts import Prompt, Prompts
 
 Item = TypeVar("Item")
-Messages = list[dict[str, Any]]
 
 _TEXTS = ("prompt", "query", "text")
 _COLUMNS = ("input_ids", *_TEXTS, "messages")
-
-
-class Prompt(str):
-    """The text of a prompt, with the row of the data set that it came from."""
-
-    row: Mapping[str, Any]
-
-    def __new__(cls, text: str, row: Mapping[str, Any]) -> Prompt:
-        """Return ``text`` with its row."""
-        made = super().__new__(cls, text)
-        made.row = row
-        return made
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Travel between processes as text alone."""
-        return str, (str(self),)
-
-    @property
-    def messages(self) -> Messages | None:
-        """The conversation, where the row holds one."""
-        return conversation(self.row)
 
 
 class Lazy(Sequence[Item]):
@@ -100,47 +79,38 @@ class Rows:
         return row
 
     def text(self, index: int) -> Prompt:
-        """Return the prompt of a row as text: its own, or what its ids decode to."""
+        """Return the prompt of a row as text: its own, its conversation's, or what its ids decode to."""
         row = self.row(index)
-        for name in _TEXTS:
-            if isinstance(row.get(name), str):
-                return Prompt(row[name], row)
-        messages = conversation(row)
-        if messages is not None:
-            return Prompt("\n\n".join(str(message.get("content")) for message in messages), row)
-        return Prompt(str(self.tokenizer.decode(self.tokens(index), skip_special_tokens=True)), row)
+        messages = conversation(row, self._where(index))
+        text = next((row[name] for name in _TEXTS if isinstance(row.get(name), str)), None)
+        if text is None:
+            ids = self.tokens(index) if messages is None else []
+            text = self.tokenizer.decode(ids, skip_special_tokens=True) if messages is None else transcript(messages)
+        return Prompt(str(text), messages, source=self.what, row=row)
 
     def tokens(self, index: int) -> list[int]:
         """Return the token ids of a row's prompt."""
         row = self.row(index)
-        ids = self._collated(row) if self.collator is not None else self._encoded(row)
+        ids = self._collated(row) if self.collator is not None else self._encoded(row, self._where(index))
         if not ids:
             raise BadResource(
                 f"the prompt in row {index} of {self.what} has no tokens", "Remove it: there is nothing to continue."
             )
         return ids
 
-    def _encoded(self, row: Mapping[str, Any]) -> list[int]:
+    def _where(self, index: int) -> str:
+        return f"row {index} of {self.what}"
+
+    def _encoded(self, row: Mapping[str, Any], where: str) -> list[int]:
         if "input_ids" in row:
             return self._real(row["input_ids"], row.get("attention_mask"))
-        messages = conversation(row)
-        if messages is None:
-            text = next(row[name] for name in _TEXTS if isinstance(row.get(name), str))
-            return list(self.tokenizer(text)["input_ids"])
-        if self.tokenizer.chat_template is None:
-            raise BadResource(
-                f"{self.what} holds conversations, and the tokenizer has no chat template",
-                "Set processing_class.chat_template, or bring texts or input_ids.",
-            )
-        goes_on = messages[-1].get("role") == "assistant"
-        ids = self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            tokenize=True,
-            return_dict=False,
-        )
-        return list(ids)
+        messages = conversation(row, where)
+        if messages is not None:
+            return encode_messages(self.tokenizer, messages, where)
+        text = next((row[name] for name in _TEXTS if isinstance(row.get(name), str)), None)
+        if text is None:
+            raise BadResource(f"{where} holds no prompt: {', '.join(n for n in _COLUMNS if n in row)} is no text")
+        return list(self.tokenizer(text)["input_ids"])
 
     def _collated(self, row: Mapping[str, Any]) -> list[int]:
         batch = self.collator([dict(row)])
@@ -156,13 +126,11 @@ class Rows:
         return found if pad is None or pad == end else [i for i in found if i != pad]
 
 
-def conversation(row: Mapping[str, Any]) -> Messages | None:
+def conversation(row: Mapping[str, Any], where: str) -> Messages | None:
     """Return the row's conversation, None where it has none."""
     for name in ("prompt", "messages"):
-        value = row.get(name)
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            ended = name == "messages" and len(value) > 1 and value[-1].get("role") == "assistant"
-            return list(value[:-1] if ended else value)
+        if is_conversation(row.get(name)):
+            return read_messages(row[name], where, answered=name == "messages")
     return None
 
 

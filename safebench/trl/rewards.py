@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from safebench.errors import BadResource, UsageError
-from safebench.trl.data import Prompt
 from safebench.world.forward import no_dropout, positions
 from safebench.world.policy import Policy
+from safebench.world.prompts import Prompt
 from safebench.world.rewards import Reward, called, checked, load_reward
 from safebench.world.rollout import Rollout
 

@@ -1,37 +1,85 @@
-"""Prompts: texts to reply to, for training and held out."""
+"""Prompts: texts and conversations to reply to, for training and held out."""
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from safebench import catalog
-from safebench.errors import BadResource, MissingResource
+from safebench.errors import BadResource
 from safebench.settings import Settings
 from safebench.world import noise
-from safebench.world.loading import loading
+from safebench.world.conversations import (
+    Messages,
+    encode_messages,
+    from_transcript,
+    is_conversation,
+    read_messages,
+    render,
+    transcript,
+)
+from safebench.world.prompt_rows import read_rows
 
 _HELD_OUT_SHARE = 0.1
-_COLUMNS = ("prompt", "query", "question", "instruction", "text", "chosen")
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ")
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_COLUMNS = ("prompt", "query", "question", "instruction", "text", "chosen", *_CONVERSATIONS)
+"""Where prompts are looked for, in this order."""
+_BESIDE = ("system", "system_prompt", "context", "history", "tools", "images", "image")
+"""What may belong to a prompt and is not read: told."""
+_SHOWN = 5
+"""Row numbers that a message lists."""
 
-Messages = list[dict[str, str]]
+
+class Prompt(str):
+    """A prompt's text, and where it comes from. Of a conversation the text is a transcript to read.
+
+    ``messages`` is the conversation, None where the prompt is a text; ``row_number`` counts from 1 in ``source``.
+    ``row`` is the data set's row, for rewards that read its columns; it does not travel between processes.
+    """
+
+    messages: Messages | None
+    row_number: int | None
+    source: str
+    row: Mapping[str, Any]
+
+    def __new__(
+        cls,
+        text: str,
+        messages: Messages | None = None,
+        row_number: int | None = None,
+        source: str = "",
+        row: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """Return ``text`` with what it stands for."""
+        made = super().__new__(cls, text)
+        made.messages, made.row_number, made.source, made.row = messages, row_number, source, row or {}
+        return made
+
+    def __reduce__(self) -> tuple[type[Prompt], tuple[str, Messages | None, int | None, str]]:
+        """Travel between processes without the row."""
+        return Prompt, (str(self), self.messages, self.row_number, self.source)
+
+    @property
+    def same_as(self) -> tuple[str, str]:
+        """What two prompts have in common where they are the same: text and messages."""
+        return str(self), json.dumps(self.messages)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts in a fixed order; training and held-out ones are disjoint."""
+    """Prompts in a fixed order; training and held-out ones are disjoint, unless ``notices`` say otherwise."""
 
     train: list[str]
     heldout: list[str]
     train_ids: list[list[int]] | None = None
     """Token ids of prompts that came as such; the texts are encoded when None."""
     heldout_ids: list[list[int]] | None = None
+    notices: tuple[str, ...] = ()
+    """What was found while reading that the user should know."""
 
     def ids(self, split: Literal["train", "heldout"], row: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the token ids of a prompt up to where the reply begins."""
@@ -41,107 +89,240 @@ class Prompts:
 
 
 def load_prompts(settings: Settings) -> Prompts:
-    """Read the prompts that the settings name; a data set smaller than a batch is an error."""
-    location = catalog.prompts_source(settings.prompts.name)
-    rows = _rows(location, settings.prompts.name)
-    texts = [_text(row, settings.prompts.column) for row in rows]
-    _refuse_blank(settings.prompts.name, texts)
-    prompts = _split([(text, row.get("split")) for text, row in zip(texts, rows, strict=True)])
+    """Read the prompts that the settings name.
+
+    Rows without a prompt are left out, and so are prompts that are there twice, unless the rows name their split;
+    ``notices`` count both. Raises ``MissingResource`` and ``BadResource`` with the row or the place in the file, and
+    where the prompts are fewer than a batch.
+    """
+    name, column = settings.prompts.name, settings.prompts.column
+    read = (*_COLUMNS, "input", "split", *_BESIDE, *([column] if column else []))
+    rows = [(number, _columns(name, number, row)) for number, row in read_rows(catalog.prompts_source(name), read)]
+    chosen = _choose(name, rows, column)
+    found = [(_prompt(name, number, row, chosen, column), row.get("split")) for number, row in rows]
+    kept = [(prompt, split) for prompt, split in found if prompt.strip()]
+    blank = [prompt for prompt, _ in found if not prompt.strip()]
+    if not kept:
+        raise BadResource(
+            f"none of the {len(rows)} rows of {name} holds a prompt: {chosen} is null or blank in all of them",
+            "Name another column with --set prompts.column=NAME.",
+        )
+    prompts = _split(name, kept)
     train = prompts.train[: settings.prompts.limit]
     _refuse_small(settings, len(train), len(prompts.heldout))
-    return Prompts(train, prompts.heldout[: settings.evaluation.prompts])
+    notices = [*_left_out(name, blank, len(rows)), *_not_read(name, rows, chosen, column), *prompts.notices]
+    return Prompts(train, prompts.heldout[: settings.evaluation.prompts], notices=tuple(notices))
+
+
+def conversation_of(prompt: str) -> Messages | None:
+    """Return the messages of a prompt that is a conversation, None of one that is a text."""
+    return list(prompt.messages) if isinstance(prompt, Prompt) and prompt.messages is not None else None
 
 
 def as_messages(prompt: str) -> Messages:
-    """Return a prompt as chat messages: one user turn, or the turns of a Human/Assistant transcript."""
-    if not prompt.lstrip().startswith("Human: "):
-        return [{"role": "user", "content": prompt}]
-    parts = _TURN.split(prompt.strip())[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": text.strip()} for who, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    """Return a prompt as chat messages: its conversation, a Human/Assistant transcript's turns, or one user turn."""
+    return conversation_of(prompt) or from_transcript(prompt) or [{"role": "user", "content": str(prompt)}]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the ids of a prompt up to where the reply begins, by the chat template where there is one."""
-    if tokenizer.chat_template is None:
-        return list(tokenizer(prompt)["input_ids"])
-    ids = tokenizer.apply_chat_template(
-        as_messages(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+    """Return the ids of a prompt up to where the reply begins, by the chat template where there is one.
+
+    Raises ``BadResource`` with the prompt's row for a conversation that cannot be encoded, and where nothing is left.
+    """
+    if tokenizer.chat_template is None and conversation_of(prompt) is None:
+        ids = list(tokenizer(str(prompt))["input_ids"])
+    else:
+        ids = encode_messages(tokenizer, as_messages(prompt), _where(prompt))
+    if not ids:
+        raise BadResource(f"{_where(prompt)} has no tokens", "Leave it out: there is nothing to continue.")
+    return ids
+
+
+def check_encoded(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Encode prompts before anything is trained on them, and return what should be told of the chat template.
+
+    All conversations are rendered, of transcripts one for each order of turns, and the first texts are encoded.
+    Raises as ``encode_prompt`` does, for the first row that cannot be encoded.
+    """
+    if prompts.train_ids is not None:
+        return ()
+    lost: dict[str, list[Prompt]] = {}
+    orders: set[tuple[str, ...]] = set()
+    for prompt in (*prompts.train, *prompts.heldout):
+        messages = as_messages(prompt)
+        order = tuple(message["role"] for message in messages)
+        first = len(orders) < len(orders | {order})
+        orders.add(order)
+        if first:
+            encode_prompt(tokenizer, prompt)
+        if isinstance(prompt, Prompt) and prompt.messages is not None:
+            text = render(tokenizer, messages, _where(prompt))
+            for role in dict.fromkeys(m["role"] for m in messages if str(m["content"]).strip() not in text):
+                lost.setdefault(role, []).append(prompt)
+    return tuple(
+        f"the model's chat template leaves out what the {role} says in {len(rows)} conversations ({_numbers(rows)})"
+        for role, rows in lost.items()
     )
-    return list(ids)
 
 
-def _rows(location: str, name: str) -> list[dict[str, Any]]:
-    path = Path(location)
-    if path.suffix in (".jsonl", ".json", ".txt", ".parquet") or path.exists():
-        return _file_rows(path)
-    from datasets import load_dataset
-
-    with loading(f"prompts {name}", location):
-        return [dict(row) for row in load_dataset(location, split="train")]
+def _where(prompt: str) -> str:
+    if isinstance(prompt, Prompt) and prompt.row_number is not None:
+        return f"row {prompt.row_number} of {prompt.source}"
+    return f"the prompt {str(prompt)[:40]!r}"
 
 
-def _file_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise MissingResource(f"there is no prompt file {path}", "Name a .jsonl, .parquet or .txt file.")
-    if path.suffix == ".parquet":
-        import pandas
-
-        return [{str(key): value for key, value in row.items()} for row in pandas.read_parquet(path).to_dict("records")]
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if path.suffix != ".jsonl":
-        return [{"prompt": line} for line in lines]
-    return [_json_row(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise BadResource(f"{path}, line {number}: not JSON ({fault})") from fault
-    if not isinstance(row, dict):
-        raise BadResource(f"{path}, line {number}: a JSON object is expected, with a prompt")
-    return row
-
-
-def _text(row: dict[str, Any], column: str | None) -> str:
-    names = (column,) if column else _COLUMNS
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, str):
-            # A preference transcript ends with the assistant's turn, which is the policy's to write.
-            return value.rpartition("\n\nAssistant:")[0] if name == "chosen" else value
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return next(str(m["content"]) for m in reversed(value) if m.get("role") == "user")
+def _columns(name: str, number: int, row: Any) -> Mapping[str, Any]:
+    """Return a row by its columns: a text alone is a prompt, a list of messages alone a conversation."""
+    if isinstance(row, Mapping):
+        return row
+    if row is None or isinstance(row, str):
+        return {"prompt": row}
+    if is_conversation(row):
+        return {"messages": row}
     raise BadResource(
-        f"no prompt among the columns {', '.join(row)}", "Name the column with --set prompts.column=NAME."
+        f"row {number} of {name} is a {type(row).__name__}", "Give objects with a prompt, or texts, or conversations."
     )
 
 
-def _split(rows: list[tuple[str, str | None]]) -> Prompts:
-    """Split by the rows' own ``split``, or put a tenth aside in an order that depends on the size alone."""
-    if any(split for _, split in rows):
-        return Prompts(
-            [text for text, split in rows if split == "train"], [text for text, split in rows if split == "heldout"]
-        )
-    texts = list(dict.fromkeys(text for text, _ in rows))
-    order = noise.order(0, 0, len(texts))
-    aside = set(order[: max(1, round(len(texts) * _HELD_OUT_SHARE))]) if texts else set()
-    return Prompts(
-        [t for i, t in enumerate(texts) if i not in aside], [t for i, t in enumerate(texts) if i in aside]
-    )
-
-
-def _refuse_blank(name: str, texts: list[str]) -> None:
-    """A prompt without tokens leaves the policy nothing to continue: its first distribution means nothing."""
-    blank = [number for number, text in enumerate(texts, 1) if not text.strip()]
-    if blank:
+def _choose(name: str, rows: Sequence[tuple[int, Mapping[str, Any]]], column: str | None) -> str:
+    """Return the column of the prompts: the one named, or the first of those known that holds anything."""
+    if not rows:
+        raise BadResource(f"{name} holds no rows", "Name prompts that do.")
+    names = dict.fromkeys(str(key) for _, row in rows for key in row)
+    if column is not None and column not in names:
         raise BadResource(
-            f"{len(blank)} of the {len(texts)} prompts of {name} are blank, the first is number {blank[0]}",
-            "Remove them, or name another column with --set prompts.column=NAME.",
+            f"{name} has no column {column!r}; its columns are {', '.join(names)}",
+            "Name one of them with --set prompts.column=NAME.",
         )
+    known = [column] if column is not None else [known for known in _COLUMNS if known in names]
+    holding = [known for known in known if any(not _is_null(row.get(known)) for _, row in rows)]
+    if not known:
+        raise _no_prompt(name, *rows[0])
+    return [*holding, *known][0]
+
+
+def _no_prompt(name: str, number: int, row: Mapping[str, Any]) -> BadResource:
+    return BadResource(
+        f"row {number} of {name}: no prompt among the columns {', '.join(map(str, row)) or '(none)'}",
+        f"Name the column with --set prompts.column=NAME; without it, {', '.join(_COLUMNS)} are looked for.",
+    )
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _prompt(name: str, number: int, row: Mapping[str, Any], chosen: str, column: str | None) -> Prompt:
+    """Return the prompt of a row; an empty one where the row has null, a blank text or no last word."""
+    if chosen not in row:
+        others = () if column is not None else _COLUMNS
+        chosen = next((known for known in others if known in row), "")
+        if not chosen:
+            raise _no_prompt(name, number, row)
+    where, value = f"row {number} of {name}", row[chosen]
+    if _is_null(value):
+        return Prompt("", None, number, name)
+    if isinstance(value, str) and chosen not in _CONVERSATIONS:
+        text, messages = _text(where, row, chosen, value), None
+    elif is_conversation(value):
+        messages = read_messages(value, where, answered=chosen != "prompt")
+        text = _last_word(where, messages, chosen) and transcript(messages)
+    elif value == []:
+        text, messages = "", None
+    else:
+        raise BadResource(
+            f"{where}: {chosen} is a {type(value).__name__}",
+            "A prompt is a text, or a list of messages with role and content.",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as fault:
+        raise BadResource(f"{where}: half a surrogate pair, which is no character", "Mend the text.") from fault
+    return Prompt(text, messages, number, name)
+
+
+def _text(where: str, row: Mapping[str, Any], chosen: str, value: str) -> str:
+    if chosen == "chosen" and value.strip():
+        # A preference transcript ends with the assistant's turn, which is the policy's to write.
+        before, assistant, _ = value.rpartition("\n\nAssistant:")
+        if not assistant:
+            raise BadResource(
+                f"{where}: chosen is no transcript that ends with the Assistant's turn", "Give a column of prompts."
+            )
+        return before
+    more = row.get("input") if chosen == "instruction" else None
+    return f"{value}\n\n{more}" if isinstance(more, str) and more.strip() else value
+
+
+def _last_word(where: str, messages: Messages, chosen: str) -> str:
+    """Return what there is to reply to; an assistant's turn can be that of a ``prompt`` alone, which is continued."""
+    last = messages[-1]
+    if last["role"] == "assistant" and chosen != "prompt":
+        raise BadResource(f"{where}: {chosen} has nothing before the assistant's answer", "Leave the row out.")
+    return str(last["content"]).strip()
+
+
+def _split(name: str, rows: Sequence[tuple[Prompt, Any]]) -> Prompts:
+    """Split by the rows' own ``split``, or put a tenth aside in an order that depends on the size alone."""
+    if any(split is not None for _, split in rows):
+        return _given_split(name, rows)
+    texts, again = _first_and_repeated([prompt for prompt, _ in rows])
+    order = noise.order(0, 0, len(texts))
+    aside = set(order[: max(1, round(len(texts) * _HELD_OUT_SHARE))])
+    return Prompts(
+        [text for i, text in enumerate(texts) if i not in aside],
+        [text for i, text in enumerate(texts) if i in aside],
+        notices=_told(again, f"rows of {name} repeat an earlier prompt and are left out"),
+    )
+
+
+def _given_split(name: str, rows: Sequence[tuple[Prompt, Any]]) -> Prompts:
+    splits: dict[str, list[Prompt]] = {"train": [], "heldout": []}
+    for prompt, split in rows:
+        if not isinstance(split, str) or split not in splits:
+            raise BadResource(
+                f"row {prompt.row_number} of {name}: its split is {split!r}, where train or heldout is expected",
+                "Write one of them into every row, or leave the column out: a tenth is then put aside.",
+            )
+        splits[split].append(prompt)
+    trained = {prompt.same_as for prompt in splits["train"]}
+    again = [prompt for prompts in splits.values() for prompt in _first_and_repeated(prompts)[1]]
+    both = [prompt for prompt in splits["heldout"] if prompt.same_as in trained]
+    notices = (
+        *_told(again, f"rows of {name} repeat an earlier prompt of their split and are kept"),
+        *_told(both, f"held-out prompts of {name} are training prompts too"),
+    )
+    return Prompts(list(splits["train"]), list(splits["heldout"]), notices=notices)
+
+
+def _first_and_repeated(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Return the prompts as they first come, and those that have come before."""
+    first: dict[tuple[str, str], Prompt] = {}
+    repeated = [prompt for prompt in prompts if first.setdefault(prompt.same_as, prompt) is not prompt]
+    return list(first.values()), repeated
+
+
+def _told(prompts: Sequence[Prompt], what: str) -> tuple[str, ...]:
+    return (f"{len(prompts)} {what} ({_numbers(prompts)})",) if prompts else ()
+
+
+def _left_out(name: str, blank: Sequence[Prompt], rows: int) -> tuple[str, ...]:
+    return _told(blank, f"of the {rows} rows of {name} hold no prompt, null or blank, and are left out")
+
+
+def _not_read(
+    name: str, rows: Sequence[tuple[int, Mapping[str, Any]]], chosen: str, column: str | None
+) -> tuple[str, ...]:
+    """Tell of columns that may belong to the prompts, and of conversations that stand beside texts."""
+    beside = [*_BESIDE, *(_CONVERSATIONS if column is None and chosen not in _CONVERSATIONS else ())]
+    there = [key for key in beside if key != chosen and any(row.get(key) for _, row in rows)]
+    return (f"of {name} the column {chosen} is read, and not {', '.join(there)}",) if there else ()
+
+
+def _numbers(prompts: Iterable[Prompt]) -> str:
+    numbers = [str(prompt.row_number) for prompt in prompts]
+    more = ", …" if len(numbers) > _SHOWN else ""
+    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:_SHOWN])}{more}"
 
 
 def _refuse_small(settings: Settings, train: int, heldout: int) -> None:
@@ -151,4 +332,7 @@ def _refuse_small(settings: Settings, train: int, heldout: int) -> None:
             f"Bring more prompts, or lower the batch with --set rollout.batch={max(1, train)}.",
         )
     if heldout < 2:
-        raise BadResource(f"{settings.prompts.name} has {heldout} held-out prompts; at least 2 are needed")
+        raise BadResource(
+            f"{settings.prompts.name} has {heldout} held-out prompts; at least 2 are needed",
+            "Bring more prompts; where rows name their split, some must say heldout.",
+        )

@@ -1,0 +1,255 @@
+"""Numbered rows of prompts: from JSON, JSON Lines, Parquet, CSV, TSV and text files, and from data sets."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from safebench import catalog
+from safebench.catalog import Entry
+from safebench.errors import BadResource, MissingResource
+from safebench.world.loading import loading
+
+Row = tuple[int, Any]
+"""The number of a row, from 1, and what it holds: a mapping by columns, a text, a list of messages, or None.
+
+In text files and JSON Lines the number is that of the line, in CSV that of the record after the header.
+"""
+
+_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_SAVE_AS_UTF8 = "Save the file as UTF-8."
+
+
+def read_rows(source: Entry, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a file, of a local directory or of a hub data set, whose split ``train`` is read.
+
+    Of tables that keep columns apart only ``columns`` are read, all where none of them is there. Raises
+    ``MissingResource`` for what is not to be had, and ``BadResource`` with the place for what cannot be read.
+    """
+    if source.kind == "hub":
+        return _dataset(source, columns)
+    path = Path(source.location)
+    return _dataset(source, columns) if path.is_dir() else _file(path, columns)
+
+
+def _file(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a file, gzipped or not; lines end in a line feed, and nothing else divides them."""
+    ending = catalog.prompt_file(path)
+    data = _bytes(path)
+    if ending == ".parquet":
+        return _parquet(path, data, columns)
+    text = _text(path, data)
+    if ending in (".csv", ".tsv"):
+        return list(_csv(path, text, "," if ending == ".csv" else "\t"))
+    if ending == ".txt":
+        return list(_lines(text))
+    return _json(path, text, lines=ending != ".json")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as fault:
+        raise MissingResource(f"{path} cannot be read: {fault.strerror}", "Name a file that can be.") from fault
+    if path.suffix.lower() != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as fault:
+        raise BadResource(f"{path}: not gzip ({fault})", "Make it again with gzip, or name it without .gz.") from fault
+
+
+def _text(path: Path, data: bytes) -> str:
+    """Decode UTF-8, with or without byte-order mark; offsets count from 0."""
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            raise BadResource(f"{path}, line 1, byte offset 0: the file is {encoding}, not UTF-8", _SAVE_AS_UTF8)
+    if (place := data.find(b"\x00")) >= 0:
+        raise BadResource(f"{path}, {_place(data, place)}: a NUL byte, which no text has", _SAVE_AS_UTF8)
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as fault:
+        raise BadResource(
+            f"{path}, {_place(data, fault.start)}: byte 0x{data[fault.start]:02x} is not UTF-8 ({fault.reason})",
+            _SAVE_AS_UTF8,
+        ) from fault
+
+
+def _place(data: bytes, offset: int) -> str:
+    line = data.count(b"\n", 0, offset) + 1
+    return f"line {line}, byte offset {offset}"
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the numbered lines; what follows the last line feed is one only where there is something."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        yield number, line.removesuffix("\r")
+
+
+def _csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
+    """Yield the records after the header; every field is a text."""
+    limit = csv.field_size_limit(max(len(text), 1))
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise BadResource(f"{path}: a column's name stands twice in the header {', '.join(names)}")
+        for number, fields in enumerate(reader, 1):
+            if fields and len(fields) != len(names):
+                raise BadResource(
+                    f"{path}, row {number} (up to line {reader.line_num}) has {len(fields)} fields, and the header "
+                    f"{len(names)}: {', '.join(names)}",
+                    "Put texts with commas, quotes or line ends into double quotes.",
+                )
+            if fields:
+                yield number, dict(zip(names, fields, strict=True))
+    except csv.Error as fault:
+        raise BadResource(f"{path}, line {reader.line_num}: not CSV ({fault})") from fault
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _parquet(path: Path, data: bytes, columns: Sequence[str]) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(io.BytesIO(data))
+        known = [name for name in file.schema_arrow.names if name in columns]
+        # Lists of structs are lists of mappings here; in pandas they are arrays.
+        rows = file.read(columns=known or None).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as fault:
+        raise BadResource(f"{path}: not Parquet that can be read ({' '.join(str(fault).split())})") from fault
+    return list(enumerate(rows, 1))
+
+
+def _dataset(source: Entry, columns: Sequence[str]) -> list[Row]:
+    """Read the split ``train`` with `datasets`: from the hub, a directory of files, or what ``save_to_disk`` left."""
+    location, what = source.location, f"prompts {source.name}"
+    with _readable(what, location), _quiet_datasets():
+        found = _loaded(what, location)
+    if isinstance(found, dict):
+        if "train" not in found:
+            raise BadResource(f"{what} has no split train; there are {', '.join(map(str, found))}", _one_file(location))
+        found = found["train"]
+    known = [name for name in found.column_names if name in columns]
+    return list(enumerate((found.select_columns(known) if known else found).to_list(), 1))
+
+
+def _loaded(what: str, location: str) -> Any:
+    import datasets
+
+    if any((Path(location) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return datasets.load_from_disk(location)
+    try:
+        return datasets.load_dataset(location)
+    except ValueError as fault:
+        _, several, known = str(fault).partition("Please pick one among the available configs: ")
+        if not several:
+            raise
+        names = known.partition("\n")[0]
+        raise BadResource(f"{what} has several configurations, {names}", _one_file(location)) from fault
+
+
+@contextlib.contextmanager
+def _readable(what: str, location: str) -> Iterator[None]:
+    """Name the data set that `datasets` could not read, and why."""
+    from datasets.exceptions import DatasetsError
+
+    here = Path(location).is_dir()
+    try:
+        with contextlib.nullcontext() if here else loading(what, location):
+            yield
+    except (DatasetsError, OSError, ValueError, RuntimeError) as fault:
+        # A data set made by a script of its own, which is not run, is a RuntimeError.
+        reason = " ".join(f"{fault} {fault.__cause__ or ''}".split())[:300]
+        raise BadResource(f"{what}: `datasets` cannot read {location}: {reason}", _one_file(location)) from fault
+
+
+def _one_file(location: str) -> str:
+    return f'Save what to read as a file: load_dataset("{location}", …)["SPLIT"].to_json("prompts.jsonl").'
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _json(path: Path, text: str, *, lines: bool) -> list[Row]:
+    """Return the rows of an array, of an object that has one list of them, or of JSON Lines, whichever it is."""
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    if start == len(text):
+        return []
+    by_lines = lines and text[start] != "["
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+        if text[end:].strip(" \t\r\n") and "\n" in text[start:end]:
+            json.loads(text)  # More than one value, and not one a line: this says where the second begins.
+    except (json.JSONDecodeError, RecursionError) as fault:
+        if by_lines:
+            return _json_lines(path, text)
+        raise _not_json(path, fault) from fault
+    if text[end:].strip(" \t\r\n"):
+        return _json_lines(path, text)
+    if isinstance(value, list):
+        return list(enumerate(value, 1))
+    if isinstance(value, dict) and not by_lines:
+        return list(enumerate(_rows_within(path, value), 1))
+    return [(1, value)]
+
+
+def _rows_within(path: Path, value: dict[str, Any]) -> list[Any]:
+    """Return the one list of rows that an object holds: of objects, or of texts where there is none of objects."""
+    lists = {key: item for key, item in value.items() if isinstance(item, list) and item}
+    objects = {key: item for key, item in lists.items() if isinstance(item[0], dict)}
+    lists = objects or lists
+    if len(lists) != 1:
+        raise BadResource(
+            f"{path} is an object with {len(lists)} lists of rows ({', '.join(value) or 'empty'}), where one is needed",
+            'Give an array of rows, an object with one list such as {"data": [...]}, or JSON Lines.',
+        )
+    return next(iter(lists.values()))
+
+
+def _json_lines(path: Path, text: str) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in _lines(text):
+        if not line.strip(" \t\r"):
+            continue
+        try:
+            rows.append((number, json.loads(line)))
+        except (json.JSONDecodeError, RecursionError) as fault:
+            raise _not_json(path, fault, number) from fault
+    return rows
+
+
+def _not_json(path: Path, fault: json.JSONDecodeError | RecursionError, line: int | None = None) -> BadResource:
+    if isinstance(fault, RecursionError):
+        return BadResource(f"{path}{'' if line is None else f', line {line}'}: JSON nested too deep")
+    return BadResource(
+        f"{path}, line {line or fault.lineno}, column {fault.colno}: not JSON ({fault.msg})",
+        "Mend the place, or make the file anew with a JSON library.",
+    )
