@@ -93,10 +93,11 @@ def test_names_that_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert kind("rewards", "./mine") == ("directory", "mine")
     assert kind("rewards", "package.module:score") == ("function", "package.module:score")
     assert kind("prompts", "p.jsonl") == ("file", "p.jsonl")
+    assert kind("prompts", "mine") == ("directory", "mine")
     assert kind("prompts", "org/data") == ("hub", "org/data")
     assert kind("arms", "mine.arms:Arm") == ("object", "mine.arms:Arm")
     assert catalog.reward_source("embedded-proxy").location == str(catalog.WORLD / "proxy")
-    assert catalog.prompts_source("embedded") == str(catalog.WORLD / "prompts.jsonl")
+    assert catalog.prompts_source("embedded").location == str(catalog.WORLD / "prompts.jsonl")
     assert catalog.model_source("qwen2.5-3b").location == "Qwen/Qwen2.5-3B"
 
 
@@ -107,6 +108,14 @@ def test_a_path_that_is_not_there_is_a_missing_resource(group: catalog.Group, na
     with pytest.raises(MissingResource, match="nowhere"):
         catalog.find(group, name)
     assert catalog.fault(group, name) is None, "found out when it is loaded, with that exit code"
+
+
+@pytest.mark.parametrize("ending", catalog.PROMPT_FILES)
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_prompt_files_are_known_by_their_ending_in_any_case(ending: str, packed: str) -> None:
+    assert catalog.prompt_file(Path(f"p{ending}{packed}")) == ending
+    assert catalog.prompt_file(Path(f"P.1{ending.upper()}{packed.upper()}")) == ending
+    assert catalog.prompt_file(Path(f"p{ending}.zip")) is None
 
 
 def test_loading_names_what_is_missing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -46,6 +47,8 @@ def ids(*words: str) -> list[int]:
         ({"prompt": TALK}, ids("u", "b", "c", "a"), "b c"),
         ({"messages": TALK}, ids("u", "b", "c", "a"), "b c"),
         ({"messages": [*TALK, {"role": "assistant", "content": "z"}]}, ids("u", "b", "c", "a"), "b c"),
+        ({"messages": np.array(TALK, dtype=object)}, ids("u", "b", "c", "a"), "b c"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "b c"}]}]}, ids("u", "b", "c", "a"), "b c"),
     ],
 )
 def test_rows_in_all_their_forms(row: dict[str, Any], expected: list[int], text: str) -> None:
@@ -87,6 +90,8 @@ def test_transformers_own_collator_changes_nothing() -> None:
         ([{"label": 1}], "no prompt in row 0.*label"),
         ([{"prompt": TALK}], "no chat template"),
         ([{"input_ids": []}], "row 0 of data has no tokens"),
+        ([{"prompt": 3}], "row 0 of data holds no prompt: prompt is no text"),
+        ([{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], "row 0 of data, message 1.*'image'"),
     ],
 )
 def test_unfit_data_is_named(dataset: list[Any], message: str) -> None:

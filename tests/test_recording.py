@@ -208,7 +208,21 @@ def test_samples_read_back_as_they_were(tmp_path: Path) -> None:
     assert list(first) == ["step", "row", "prompt", "reply", "reward", "judge", "split"]
     assert first["judge"] is None
     kept = samples.drop_after(path, 9)
+    assert all("messages" not in line for line in path.read_text(encoding="utf-8").split("\n"))
     assert kept == {1: rows.samples(1), 2: [replace(rows.samples(2)[0], reward=math.inf)]}
+
+
+def test_a_sample_keeps_its_conversation(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    talk = [{"role": "system", "content": "be\u2028brief"}, {"role": "user", "content": "hi"}]
+    talking = replace(rows.samples(1)[0], messages=talk)
+    writer = samples.SamplesWriter(path)
+    writer.write(1, [talking, rows.samples(1)[1]])
+    writer.close()
+    first, second = path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["messages"] == talk
+    assert "messages" not in json.loads(second)
+    assert samples.drop_after(path, 9) == {1: [talking, rows.samples(1)[1]]}
 
 
 def test_lines_are_strict_json_whatever_they_hold() -> None:

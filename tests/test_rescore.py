@@ -380,6 +380,52 @@ def test_the_judge_of_a_real_run_says_the_same_again(tmp_path: Path) -> None:
     assert again.manifest["hashes"] == run.manifest["hashes"]
 
 
+TALKING_REWARDS = '''
+def turns(prompts, replies):
+    """Score by what only the conversation says, and by the reply."""
+    return [len(p.messages) + ord(p.messages[0]["content"][0]) + len(r) / 100 for p, r in zip(prompts, replies)]
+'''
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+def test_a_run_on_conversations_is_scored_again_as_it_was(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path)
+    (parts / "talking_rewards.py").write_text(TALKING_REWARDS, encoding="utf-8")
+    (parts / "model" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    talks = [
+        [{"role": "system", "content": word}, *({"role": "user", "content": f"{word} {i}"} for i in range(count))]
+        for word in "abcdefghijkl"
+        for count in (1, 2, 3)
+    ]
+    lines = "".join(format_line({"messages": talk}) + "\n" for talk in talks)
+    (parts / "talks.jsonl").write_text(lines, encoding="utf-8")
+    name = "talking_rewards:turns"
+    chosen = {"prompts__name": str(parts / "talks.jsonl"), "reward__name": name, "reward__judge": name}
+    settings = tiny_run(parts, "ppo", update__steps=3, **chosen)
+    folder = running.execute(settings, tmp_path / "results").folder
+    kept = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert all(line["messages"] in talks and line["prompt"].startswith("System: ") for line in kept)
+    run = runs.read(folder)
+    rescore(folder, name)
+    np.testing.assert_array_equal(judged_by(run, name).column("eval/judge"), run.column("eval/judge"))
+    found = rescored.read(folder, name)
+    for line in kept:
+        if line["split"] == "heldout":
+            assert found.heldout[line["step"]][line["row"]] == line["judge"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"), [("text", "line 1 is damaged"), ([{"role": "user"}], "line 1, message 1")]
+)
+def test_a_damaged_conversation_is_named(messages: object, fault: str, rewards: Path, tmp_path: Path) -> None:
+    folder = made(tmp_path, "ppo", 0, FULL)
+    path = folder / "samples.jsonl"
+    first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join([format_line({**json.loads(first), "messages": messages}) + "\n", *others]), "utf-8")
+    with pytest.raises(BadResource, match=fault):
+        read_replies(path)
+
+
 def test_the_embedded_judge_scores_as_it_does_in_a_run(tmp_path: Path) -> None:
     folder = made(tmp_path, "ppo", 0, FULL)
     rescore(folder, "embedded-judge", device="cpu")

@@ -34,7 +34,7 @@ RewardName = Annotated[
     ),
 ]
 PromptsName = Annotated[
-    str | None, typer.Option("--prompts", metavar="P", help="embedded, hh-rlhf, hub data set, or .jsonl/.parquet/.txt.")
+    str | None, typer.Option("--prompts", metavar="P", help="embedded, hh-rlhf, hub data set, directory or file.")
 ]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="The model at full size, random: nothing is downloaded.")

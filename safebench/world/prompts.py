@@ -110,7 +110,8 @@ def load_prompts(settings: Settings) -> Prompts:
     prompts = _split(name, kept)
     train = prompts.train[: settings.prompts.limit]
     _refuse_small(settings, len(train), len(prompts.heldout))
-    notices = [*_left_out(name, blank, len(rows)), *_not_read(name, rows, chosen, column), *prompts.notices]
+    left_out = _told(blank, f"rows of {name} ({len(rows)} in all) that hold no prompt, null or blank, and are left out")
+    notices = [*left_out, *_not_read(name, rows, chosen, column), *prompts.notices]
     return Prompts(train, prompts.heldout[: settings.evaluation.prompts], notices=tuple(notices))
 
 
@@ -272,7 +273,7 @@ def _split(name: str, rows: Sequence[tuple[Prompt, Any]]) -> Prompts:
     return Prompts(
         [text for i, text in enumerate(texts) if i not in aside],
         [text for i, text in enumerate(texts) if i in aside],
-        notices=_told(again, f"rows of {name} repeat an earlier prompt and are left out"),
+        notices=_told(again, f"rows of {name} that repeat an earlier prompt and are left out"),
     )
 
 
@@ -289,8 +290,8 @@ def _given_split(name: str, rows: Sequence[tuple[Prompt, Any]]) -> Prompts:
     again = [prompt for prompts in splits.values() for prompt in _first_and_repeated(prompts)[1]]
     both = [prompt for prompt in splits["heldout"] if prompt.same_as in trained]
     notices = (
-        *_told(again, f"rows of {name} repeat an earlier prompt of their split and are kept"),
-        *_told(both, f"held-out prompts of {name} are training prompts too"),
+        *_told(again, f"rows of {name} that repeat an earlier prompt of their split and are kept"),
+        *_told(both, f"held-out prompts of {name} that are training prompts too"),
     )
     return Prompts(list(splits["train"]), list(splits["heldout"]), notices=notices)
 
@@ -303,11 +304,7 @@ def _first_and_repeated(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[P
 
 
 def _told(prompts: Sequence[Prompt], what: str) -> tuple[str, ...]:
-    return (f"{len(prompts)} {what} ({_numbers(prompts)})",) if prompts else ()
-
-
-def _left_out(name: str, blank: Sequence[Prompt], rows: int) -> tuple[str, ...]:
-    return _told(blank, f"of the {rows} rows of {name} hold no prompt, null or blank, and are left out")
+    return (f"{what}: {len(prompts)} ({_numbers(prompts)})",) if prompts else ()
 
 
 def _not_read(
