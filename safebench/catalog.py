@@ -6,16 +6,15 @@ Other packages add to them through the entry-point groups ``safebench.arms``,
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from safebench import architectures as dims
+from safebench import user_code
 from safebench.architectures import Architecture
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.names import unknown
@@ -56,7 +55,7 @@ class Entry:
     architecture: Architecture = field(default_factory=dict)
     """A transformers config as a mapping with ``model_type``; empty where it is not known."""
     remote_code: bool = False
-    """The model's own Python code must be run to load it."""
+    """It loads only with the model's own Python code, which runs for names in ``trust_remote_code`` alone."""
 
     @property
     def location(self) -> str:
@@ -64,8 +63,8 @@ class Entry:
         return str(WORLD / self.target) if self.kind == "embedded" else self.target
 
     def load(self) -> Any:
-        """Import and return the object that ``target`` names; raise ``MissingResource`` if it is not there."""
-        return load(self.target)
+        """Import and return the object that ``target`` names; ``user_code.load`` says what it raises."""
+        return user_code.load(self.target)
 
 
 def _embedded(name: str, description: str, target: str, architecture: Architecture | None = None) -> Entry:
@@ -228,29 +227,6 @@ def fault(group: Group, name: str) -> str | None:
     return None
 
 
-def load(target: str) -> Any:
-    """Import ``module:attribute``, installed or in the current folder.
-
-    Raises ``MissingResource`` when module or attribute is not there.
-    """
-    module_name, _, attribute = target.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise MissingResource(
-            f"{target}: no module {error.name!r}", hint="Install its package, or run from the folder that holds it."
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise MissingResource(
-                f"{target}: {module_name} has no {attribute!r}", hint="Correct the name after the colon."
-            )
-        found = getattr(found, part)
-    return found
-
-
 def local_copy(hub_id: str, kind: Literal["model", "dataset"] = "model") -> Path | None:
     """Return the folder of ``hub_id`` in the hub's local cache, or None; asks nobody."""
     home = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -266,7 +242,7 @@ def _from_entry_point(group: Group, point: importlib.metadata.EntryPoint) -> Ent
     if group != "models":
         kind: Kind = "function" if group == "rewards" else "object"
         return Entry(point.name, f"from {package}", kind, point.value)
-    model = point.load()
+    model = user_code.load(f"{point.module}:{point.attr}")
     if not isinstance(model, Entry):
         raise UsageError(f"entry point {point.value} of {package} in safebench.models is not a safebench.catalog.Entry")
     return model

@@ -18,8 +18,11 @@ from safebench.names import nearest
 from safebench.settings import Settings
 
 DEFAULT = "default"
-NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "recording", "compute"})
+NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute"})
 """Keys that do not change what a run computes, so the hash leaves them out."""
+
+_LATER = (("reward", "label"), ("reward", "judge_label"))
+"""Keys that older runs do not have. Unset, they are not in the hash, so that those keep their folder."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._@+-]+")
 
@@ -61,6 +64,9 @@ def _resolve(
 def settings_hash(settings: Settings) -> str:
     """Return eight hex digits of what the run computes, whatever its seed, name, recording and device."""
     content = settings.model_dump(mode="json", exclude=set(NOT_OF_THE_RUN))
+    for section, key in _LATER:
+        if content[section][key] is None:
+            del content[section][key]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -45,3 +45,19 @@ class Interrupted(SafebenchError):
     """The user stopped the run; it resumes from its last checkpoint."""
 
     exit_code = 130
+
+
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+"""How torch says that memory ran out, where it has no type for it: its CPU allocator raises a ``RuntimeError``."""
+
+
+def out_of_memory(error: BaseException, what: str = "this does not fit into memory") -> MissingResource | None:
+    """Return what to say where ``error`` means that memory ran out, else None."""
+    message = " ".join(str(error).split())
+    torch_says = isinstance(error, RuntimeError) and any(words in message.lower() for words in _MEMORY)
+    if not (isinstance(error, MemoryError) or torch_says):
+        return None
+    return MissingResource(
+        f"{what}: {message[:200] or type(error).__name__}",
+        "Lower rollout.chunk and update.microbatch, or set model.gradient_checkpointing=true (each with --set).",
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safebench import architectures, catalog
+from safebench import architectures, catalog, user_code
 from safebench.errors import MissingResource, UsageError
 
 PUBLISHED = {
@@ -119,12 +119,12 @@ def test_prompt_files_are_known_by_their_ending_in_any_case(ending: str, packed:
 
 
 def test_loading_names_what_is_missing() -> None:
-    assert catalog.load("collections.abc:Mapping") is __import__("collections.abc").abc.Mapping
-    assert catalog.load("pathlib:Path.cwd")() == Path.cwd()
+    assert user_code.load("collections.abc:Mapping") is __import__("collections.abc").abc.Mapping
+    assert user_code.load("pathlib:Path.cwd")() == Path.cwd()
     with pytest.raises(MissingResource, match="no module 'not_a_module'"):
-        catalog.load("not_a_module:thing")
+        user_code.load("not_a_module:thing")
     with pytest.raises(MissingResource, match="pathlib has no 'Pth'"):
-        catalog.load("pathlib:Pth")
+        user_code.load("pathlib:Pth")
 
 
 def test_arms_and_optimizers_of_the_catalogue_load() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from safebench.world.policy import Policy
-from safebench.world.rollout import Encoded, Rollout
+from safebench.world.rollout import Encoded, Rollout, reply_texts
 
 
 def rollout_of(policy: Policy, prompts: Encoded, replies: list[list[int]]) -> Rollout:
@@ -21,10 +21,10 @@ def rollout_of(policy: Policy, prompts: Encoded, replies: list[list[int]]) -> Ro
     mask = torch.arange(width, device=device)[None] < lengths[:, None]
     ended = torch.tensor([reply[-1:] == [end] for reply in replies], device=device)
     spoken = [reply[:-1] if reply[-1:] == [end] else reply for reply in replies]
-    texts = policy.tokenizer.batch_decode(spoken, skip_special_tokens=True)
+    before = [ids[real.bool()].tolist() for ids, real in zip(prompts.ids, prompts.attention, strict=True)]
     return Rollout(
         prompts=prompts.texts,
-        replies=[text.strip() for text in texts],
+        replies=reply_texts(policy.tokenizer, spoken, before),
         ids=torch.cat([prompts.ids, ids], dim=1),
         attention=torch.cat([prompts.attention, mask.to(prompts.attention.dtype)], dim=1),
         mask=mask,

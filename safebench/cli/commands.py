@@ -172,7 +172,7 @@ def sample(
     from safebench.world import talk  # imports torch: not before the run is found
 
     for reply in talk.sample(folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens):
-        print(reply)
+        print(reply.strip())
 
 
 def export(run: options.RunName, out: options.Out = None, results: options.Root = RESULTS) -> None:

@@ -15,7 +15,10 @@ NAMES = ("experiment", "description", "seed", "arm")
 MATCHED: Mapping[str, tuple[str, ...]] = {
     "model": ("model.name", "model.random_weights", "model.dtype"),
     "data": ("prompts", "evaluation.prompts", "rollout.temperature"),
-    "reward": ("reward.name", "reward.judge", "reward.noise", "reward.rescale_at", "reward.rescale_by"),
+    "reward": (
+        *("reward.name", "reward.label", "reward.judge", "reward.judge_label"),
+        *("reward.noise", "reward.rescale_at", "reward.rescale_by"),
+    ),
     "number of steps": ("update.steps",),
 }
 """Settings (or groups of them) that must be equal, by what a difference in them is called."""
@@ -28,7 +31,7 @@ LOUD: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that can decide a comparison by themselves, by what a difference in them is called."""
 
-IGNORED = ("seed", "recording.", "compute.")
+IGNORED = ("seed", "trust_remote_code", "recording.", "compute.")
 """What the keys of settings begin with that do not change what a run computes."""
 
 HASHED = {"model": "model", "reward": "reward", "judge": "judge", "prompts": "data"}

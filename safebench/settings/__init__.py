@@ -46,6 +46,9 @@ class Reward(Section):
 
     name: str = "embedded-proxy"
     judge: str | None = "embedded-judge"
+    label: int | str | None = None
+    """Which output of a classifier with several labels is the reward: its index or its name."""
+    judge_label: int | str | None = None
     missing_eos_penalty: NonNegative = 0.0
     normalise: bool = False
     """Running mean and variance of all rewards seen (SAFE, equation 15)."""
@@ -195,6 +198,8 @@ class Settings(Section):
     arm: str
     seed: NonNegativeInt = 0
     description: str = ""
+    trust_remote_code: tuple[str, ...] = ()
+    """Models and rewards, by name, whose own Python code may run; nobody else's does."""
     model: Model = Model()
     reward: Reward = Reward()
     prompts: Prompts = Prompts()

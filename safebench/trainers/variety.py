@@ -7,8 +7,8 @@ from itertools import pairwise
 
 
 def distinct_share(replies: Sequence[str]) -> float:
-    """Return the number of distinct replies over the number of replies, in (0, 1]."""
-    return len(set(replies)) / len(replies)
+    """Return the number of distinct replies, blanks around them aside, over the number of replies, in (0, 1]."""
+    return len({reply.strip() for reply in replies}) / len(replies)
 
 
 def distinct_2(replies: Sequence[Sequence[int]]) -> float:

@@ -9,7 +9,7 @@ import torch
 from safebench.settings import Settings
 from safebench.world.models import load_with_notices
 from safebench.world.policy import Policy, adapt
-from safebench.world.prompts import Prompts, load_prompts
+from safebench.world.prompts import Prompts, check_encoded, load_prompts
 from safebench.world.rewards import Reward, load_reward
 
 
@@ -31,10 +31,15 @@ class World:
 
 def assemble(settings: Settings, device: torch.device) -> World:
     """Load all parts; whatever is missing or unfit says so before any training starts."""
-    prompts = load_prompts(settings)
-    reward = load_reward(settings.reward.name, device)
-    judge = load_reward(settings.reward.judge, device) if settings.reward.judge else None
-    base, tokenizer, notices = load_with_notices(settings.model, settings.seed, device)
+    prompts, trust = load_prompts(settings), settings.trust_remote_code
+    base, tokenizer, notices = load_with_notices(settings.model, settings.seed, device, trust=trust)
+    notices = (*notices, *check_encoded(prompts, tokenizer))
+    reads = {"trust": trust, "apart": tokenizer.chat_template is not None, "prompts": [*prompts.train, *prompts.heldout]}
+    chosen = settings.reward
+    reward = load_reward(chosen.name, device, label=chosen.label, **reads)
+    judge = None
+    if chosen.judge:
+        judge = load_reward(chosen.judge, device, label=chosen.judge_label, option="--set reward.judge_label=", **reads)
     policy = adapt(base, tokenizer, settings.model, settings.seed, device)
     policy.notices = (*notices, *policy.notices)
     return World(policy, prompts, reward, judge)

@@ -1,33 +1,97 @@
-"""Load models and data sets without the libraries' noise, and turn the many ways to fail into one clear error."""
+"""Load and run models and data sets without the libraries' noise; turn the many ways to fail into one clear error."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from safebench.errors import BadResource, MissingResource
+from safebench.catalog import Entry
+from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError, out_of_memory
+from safebench.user_code import named
+
+TRUST = "--trust-remote-code"
+
+_LONGEST = 300
+"""Characters of a library's message that are shown."""
 
 
 @contextlib.contextmanager
 def loading(what: str, location: str) -> Iterator[None]:
-    """Name what could not be loaded from where, and the way out; never fall back to something else."""
+    """Name what could not be loaded from where, and the way out; never fall back to something else.
+
+    Whatever a library raises becomes a ``MissingResource``, or a ``BadResource`` where ``location`` is a directory.
+    """
     try:
         yield
-    except (OSError, ValueError) as fault:
-        reason = " ".join(str(fault).split())[:300]
-        if Path(location).is_dir():
-            raise BadResource(
-                f"{what}: the directory {location} cannot be loaded: {reason}",
-                "It needs config.json, model.safetensors and the tokenizer's files.",
-            ) from fault
-        raise MissingResource(
-            f"{what}: tried the local cache and the hub for {location!r}, without success: {reason}",
-            f"Download it where there is a network and name the directory, such as ./models/{location.split('/')[-1]}.",
+    except SafebenchError:
+        raise
+    except Exception as fault:  # libraries fed with a stranger's files may raise anything
+        raise _named(fault, what, location) from fault
+
+
+def _named(fault: Exception, what: str, location: str) -> SafebenchError:
+    if (memory := out_of_memory(fault, f"{what} does not fit into memory")) is not None:
+        return memory
+    message = " ".join(str(fault).split())
+    if "trust_remote_code=True" in message:
+        return needs_code(what, location)
+    said = (message if isinstance(fault, (OSError, ValueError)) else named(fault))[:_LONGEST]
+    if isinstance(fault, ImportError):
+        package = f"{fault.name.partition('.')[0]}, " if fault.name else ""
+        return MissingResource(
+            f"{what}: {location} needs a package that does not import: {said}",
+            f"Install {package}the package that the message names.",
+        )
+    if Path(location).is_dir():
+        return BadResource(
+            f"{what}: the directory {location} cannot be loaded: {said}",
+            "It needs config.json, model.safetensors and the tokenizer's files.",
+        )
+    return MissingResource(
+        f"{what}: tried the local cache and the hub for {location!r}, without success: {said}",
+        f"Download it where there is a network and name the directory, such as ./models/{location.split('/')[-1]}.",
+    )
+
+
+@contextlib.contextmanager
+def passing(what: str) -> Iterator[None]:
+    """Name the model whose forward pass fails: with a stranger's weights and code it may raise anything."""
+    try:
+        yield
+    except SafebenchError:
+        raise
+    except Exception as fault:
+        memory = out_of_memory(fault, f"{what} does not fit into memory with this batch")
+        if memory is not None:
+            raise memory from fault
+        raise BadResource(
+            f"{what} fails in its forward pass: {named(fault)[:_LONGEST]}",
+            "Its config, weights and tokenizer must belong together: load them with transformers alone to see where.",
         ) from fault
+
+
+def trusted(entry: Entry, trust: Collection[str]) -> bool:
+    """Say whether a model's or reward's own code may run: its name, or its hub id, is in ``trust``.
+
+    Raises ``UsageError`` where the catalogue knows that it does not load without.
+    """
+    if entry.name in trust or entry.location in trust:
+        return True
+    if entry.remote_code:
+        raise needs_code(entry.name, entry.name)
+    return False
+
+
+def needs_code(what: str, name: str) -> UsageError:
+    """Return the refusal of a model or reward that comes with code of its own."""
+    return UsageError(
+        f"{what} loads only with Python code of its own, which is not run unless asked for",
+        f"Read that code, then add {TRUST} {name} to the command.",
+    )
 
 
 @contextlib.contextmanager

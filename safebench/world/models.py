@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from safebench import catalog
 from safebench import settings as s
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.world import adapters, noise
-from safebench.world.loading import loading
+from safebench.world.loading import loading, trusted
 
 
 class LoadedModel(NamedTuple):
@@ -26,23 +26,28 @@ class LoadedModel(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-def load_model(model: s.Model, seed: int, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    model: s.Model, seed: int, device: torch.device, *, trust: Collection[str] = ()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the language model and its tokenizer (``load_with_notices``)."""
-    return load_with_notices(model, seed, device)[:2]
+    return load_with_notices(model, seed, device, trust=trust)[:2]
 
 
-def load_with_notices(model: s.Model, seed: int, device: torch.device) -> LoadedModel:
+def load_with_notices(
+    model: s.Model, seed: int, device: torch.device, *, trust: Collection[str] = ()
+) -> LoadedModel:
     """Return the language model and its tokenizer, with a pad token; of an adapter folder, base and adapter merged.
 
-    Raises ``BadResource`` where weights are missing; without hub access and without a local copy the error names the
+    Its own code runs only if its name is in ``trust``. Raises ``BadResource`` where weights are missing; without hub access and without a local copy the error names the
     model and the way to give a directory.
     """
     dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
     source = catalog.model_source(model.name)
     if model.random_weights:
         return LoadedModel(*_random(source, dtype, seed, device))
-    base, notices = load_whole(AutoModelForCausalLM, source.location, what=f"model {model.name}", dtype=dtype)
-    return LoadedModel(base.to(device), load_tokenizer(source.location, f"model {model.name}"), notices)
+    what, code = f"model {model.name}", trusted(source, trust)
+    base, notices = load_whole(AutoModelForCausalLM, source.location, what=what, dtype=dtype, trust=code)
+    return LoadedModel(base.to(device), load_tokenizer(source.location, what, trust=code), notices)
 
 
 def load_whole(

@@ -125,13 +125,21 @@ def as_messages(prompt: str) -> Messages:
     return conversation_of(prompt) or from_transcript(prompt) or [{"role": "user", "content": str(prompt)}]
 
 
+def as_text(prompt: str) -> str:
+    """Return a prompt as a model without chat template continues it: behind a transcript the reply is asked for."""
+    text = str(prompt)
+    if not text.lstrip().startswith("Human: ") or text.rstrip().endswith("\n\nAssistant:"):
+        return text
+    return f"{text.rstrip()}\n\nAssistant:"
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the ids of a prompt up to where the reply begins, by the chat template where there is one.
 
     Raises ``BadResource`` with the prompt's row for a conversation that cannot be encoded, and where nothing is left.
     """
     if tokenizer.chat_template is None and conversation_of(prompt) is None:
-        ids = list(tokenizer(str(prompt))["input_ids"])
+        ids = list(tokenizer(as_text(prompt))["input_ids"])
     else:
         ids = encode_messages(tokenizer, as_messages(prompt), _where(prompt))
     if not ids:

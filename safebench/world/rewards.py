@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from safebench import catalog
-from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.world.loading import loading
-from safebench.world.prompts import as_messages
+from safebench import catalog, user_code
+from safebench.errors import BadResource, UsageError
+from safebench.world.dialogues import Dialogue, Reader, token_limit
+from safebench.world.loading import passing, trusted
+from safebench.world.models import load_tokenizer, load_whole
+from safebench.world.policy import no_dropout
 from safebench.world.rollout import Rollout
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -48,43 +48,75 @@ def score(reward: Reward, rollout: Rollout) -> Tensor:
 
 
 class ModelReward:
-    """A sequence classifier with one output, reading the templated dialogue with its own tokenizer.
+    """A sequence classifier, reading the dialogue with its own tokenizer; one of its labels is the score.
 
-    ``chunk`` dialogues of like length are read at once, so that little of the work goes to padding.
+    ``chunk`` dialogues of like length are read at once, so that little of the work goes to padding. ``label`` is the
+    output that is the score; ``Reader`` says what ``apart`` means.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, chunk: int = 16) -> None:
-        self.name, self.model, self.tokenizer, self.chunk = name, model, tokenizer, chunk
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, chunk: int = 16, *, label: int = 0, apart: bool = True
+    ) -> None:
+        self.name, self.model, self.chunk, self.label = name, model, chunk, label
+        self.reader = Reader(name, tokenizer, token_limit(model, tokenizer), apart=apart)
+        self.pad, self.rows = (0, None) if model is None else (_pad_id(name, model, tokenizer), _rows(model))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of the dialogues scored so far."""
+        return self.reader.notices
 
     @torch.no_grad()
     def score(self, prompts: list[str], replies: list[str]) -> Tensor:
         """Return the classifier's logit per reply, [B]."""
-        texts = [self._text(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        scores = torch.empty(len(texts))
+        dialogues = self.reader.read(prompts, replies)
+        order = sorted(range(len(dialogues)), key=lambda row: dialogues[row].size)
+        scores = torch.empty(len(dialogues))
         for start in range(0, len(order), self.chunk):
             rows = order[start : start + self.chunk]
-            scores[rows] = self._logits([texts[row] for row in rows])
-        return checked(self.name, scores.tolist(), len(texts))
+            scores[rows] = self._scores(self.output([dialogues[row] for row in rows]))
+        return checked(self.name, scores.tolist(), len(dialogues))
 
     def _text(self, prompt: str, reply: str) -> str:
-        messages = [*as_messages(prompt), {"role": "assistant", "content": reply}]
-        if self.tokenizer.chat_template is None:
-            return f"{prompt}{reply}{self.tokenizer.eos_token or ''}"
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        return self.reader.text(prompt, reply)
 
-    def _logits(self, texts: list[str]) -> Tensor:
-        encoded = self.tokenizer(
-            texts, padding=True, padding_side="right", add_special_tokens=False, truncation=True, return_tensors="pt"
-        ).to(self.model.device)
-        out = self.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"])
-        # ArmoRM and its kin name their preference score ``score``; a classifier has one logit.
-        scores: Tensor = out.score if hasattr(out, "score") else out.logits
-        return scores.float().reshape(len(texts), -1)[:, 0].cpu()
+    def output(self, dialogues: list[Dialogue]) -> Any:
+        """Return the model's output for some dialogues, padded to the longest of them."""
+        longest = max(len(dialogue.ids) for dialogue in dialogues)
+        # Decoders count positions from the first column: their padding stands behind.
+        left = self.reader.paired and self.reader.tokenizer.padding_side == "left"
+
+        def padded(rows: list[list[int]], pad: int) -> Tensor:
+            fill = [[pad] * (longest - len(row)) for row in rows]
+            joined = [f + row if left else row + f for f, row in zip(fill, rows, strict=True)]
+            return torch.tensor(joined, device=self.model.device)
+
+        ids = [dialogue.ids for dialogue in dialogues]
+        if self.rows is not None and (largest := max(map(max, ids))) >= self.rows:
+            raise _too_few_rows(self.name, f"token {largest}", self.rows)
+        inputs = {
+            "input_ids": padded(ids, self.pad),
+            "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        }
+        types = [dialogue.types for dialogue in dialogues if dialogue.types is not None]
+        if len(types) == len(ids) and _takes_types(self.model, max(map(max, types))):
+            inputs["token_type_ids"] = padded(types, 0)
+        with passing(f"the reward {self.name}"):
+            return self.model(**inputs)
+
+    def _scores(self, output: Any) -> Tensor:
+        # ArmoRM and its kin name their preference score ``score``; a classifier has logits.
+        if hasattr(output, "score"):
+            own: Tensor = output.score
+            return own.float().reshape(len(own), -1)[:, 0].cpu()
+        logits: Tensor = output.logits
+        return logits.float()[:, self.label].cpu()
 
 
 class FunctionReward:
     """A Python function (prompts, replies) -> floats."""
+
+    notices: tuple[str, ...] = ()
 
     def __init__(self, name: str, function: RewardFunction) -> None:
         self.name, self.function = name, function
@@ -102,13 +134,26 @@ class FunctionReward:
 def called(name: str, function: Callable[[], Sequence[float]], count: int, hint: str) -> Tensor:
     """Return what a user's reward function says, float32 [count].
 
-    Whatever it raises becomes a ``BadResource`` with ``hint``: no one knows what a stranger's function may raise.
+    Whatever it raises becomes a ``BadResource`` with the user's file and line, and ``hint``.
     """
     try:
-        values = list(function())
-    except Exception as fault:
-        raise BadResource(f"the reward function {name} raised {type(fault).__name__}: {fault}", hint) from fault
-    return checked(name, values, count)
+        values: Any = function()
+        # No one iterates over these by mistake: a mapping gives its keys, a set any order, a text its letters.
+        odd = values is None or isinstance(values, (Mapping, Set, str, bytes)) or not hasattr(values, "__iter__")
+        found = [] if odd else list(values)
+    except user_code.RAISES as fault:  # no one knows what a stranger's function may raise
+        place = f" ({found_at})" if (found_at := user_code.where(fault)) else ""
+        raise BadResource(f"the reward function {name} raised {user_code.named(fault)}{place}", hint) from fault
+    if odd:
+        raise BadResource(
+            f"the reward {name} returned {_article(values)}, not a list of {count} numbers",
+            "A reward returns exactly one number per reply, in order.",
+        )
+    return checked(name, found, count)
+
+
+def _article(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def checked(name: str, values: Sequence[float], count: int) -> Tensor:
@@ -118,10 +163,7 @@ def checked(name: str, values: Sequence[float], count: int) -> Tensor:
             f"the reward {name} returned {len(values)} values for {count} replies",
             "A reward returns exactly one number per reply, in order.",
         )
-    try:
-        scores = torch.tensor([float(value) for value in values], dtype=torch.float32)
-    except (TypeError, ValueError) as fault:
-        raise BadResource(f"the reward {name} returned something that is not a number: {fault}") from fault
+    scores = torch.tensor([_number(name, row, value) for row, value in enumerate(values)], dtype=torch.float32)
     bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
     if bad:
         raise BadResource(
@@ -132,37 +174,164 @@ def checked(name: str, values: Sequence[float], count: int) -> Tensor:
     return scores
 
 
-def load_reward(name: str, device: torch.device) -> Reward:
-    """Return the reward of a catalogue name, hub id, local directory or ``module:function``."""
+def _number(name: str, row: int, value: Any) -> float:
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError(f"a {type(value).__name__}")
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as fault:
+        raise BadResource(
+            f"the reward {name} returned something that is not a number for reply {row}: {value!r:.80}: {fault}",
+            "A reward returns exactly one number per reply, in order.",
+        ) from fault
+
+
+def load_reward(
+    name: str,
+    device: torch.device,
+    *,
+    label: int | str | None = None,
+    trust: Collection[str] = (),
+    apart: bool = True,
+    prompts: Sequence[str] = (),
+    option: str = "--set reward.label=",
+) -> Reward:
+    """Return the reward of a catalogue name, hub id, local directory or ``module:function``, checked.
+
+    ``label`` names the output of a classifier with several; ``option`` is how the user gives it. ``trust``: names of
+    models whose own code may run. ``apart``: see ``Reader``. ``prompts`` that it is to read are looked at, too. Raises
+    ``BadResource`` where the model cannot score replies: whatever can be found before the first batch is.
+    """
     source = catalog.reward_source(name)
     if source.kind == "function":
         return FunctionReward(name, _function(source.location))
-    with loading(f"reward model {name}", source.location):
-        tokenizer = AutoTokenizer.from_pretrained(source.location)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source.location,
-            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
-            trust_remote_code=source.remote_code,
+    what, code = f"reward model {name}", trusted(source, trust)
+    tokenizer = load_tokenizer(source.location, what, trust=code)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model, notices = load_whole(
+        AutoModelForSequenceClassification, source.location, what=what, dtype=dtype, trust=code
+    )
+    _refuse_other_vocabulary(name, model, tokenizer)
+    no_dropout(model)
+    reward = ModelReward(name, model.eval().requires_grad_(False).to(device), tokenizer, apart=apart)
+    reward.reader.told = notices
+    _examine(reward, label, option)
+    reward.reader.look_at(prompts)
+    return reward
+
+
+_LONG = "tell me about the sea and the wind " * 8
+_ANSWERS = ("yes", "no, not at all, never")
+
+
+@torch.no_grad()
+def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
+    """Let the reward read two answers to one prompt; refuse one that cannot tell them apart, or has no one score."""
+    first, second = reward.reader.read([_LONG] * 2, list(_ANSWERS))
+    if first == second:
+        raise BadResource(
+            f"the reward {reward.name} reads the same tokens whatever the reply is",
+            "Its chat template leaves the reply out, or its limit of tokens leaves no room for it.",
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return ModelReward(name, model.eval().to(device), tokenizer)
+    output, again = (reward.output([first, second]) for _ in range(2))
+    reward.label = _label(reward, output, label, option)
+    scores = reward._scores(output)
+    if scores.shape != (2,):
+        raise BadResource(f"the reward {reward.name} gives scores of shape {tuple(scores.shape)} for 2 replies")
+    if not torch.allclose(scores, reward._scores(again), rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise BadResource(
+            f"the reward {reward.name} scores the same replies as {scores.tolist()} and then "
+            f"{reward._scores(again).tolist()}: something in it is random",
+            "Switch its dropout off, also where its own code calls it as a function.",
+        )
+    reward.reader.forget()
+
+
+def _label(reward: ModelReward, output: Any, label: int | str | None, option: str) -> int:
+    """Return the output that is the score."""
+    if hasattr(output, "score"):
+        return 0
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise BadResource(f"{type(reward.model).__name__} of the reward {reward.name} gives no logits [B, labels]")
+    count = int(logits.shape[1])
+    names = {int(i): str(n) for i, n in (getattr(reward.model.config, "id2label", None) or {}).items()}
+    listed = ", ".join(f"{i} ({names[i]})" if i in names else str(i) for i in range(min(count, 10)))
+    listed += ", …" if count > 10 else ""
+    if count == 0:
+        raise BadResource(f"the reward {reward.name} has no label", "Use a classifier with num_labels=1.")
+    if label is None and count > 1:
+        raise BadResource(
+            f"the reward {reward.name} has {count} labels, and which of them is the score is not known: {listed}",
+            f"Name one with {option}LABEL, or use a classifier with num_labels=1.",
+        )
+    if label is None:
+        return 0
+    chosen = [i for i in range(count) if label == i or (isinstance(label, str) and label == names.get(i))]
+    if len(chosen) != 1:
+        raise UsageError(f"the reward {reward.name} has no label {label!r}", f"There are {listed}.")
+    return chosen[0]
+
+
+def _rows(model: Any) -> int | None:
+    """Return how many tokens the model's embedding has; None where it has no table of them."""
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # models of bytes or of other inputs
+        return None
+    return int(table.weight.shape[0]) if hasattr(table, "weight") else None
+
+
+def _too_few_rows(name: str, what: str, rows: int) -> BadResource:
+    return BadResource(
+        f"the tokenizer of the reward {name} has {what}, and the model's embedding {rows} rows: 0 to {rows - 1}",
+        "Name a folder whose tokenizer belongs to its model, or resize the model's embedding and save it again.",
+    )
+
+
+def _refuse_other_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with ids that the embedding does not have; the padding alone is judged by itself."""
+    rows = _rows(model)
+    if rows is None:
+        return
+    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i != tokenizer.pad_token_id}
+    if beyond:
+        largest = max(beyond)
+        raise _too_few_rows(name, f"token {largest} ({beyond[largest]!r})", rows)
+
+
+def _pad_id(name: str, model: Any, tokenizer: Any) -> int:
+    """Return the padding id; where the model's configuration has none, the tokenizer's is written into it.
+
+    A classifier looks for the last token that is no padding by that id, in the configuration of its text part.
+    """
+    configs = (model.config, model.config.get_text_config())
+    stated = next((i for c in configs if (i := getattr(c, "pad_token_id", None)) is not None and i >= 0), None)
+    pad = next((i for i in (stated, tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), None)
+    if pad is None:
+        raise BadResource(
+            f"the reward {name} has neither pad nor end token", "Set pad_token in its tokenizer_config.json."
+        )
+    if (rows := _rows(model)) is not None and not 0 <= pad < rows:
+        raise _too_few_rows(name, f"padding token {pad}", rows)
+    for config in configs:
+        config.pad_token_id = pad
+    return int(pad)
+
+
+def _takes_types(model: Any, largest: int) -> bool:
+    """Say whether a model has segments, and as many as the tokenizer tells apart."""
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    known = getattr(model.config.get_text_config(), "type_vocab_size", None)
+    return known is None or largest < known
 
 
 def _function(location: str) -> RewardFunction:
-    module_name, _, attribute = location.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as fault:
-        raise MissingResource(
-            f"the reward {location} names a module that does not import: {fault}",
-            "Write module:function, with the module in the current folder or installed.",
-        ) from fault
-    except AttributeError as fault:
-        raise MissingResource(f"the module {module_name} has no {attribute}") from fault
+    function = user_code.load(location)
     if not callable(function):
-        raise UsageError(f"the reward {location} is not a function")
+        raise UsageError(
+            f"the reward {location} is a {type(function).__name__}, not a function",
+            "Write def score(prompts, replies) and return one number per reply.",
+        )
     return function  # type: ignore[no-any-return]

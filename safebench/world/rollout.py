@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from safebench.world.forward import LastStates
 from safebench.world.policy import Policy
+
+_CONTEXT = 8
+"""Tokens of a prompt that are decoded with its reply."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Rollout:
 
     prompts: list[str]
     replies: list[str]
+    """As ``reply_texts`` has them: without a chat template they begin with what sets them off from the prompt."""
     ids: Tensor
     """[B, P + R]: prompts padded on the left, replies on the right."""
     attention: Tensor
@@ -126,7 +131,7 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
     ids = torch.cat([prompts.ids, tokens.where(mask, torch.tensor(pad, device=tokens.device))], dim=1)
     return Rollout(
         prompts=prompts.texts,
-        replies=_texts(policy, tokens, mask & ~is_stop),
+        replies=_texts(policy, tokens, mask & ~is_stop, prompts),
         ids=ids,
         attention=torch.cat([prompts.attention, mask.to(prompts.attention.dtype)], dim=1),
         mask=mask,
@@ -160,6 +165,30 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return drawn.clamp(max=logits.shape[-1] - 1)
 
 
-def _texts(policy: Policy, tokens: Tensor, keep: Tensor) -> list[str]:
+def _texts(policy: Policy, tokens: Tensor, keep: Tensor, prompts: Encoded | None = None) -> list[str]:
     rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
-    return [text.strip() for text in policy.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    if prompts is None:
+        return reply_texts(policy.tokenizer, rows, [[]] * len(rows))
+    before = [ids[real.bool()].tolist() for ids, real in zip(prompts.ids, prompts.attention, strict=True)]
+    return reply_texts(policy.tokenizer, rows, before)
+
+
+def reply_texts(
+    tokenizer: PreTrainedTokenizerBase, replies: list[list[int]], prompts: list[list[int]]
+) -> list[str]:
+    """Return the texts of replies, given their token ids and those of the prompts that they continue.
+
+    With a chat template a reply is the content of a turn, without blanks around it. Without one, prompt and reply are
+    one text: what stands between them, be it a blank, a line break or nothing, begins the reply.
+    """
+    alone = tokenizer.batch_decode(replies, skip_special_tokens=True)
+    if tokenizer.chat_template is not None:
+        return [text.strip() for text in alone]
+    # Behind the prompt's last tokens, because many a decoder drops the blank before the first word of a text.
+    last = [prompt[-_CONTEXT:] for prompt in prompts]
+    heads = tokenizer.batch_decode(last, skip_special_tokens=True)
+    wholes = tokenizer.batch_decode([a + b for a, b in zip(last, replies, strict=True)], skip_special_tokens=True)
+    return [
+        (whole[len(head) :] if whole.startswith(head) else text).rstrip()
+        for text, head, whole in zip(alone, heads, wholes, strict=True)
+    ]
