@@ -6,14 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from safebench import catalog, faults, yaml_text
-from safebench.errors import UsageError
-from safebench.layers import Path_, Stack, chain, is_path, locate, names, read_mapping
+from safebench.errors import BadResource, UsageError
+from safebench.layers import Fault, Path_, Stack, chain, is_path, locate, names, read_mapping
 from safebench.names import nearest
 from safebench.settings import Settings
 
@@ -134,10 +135,45 @@ def dump(settings: Settings) -> str:
 
 
 def load(path: str | Path) -> Settings:
-    """Return the settings that a run's ``config.yaml`` holds."""
-    stack = Stack()
-    stack.lay(read_mapping(Path(path), stack), str(path))
-    return _validated(stack, str(path), check_names=False)
+    """Return the settings that a run's ``config.yaml`` holds.
+
+    Raises ``BadResource`` where the file is damaged, or of a version of safebench with other settings than this one.
+    """
+    path, stack = Path(path), Stack()
+    stack.lay(read_mapping(path, stack), str(path))
+    if stack.faults:
+        wrong = "; ".join(map(str, stack.faults))
+        raise BadResource(f"the run in {path.parent} is damaged: {wrong}", "Start it again with --if-exists overwrite.")
+    settings, found = faults.validate(Settings, stack)
+    if settings is None or found:
+        raise _other_version(path.parent, found)
+    return settings
+
+
+def _other_version(folder: Path, found: Sequence[Fault]) -> BadResource:
+    """Return the error of a run folder whose settings are not those of this version: nobody wrote them by hand."""
+    here, made = version("safebench"), _made_by(folder)
+    if made is None or made == here:
+        also = ", though its manifest names the same" if made else ""
+        maker = f"another version of safebench than this one, {here}{also}"
+    else:
+        maker = f"safebench {made}, and this is safebench {here}"
+    unknown = [fault.key for fault in found if fault.message.startswith(faults.UNKNOWN)]
+    others = [str(fault) for fault in found if not fault.message.startswith(faults.UNKNOWN)]
+    said = [f"this version does not know {', '.join(unknown)}"] if unknown else []
+    return BadResource(
+        f"the run in {folder} was made by {maker}: {'; '.join([*said, *others])}",
+        "Use the version that made it, or keep new runs apart with --results DIR.",
+    )
+
+
+def _made_by(folder: Path) -> str | None:
+    """Return the version of safebench that the run's manifest names; None where it names none."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return str(manifest["versions"]["safebench"])
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not as this version writes it
+        return None
 
 
 def experiments() -> list[tuple[str, str]]:

@@ -16,6 +16,9 @@ from safebench.layers import Fault, Path_, Stack
 from safebench.names import nearest
 from safebench.settings import Settings
 
+UNKNOWN = "unknown key"
+"""How the message of a key that the schema lacks begins."""
+
 _NAMED: tuple[tuple[Path_, Group], ...] = (
     (("arm",), "arms"),
     (("model", "name"), "models"),
@@ -63,7 +66,7 @@ def _fault(detail: ErrorDetails, model: type[BaseModel], stack: Stack) -> Fault:
     key, source, value = ".".join(path), stack.source(path), _shown(detail["input"])
     if detail["type"] == "extra_forbidden":
         near = _nearest_key(path, model)
-        return Fault(key, "unknown key" + (f"; did you mean {near}?" if near else ""), source, value)
+        return Fault(key, UNKNOWN + (f"; did you mean {near}?" if near else ""), source, value)
     if detail["type"] == "missing":
         return Fault(key, "is missing", source)
     if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):

@@ -219,6 +219,7 @@ class _Drive:
             measured={
                 "judge_sigma0": measured["judge_sigma0"],
                 "paired": self.learner.paired,
+                "templated": policy.tokenizer.chat_template is not None,
                 "processes": self.processes.count,
                 "threads": torch.get_num_threads(),
                 "trainable_parameters": sum(p.numel() for p in policy.trainable().values()),

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from safebench.cli import commands, evidence_commands
-from safebench.cli.said import tell
+from safebench.cli.said import encode_anything, tell
 from safebench.errors import SafebenchError
 from safebench.telemetry import quiet
+from safebench.user_code import blamed
 
 REPORT = "This is a fault of safebench: please report it, with the lines above and the command, to its issue tracker."
 
@@ -71,6 +72,7 @@ def _main(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors of ours are said in two lines, without a traceback."""
     quiet()
+    encode_anything()
     try:
         code = _code(app(args=arguments, prog_name="safebench", standalone_mode=False))
         sys.stdout.flush()
@@ -91,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What Python still wants to flush at its end goes nowhere, without a complaint.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except Exception:  # the last boundary: everything we did not foresee
+    except Exception as error:  # the last boundary: everything we did not foresee
+        if (blame := blamed(error)) is not None:
+            tell(blame)
+            return blame.exit_code
         import traceback
 
         traceback.print_exc()

@@ -31,6 +31,7 @@ class Asked:
     files: Sequence[Path] = ()
     overrides: Sequence[str] = ()
     trackers: Sequence[str] = ()
+    trust: Sequence[str] = ()
 
     def settings(self) -> list[Settings]:
         """Return the settings of each experiment and preset, once, with the first seed; every fault at once."""
@@ -64,6 +65,7 @@ class Asked:
             "prompts.name": self.prompts,
             "update.steps": self.steps,
             "recording.trackers": parse_trackers(self.trackers) if self.trackers else None,
+            "trust_remote_code": list(self.trust) or None,
         }
         given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
         chosen = preset or self._default_preset(experiment)

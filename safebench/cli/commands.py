@@ -22,6 +22,7 @@ def run(
     set_: options.Set = None,
     config: options.ConfigFiles = None,
     tracker: options.Trackers = None,
+    trust_remote_code: options.Trust = None,
     jobs: options.Jobs = 1,
     if_exists: options.Exists = IfExists.RESUME,
     dry_run: options.DryRun = False,
@@ -43,6 +44,7 @@ def run(
         files=config or (),
         overrides=set_ or (),
         trackers=tracker or (),
+        trust=trust_remote_code or (),
     )
     if dry_run:
         return making.dry_run(asked, results)
@@ -69,6 +71,7 @@ def compare(
     set_: options.Set = None,
     config: options.ConfigFiles = None,
     tracker: options.Trackers = None,
+    trust_remote_code: options.Trust = None,
     jobs: options.Jobs = 1,
     dry_run: options.DryRun = False,
     results: options.Root = RESULTS,
@@ -89,6 +92,7 @@ def compare(
         files=config or (),
         overrides=set_ or (),
         trackers=tracker or (),
+        trust=trust_remote_code or (),
     )
     if dry_run:
         return making.dry_run(asked, results, making.COMPARED_SEEDS)
@@ -163,6 +167,7 @@ def sample(
     seed: options.Seed = 0,
     temperature: options.Temperature = None,
     tokens: options.Tokens = None,
+    trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
     """Let a trained policy reply to a prompt."""
@@ -171,15 +176,23 @@ def sample(
     folder = locate(run, results)
     from safebench.world import talk  # imports torch: not before the run is found
 
-    for reply in talk.sample(folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens):
+    trust = trust_remote_code or ()
+    for reply in talk.sample(
+        folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens, trust=trust
+    ):
         print(reply.strip())
 
 
-def export(run: options.RunName, out: options.Out = None, results: options.Root = RESULTS) -> None:
+def export(
+    run: options.RunName,
+    out: options.Out = None,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
     """Merge a run's adapter into its model and write it for plain transformers."""
     from safebench.cli.results import locate
 
     folder = locate(run, results)
     from safebench.world import talk  # imports torch: not before the run is found
 
-    print(talk.export(folder, folder / "merged" if out is None else out))
+    print(talk.export(folder, folder / "merged" if out is None else out, trust=trust_remote_code or ()))

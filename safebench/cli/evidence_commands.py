@@ -92,13 +92,15 @@ def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: optio
 def rescore(
     run: options.RunsOrExperiments,
     reward: options.NewJudge,
+    label: options.Label = None,
     force: options.Again = False,
+    trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
     """Score the replies that runs saved with another reward, so that old runs can be judged again."""
     from safebench.cli import judging
 
-    judging.rescore(run, reward, force, results)
+    judging.rescore(run, reward, force, results, label, trust_remote_code or ())
 
 
 def best_of_n(
@@ -109,6 +111,7 @@ def best_of_n(
     random_weights: options.RandomWeights = False,
     preset: options.Preset = None,
     set_: options.Set = None,
+    trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
     """Draw many replies of the initial policy: the best of n is a reference on the frontier that needs no training."""
@@ -123,6 +126,7 @@ def best_of_n(
         prompts=prompts,
         random_weights=random_weights,
         overrides=set_ or (),
+        trust=trust_remote_code or (),
     )
     judging.draw(asked, draws, results)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safebench import config
 from safebench.cli.asked import Asked, parse_seeds
-from safebench.errors import MissingResource
+from safebench.errors import BadResource, MissingResource
 from safebench.evidence import rescored, runs
 from safebench.evidence.rescored import Judged
 from safebench.evidence.runs import Run
@@ -109,7 +109,11 @@ def _complete(name: str, there: Sequence[Run], seeds: Sequence[int], choice: Cho
 def _warn_of_stale(settings: Settings, found: Iterable[Run]) -> None:
     """Say on stderr which runs were made when the experiment was another."""
     for run in found:
-        made = config.load(run.folder / "config.yaml")
+        try:
+            made = config.load(run.folder / "config.yaml")
+        except BadResource as error:  # made by another version: its figures can be compared all the same
+            print(f"warning: {error}", file=sys.stderr)
+            continue
         if config.settings_hash(made) != config.settings_hash(settings):
             keys = ", ".join(key for key, _, _ in config.changes(made, settings) if key != "seed")
             print(f"warning: {run.folder} was made with other settings than now asked for: {keys}", file=sys.stderr)

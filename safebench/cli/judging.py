@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +15,24 @@ from safebench.evidence.best_of_n import Record
 from safebench.report.cells import DASH, interval
 
 
-def rescore(names: Sequence[str], reward: str, force: bool, root: Path) -> None:
+def rescore(
+    names: Sequence[str], reward: str, force: bool, root: Path, label: str | None, trust: Sequence[str]
+) -> None:
     """Score the runs' saved replies with another reward, and say how to compare by it."""
     folders = list(dict.fromkeys(folder for name in names for folder in locate_all(name, root)))
     from safebench.judging.rescore import rescore_all  # imports torch: not before the runs are found
 
     with counting() as count:
         done = rescore_all(
-            folders, reward, force=force, progress=lambda folder, at, of: count("/".join(folder.parts[-2:]), at, of)
+            folders,
+            reward,
+            force=force,
+            progress=lambda folder, at, of: count("/".join(folder.parts[-2:]), at, of),
+            label=int(label) if label is not None and label.isdecimal() else label,
+            trust=trust,
         )
+    for notice in dict.fromkeys(notice for one in done for notice in one.notices):
+        print(f"note: {notice}", file=sys.stderr)
     for one in done:
         state = "scored" if one.fresh else "scored before, nothing was done"
         part = "" if one.common == one.of else f", {one.common} of {one.of} prompts in every evaluation"

@@ -151,6 +151,15 @@ NewJudge = Annotated[
     str, typer.Option("--reward", metavar="R", help="Name (`safebench rewards`), hub id, directory or module:function.")
 ]
 Again = Annotated[bool, typer.Option("--force", help="Score again what the same reward has scored.")]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="L", help="Of a classifier with several labels: index or name.")
+]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-remote-code", metavar="NAME", help="Run the own Python code of this model or reward; may be repeated."
+    ),
+]
 Draws = Annotated[int, typer.Option("--draws", min=1, metavar="N", help="Replies to each held-out prompt.")]
 
 History = Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 from safebench import config
 from safebench.cli.outcome import crashes, last_values
 from safebench.cli.tables import columns
-from safebench.errors import MissingResource, UsageError
+from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.estimate import readable
 from safebench.evidence import runs
 from safebench.evidence.inert import inert_in, sentence
@@ -19,6 +19,7 @@ from safebench.metrics import BY_KEY
 from safebench.names import nearest
 from safebench.recording import status
 from safebench.recording.files import is_locked
+from safebench.recording.status import StatusRecord
 from safebench.settings import Settings
 
 
@@ -36,13 +37,16 @@ def show(run: str, results: Path) -> None:
     print(f"{found.model} {found.variant} seed {found.seed}: {state(found)}, step {_steps(found)}")
     if found.message:
         print(f"  {found.message}")
-    record = None if found.status == "damaged" else status.read(found.folder)
+    record = _record(found)
     told = record.notices if record else ()
     inert = [sentence(term) for term in inert_in(found)]
     for notice in dict.fromkeys((*told, *inert)):
         print(f"  {notice}")
     if found.status != "damaged":
-        _print_differences(config.load(found.folder / "config.yaml"))
+        try:
+            _print_differences(config.load(found.folder / "config.yaml"))
+        except BadResource as error:  # made by another version: its figures can be shown all the same
+            print(f"\n{error}")
     last = last_values(found)
     print(f"\ncrashes: {crashes(last)}")
     print("\nlast figures:")
@@ -113,8 +117,16 @@ def state(run: Run) -> str:
     return f"{run.status} (resumable)" if run.status == "interrupted" else run.status
 
 
+def _record(run: Run) -> StatusRecord | None:
+    """Return what status.json says; None where there is none, or none that this version reads."""
+    try:
+        return None if run.status in ("damaged", "unknown") else status.read(run.folder)
+    except BadResource:
+        return None
+
+
 def _steps(run: Run) -> str:
-    record = None if run.status in ("damaged", "unknown") else status.read(run.folder)
+    record = _record(run)
     return f"{record.step}/{record.steps}" if record else f"?/{run.planned_steps or '?'}"
 
 

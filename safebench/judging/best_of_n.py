@@ -71,7 +71,8 @@ def _matter(settings: Settings, draws: int) -> dict[str, Any]:
     keys = (*MUST_MATCH, *others, "rollout.chunk")
     matter = {key: flat[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
     seed = {"seed": settings.seed} if settings.model.random_weights else {}
-    return {**matter, **seed, "draws": draws, "temperature": 1.0, "together": TOGETHER}
+    labels = {f"reward.{key}": found for key in ("label", "judge_label") if (found := flat["reward"][key]) is not None}
+    return {**matter, **labels, **seed, "draws": draws, "temperature": 1.0, "together": TOGETHER}
 
 
 def _described(folder: Path) -> dict[str, Any]:

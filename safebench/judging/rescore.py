@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from safebench.recording.files import Appender, FolderLock, is_locked, make_fold
 from safebench.settings import Compute
 from safebench.trainers.processes import Processes
 from safebench.world.loading import quiet_libraries
-from safebench.world.rewards import Reward, load_reward
+from safebench.world.rewards import ModelReward, Reward, load_reward
 
 Progress = Callable[[Path, int, int], None]
 """Called with the run's folder, the replies scored so far, and all of them."""
@@ -44,6 +44,8 @@ class Rescored:
     common: int
     of: int
     fresh: bool
+    notices: tuple[str, ...] = ()
+    """What the reward has to tell of the replies that it read."""
 
 
 def rescore(
@@ -54,15 +56,20 @@ def rescore(
     batch: int = BATCH,
     force: bool = False,
     progress: Progress | None = None,
+    label: int | str | None = None,
+    trust: Collection[str] = (),
 ) -> Rescored:
     """Score every reply saved in the run ``folder`` with ``reward`` and write ``<folder>/rescored/<slug>.*``.
 
     ``reward`` is a catalogue name, hub id, local directory or ``module:function``. Interrupted and called again, it
     goes on where it stopped; where the same files of the reward have scored the same replies it does nothing, unless
-    ``force``. Raises ``MissingResource`` without replies or reward, ``BadResource`` where either breaks its word,
+    ``force``. ``label`` is the output of a classifier with several, ``trust`` names rewards whose own code may run.
+    Raises ``MissingResource`` without replies or reward, ``BadResource`` where either breaks its word,
     ``UsageError`` while the run is being written; the files of an earlier reward are then as they were.
     """
-    return rescore_all([folder], reward, device=device, batch=batch, force=force, progress=progress)[0]
+    return rescore_all(
+        [folder], reward, device=device, batch=batch, force=force, progress=progress, label=label, trust=trust
+    )[0]
 
 
 def rescore_all(
@@ -73,19 +80,21 @@ def rescore_all(
     batch: int = BATCH,
     force: bool = False,
     progress: Progress | None = None,
+    label: int | str | None = None,
+    trust: Collection[str] = (),
 ) -> list[Rescored]:
     """Do as ``rescore`` does for several runs, loading the reward once, and only if there is anything to score."""
     if batch < 1:
         raise UsageError(f"a batch of {batch} replies", "Give at least 1.")
-    scorer = _Scorer(reward, device)
+    scorer = _Scorer(reward, device, label, trust)
     return [_Task(folder, scorer, batch).do(force, progress) for folder in folders]
 
 
 class _Scorer:
     """A reward that is loaded when first needed."""
 
-    def __init__(self, name: str, device: str) -> None:
-        self.name, self.device = name, device
+    def __init__(self, name: str, device: str, label: int | str | None, trust: Collection[str]) -> None:
+        self.name, self.device, self.label, self.trust = name, device, label, trust
 
     @property
     def hash(self) -> str:
@@ -95,7 +104,14 @@ class _Scorer:
     @cached_property
     def reward(self) -> Reward:
         with quiet_libraries():
-            return load_reward(self.name, Processes(Compute(device=self.device)).device)
+            device = Processes(Compute(device=self.device)).device
+            return load_reward(self.name, device, label=self.label, trust=self.trust, option="--label ")
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the reward has to tell of what it has read; nothing where it was not loaded."""
+        reward = self.__dict__.get("reward")
+        return tuple(getattr(reward, "notices", ()))
 
 
 class _Task:
@@ -110,6 +126,10 @@ class _Task:
         self.files = folder / FOLDER / slug(scorer.name)
         self.replies = read_replies(folder / "samples.jsonl")
         self.extent = scores_file.extent(self.replies, config.load(folder / "config.yaml"))
+        # Whether the run's policy had a chat template: how its replies follow their prompts (``Reader.apart``).
+        described = manifest.read(folder) if (folder / manifest.FILE).exists() else {}
+        self.apart = described.get("templated") is not False
+        self.labelled = {} if scorer.label is None else {"label": scorer.label}
         samples = folder / "samples.jsonl"
         self.samples = {"sha256": manifest.hash_folder(samples), "bytes": samples.stat().st_size}
 
@@ -119,10 +139,13 @@ class _Task:
         make_folder(self.files.parent)
         with FolderLock(self.files.parent):
             reward, found = self.scorer.reward, self.scorer.hash
+            if isinstance(reward, ModelReward):
+                reward.reader.apart = self.apart
             if not force and self._done():
                 return self._outcome(fresh=False)
             scores = self._score(reward, found, progress)
-            made = {"reward": self.scorer.name, "hash": found, "scored": now(), "versions": machine.versions()}
+            made: dict[str, Any] = {"reward": self.scorer.name, **self.labelled, "hash": found}
+            made |= {"scored": now(), "versions": machine.versions()}
             scores_file.write(self.files, self.replies, scores, {**made, "samples": self.samples, **self.extent})
             with storing(self._part):
                 self._part.unlink(missing_ok=True)
@@ -134,12 +157,13 @@ class _Task:
             made = json.loads(self.files.with_name(f"{self.files.name}.json").read_bytes())
         except (FileNotFoundError, ValueError):  # never made, or not whole: made anew
             return False
-        return (made.get("hash"), made.get("samples")) == (self.scorer.hash, self.samples)
+        same = (made.get("hash"), made.get("samples"), made.get("label"))
+        return same == (self.scorer.hash, self.samples, self.scorer.label)
 
     def _score(self, reward: Reward, found: str, progress: Progress | None) -> list[float]:
         """Score group by group; a group's scores are on the disk before the next, and are not asked for again."""
         groups = grouped(self.replies, self.batch)
-        done = self._begin({"hash": found, "samples": self.samples, "batch": self.batch}, len(groups))
+        done = self._begin({**self.labelled, "hash": found, "samples": self.samples, "batch": self.batch}, len(groups))
         scores = [0.0] * len(self.replies)
         lines = Appender(self._part)
         try:
@@ -181,6 +205,7 @@ class _Task:
             found["common"],
             found["of"][HELD_OUT],
             fresh,
+            self.scorer.notices if fresh else (),
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safebench.config import load, run_folder, settings_hash
+from safebench.errors import BadResource
 from safebench.recording import status
 from safebench.recording.status import Status
 from safebench.settings import Settings
@@ -40,8 +41,12 @@ def ended_before(settings: Settings, root: Path) -> Result | None:
     record = status.read(folder)
     if record is None or record.state not in (Status.FINISHED, Status.UNSTABLE):
         return None
-    if settings_hash(load(folder / "config.yaml")) != settings_hash(settings):
+    try:
+        made = load(folder / "config.yaml")
+    except BadResource:
         return None  # the run itself says what is wrong about that
+    if settings_hash(made) != settings_hash(settings):
+        return None
     code = record.state.exit_code or 0
     return Result(settings, folder, record.state.value, dict(record.summary), False, "", None, code)
 

@@ -37,7 +37,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             start_new_session=True,
         )
@@ -165,4 +166,5 @@ class Pool:
         """Return a worker's environment: ours, and the way to this package wherever it was started from."""
         home = str(Path(__file__).parents[2])
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-        return os.environ | {"PYTHONPATH": path}
+        # What a worker says is read as UTF-8, whatever the terminal takes.
+        return os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8:replace"}

@@ -15,6 +15,7 @@ from safebench.errors import SafebenchError
 from safebench.launch.outcome import Result, interrupted, label, waiting
 from safebench.launch.progress import View, say_end
 from safebench.settings import Settings
+from safebench.user_code import blamed
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]
 
@@ -51,7 +52,9 @@ def one(settings: Settings, root: Path, view: View, if_exists: IfExists) -> Resu
     except SafebenchError as error:
         status = "interrupted" if error.exit_code == 130 else "failed"
         return Result(settings, folder, status, {}, True, str(error), error.hint, error.exit_code)
-    except Exception:  # the boundary between runs: shown in full, and the next run goes on
+    except Exception as error:  # the boundary between runs: shown in full, and the next run goes on
+        if (blame := blamed(error)) is not None:
+            return Result(settings, folder, "failed", {}, True, str(blame), blame.hint, blame.exit_code)
         return Result(settings, folder, "failed", {}, True, traceback.format_exc(), None, 1)
     code = 4 if outcome.status == "unstable" else 0
     return Result(settings, outcome.folder, outcome.status, outcome.summary, outcome.fresh, "", None, code)

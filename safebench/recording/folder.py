@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from safebench import yaml_text
+from safebench import config, yaml_text
 from safebench.errors import BadResource, UsageError
 from safebench.recording import manifest as manifest_file
 from safebench.recording.files import now, storing, write_atomic
@@ -74,10 +72,7 @@ def _read_config(folder: Path) -> Settings:
     path = folder / CONFIG
     if not path.exists():
         raise BadResource(f"{path} is missing", _HINT)
-    try:
-        return Settings.model_validate(yaml_text.read(path.read_text()))
-    except (ValueError, ValidationError) as error:
-        raise BadResource(f"{path} is not a run's configuration: {error}", _HINT) from error
+    return config.load(path)
 
 
 def _changed_settings(kept: Settings, given: Settings) -> list[str]:

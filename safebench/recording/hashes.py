@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
-from safebench import catalog
+from safebench import catalog, user_code
 from safebench.recording import manifest
 from safebench.settings import Settings
 
@@ -27,7 +26,7 @@ def of_settings(settings: Settings) -> dict[str, str]:
 def of_entry(entry: catalog.Entry) -> str:
     """Return the sha256 of the entry's files, or its hub id where no copy of them lies here."""
     if entry.kind == "function":
-        source = inspect.getsourcefile(entry.load())
+        source = user_code.source_of(entry.load())
         return manifest.hash_folder(Path(source)) if source else entry.location
     if entry.kind == "hub":
         copy = catalog.local_copy(entry.location, "dataset" if entry in catalog.PROMPTS else "model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def read(folder: Path) -> StatusRecord | None:
         content = json.loads(path.read_bytes())
         content["state"] = Status(content["state"])
         content["notices"] = tuple(content["notices"])
-        return StatusRecord(**content)
+        known = {one.name for one in fields(StatusRecord)}  # a newer version may write more
+        return StatusRecord(**{key: value for key, value in content.items() if key in known})
     except (ValueError, KeyError, TypeError) as error:
         hint = "Start this run again with --if-exists overwrite."
         raise BadResource(f"{path} is damaged: {error}", hint) from error

@@ -64,7 +64,7 @@ def _tell(answers: TextIO) -> Callable[[type[BaseException], BaseException, Trac
 
 def main(name: str) -> None:
     """Serve until ``finish`` or the end of the input; an exception ends the process and is the last answer."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not pass for an answer
     sys.excepthook = _tell(answers)
     tracker = make(name)

@@ -48,13 +48,13 @@ class ProcessTracker:
         ours = str(Path(safebench.__file__).parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ours, environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "safebench.recording.tracker_child", self._name]
-        with storing(self._log_file), self._log_file.open("w") as log:
+        with storing(self._log_file), self._log_file.open("w", encoding="utf-8") as log:
             self._child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the training, which then finishes its trackers
             )
@@ -111,7 +111,7 @@ class ProcessTracker:
     def _last_words(self) -> str:
         lines: list[str] = []
         if self._log_file is not None and self._log_file.exists():
-            lines = self._log_file.read_text(errors="replace").strip().splitlines()
+            lines = self._log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it ended without a word"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -34,12 +35,18 @@ def assemble(settings: Settings, device: torch.device) -> World:
     prompts, trust = load_prompts(settings), settings.trust_remote_code
     base, tokenizer, notices = load_with_notices(settings.model, settings.seed, device, trust=trust)
     notices = (*notices, *check_encoded(prompts, tokenizer))
-    reads = {"trust": trust, "apart": tokenizer.chat_template is not None, "prompts": [*prompts.train, *prompts.heldout]}
+    load = partial(
+        load_reward,
+        device=device,
+        trust=trust,
+        apart=tokenizer.chat_template is not None,
+        prompts=[*prompts.train, *prompts.heldout],
+    )
     chosen = settings.reward
-    reward = load_reward(chosen.name, device, label=chosen.label, **reads)
+    reward = load(chosen.name, label=chosen.label)
     judge = None
     if chosen.judge:
-        judge = load_reward(chosen.judge, device, label=chosen.judge_label, option="--set reward.judge_label=", **reads)
+        judge = load(chosen.judge, label=chosen.judge_label, option="--set reward.judge_label=")
     policy = adapt(base, tokenizer, settings.model, settings.seed, device)
     policy.notices = (*notices, *policy.notices)
     return World(policy, prompts, reward, judge)

@@ -18,6 +18,9 @@ Messages = list[dict[str, str]]
 _SHORT = "yes"
 """A reply of which no limit cuts anything."""
 
+_FRAME = 64
+"""Tokens that a chat template and the short reply take, generously."""
+
 
 @dataclass(frozen=True)
 class Dialogue:
@@ -87,18 +90,26 @@ class Reader:
 
         Raises ``BadResource`` with the prompt's number where the chat template refuses one.
         """
-        if not prompts:
-            return
         if self.templated:
-            for number, prompt in enumerate(prompts, 1):
-                try:
-                    self.text(prompt, _SHORT)
-                except BadResource as refusal:
-                    raise BadResource(f"prompt {number} ({str(prompt)[:60]!r}): {refusal}", refusal.hint) from refusal
-        self.read(prompts, [_SHORT] * len(prompts))
+            self._look_at_turns(prompts)
+        # A token is a byte at least: what is shorter than the limit in bytes need not be encoded.
+        limit = float("inf") if self.limit is None else self.limit - _FRAME
+        long = [prompt for prompt in prompts if len(prompt.encode(errors="replace")) > limit]
+        if long:
+            self.read(long, [_SHORT] * len(long))
         self.told = self.notices
-        self._looked = True
+        self._looked = bool(prompts)
         self.forget()
+
+    def _look_at_turns(self, prompts: Sequence[str]) -> None:
+        """Render the conversations of several turns: one of a single user turn is like any other."""
+        for number, prompt in enumerate(prompts, 1):
+            if number > 1 and len(as_messages(prompt)) == 1:
+                continue
+            try:
+                self.text(prompt, _SHORT)
+            except BadResource as refusal:
+                raise BadResource(f"prompt {number} ({str(prompt)[:60]!r}): {refusal}", refusal.hint) from refusal
 
     def text(self, prompt: str, reply: str) -> str:
         """Return a dialogue as one text; special tokens that the tokenizer itself adds are not in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -27,10 +28,14 @@ def sample(
     seed: int = 0,
     temperature: float | None = None,
     tokens: int | None = None,
+    trust: Collection[str] = (),
 ) -> list[str]:
-    """Return ``count`` replies of the run in ``folder`` to ``prompt``; the run's settings where none are given."""
+    """Return ``count`` replies of the run in ``folder`` to ``prompt``; the run's settings where none are given.
+
+    The model's own code runs only if its name is in ``trust``, whatever the run was started with.
+    """
     settings = config.load(folder / "config.yaml")
-    policy = _trained(folder, settings)
+    policy = _trained(folder, settings, trust)
     texts = [prompt] * count
     encoded = encode(
         texts,
@@ -43,12 +48,12 @@ def sample(
     return sample_replies(policy, encoded, draws, temperature or settings.rollout.temperature).replies
 
 
-def export(folder: Path, out: Path) -> Path:
+def export(folder: Path, out: Path, *, trust: Collection[str] = ()) -> Path:
     """Write the run's model, its adapter merged, and its tokenizer to ``out``, for plain transformers."""
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty", "Name a new folder with --out.")
     settings = config.load(folder / "config.yaml")
-    policy = _trained(folder, settings)
+    policy = _trained(folder, settings, trust)
     with quiet_libraries():
         model = policy.model.merge_and_unload() if isinstance(policy.model, PeftModel) else policy.model
         model.save_pretrained(out)
@@ -56,12 +61,12 @@ def export(folder: Path, out: Path) -> Path:
     return out
 
 
-def _trained(folder: Path, settings: Settings) -> Policy:
+def _trained(folder: Path, settings: Settings, trust: Collection[str]) -> Policy:
     part = "model" if settings.model.lora is None else "adapter"
     if not (folder / part).is_dir():
         raise MissingResource(f"{folder} has no {part}: the run has not finished", "`safebench run` finishes it.")
     with quiet_libraries():
-        base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"))
+        base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"), trust=trust)
         stops = stop_ids(base, tokenizer)
         if settings.model.lora is None:
             return Policy(type(base).from_pretrained(folder / part).eval(), tokenizer, stops)
