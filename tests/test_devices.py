@@ -29,7 +29,7 @@ from safebench.world.assemble import assemble
 from safebench.world.loading import quiet_libraries
 from safebench.world.rewards import ModelReward
 from tests.drop_in import adapted, classifier, entries, trainer
-from tests.pretend_device import DEVICE, Pretended, pretended_device
+from tests.pretend_device import Pretended, pretended_device
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import tiny_tokenizer
 

@@ -38,8 +38,8 @@ def load_with_notices(
 ) -> LoadedModel:
     """Return the language model and its tokenizer, with a pad token; of an adapter folder, base and adapter merged.
 
-    Its own code runs only if its name is in ``trust``. Raises ``BadResource`` where weights are missing; without hub access and without a local copy the error names the
-    model and the way to give a directory.
+    Its own code runs only if its name is in ``trust``. Raises ``BadResource`` where weights are missing; without hub
+    access and without a local copy the error names the model and the way to give a directory.
     """
     dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
     source = catalog.model_source(model.name)

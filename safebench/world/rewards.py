@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification
 from safebench import catalog, user_code
 from safebench.errors import BadResource, UsageError
 from safebench.world.dialogues import Dialogue, Reader, token_limit
+from safebench.world.forward import no_dropout
 from safebench.world.loading import passing, trusted
 from safebench.world.models import load_tokenizer, load_whole
-from safebench.world.policy import no_dropout
 from safebench.world.rollout import Rollout
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
