@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification, TrainerCallback
 
@@ -38,6 +38,8 @@ class Case:
     """One configuration that both trainers run."""
 
     lora: bool = False
+    classifiers: str | None = None
+    """Adapters on reward and value model, the heads trained whole ("peft"), or frozen, by ``add_adapter``."""
     batch: int = 12
     minibatches: int = 1
     accumulation: int = 1
@@ -237,11 +239,23 @@ def objects(case: Case, made: Parts) -> dict[str, Any]:
         "processing_class": left_padding(),
         "model": made.policy,
         "ref_model": None,
-        "reward_model": made.reward,
-        "value_model": made.value,
+        "reward_model": with_adapter(made.reward, case.classifiers),
+        "value_model": with_adapter(made.value, case.classifiers),
         "train_dataset": Dataset.from_list([{"input_ids": ids} for ids in prompts()]),
         "peft_config": LoraConfig(**LORA, task_type="CAUSAL_LM") if case.lora else None,
     }
+
+
+def with_adapter(model: Qwen2ForSequenceClassification, how: str | None) -> Any:
+    """Return a classifier with an adapter that is far from nothing, of one seed."""
+    if how is None:
+        return model
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        if how == "peft":
+            return get_peft_model(model, LoraConfig(**LORA, task_type="SEQ_CLS", init_lora_weights=False))
+        model.add_adapter(LoraConfig(**LORA, init_lora_weights=False))
+    return model
 
 
 def trained(policy: nn.Module, value: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import DataCollatorWithPadding
 
 from safebench.errors import BadResource, UsageError
@@ -18,6 +18,7 @@ from safebench.world.rewards import score
 from safebench.world.rollout import Rollout
 from tests.drop_in import CHAT, classifier, policy_model, same, trainer, weights
 from tests.tiny import PROMPTS, tiny_policy, tiny_rollout, tiny_tokenizer
+from tests.trl_defects import TRL, make
 
 TALK = [{"role": "user", "content": "b c"}]
 IDS = {word: tiny_tokenizer()(word)["input_ids"][0] for word in "abcdefuz"}
@@ -149,7 +150,7 @@ def test_a_classifier_with_several_scores_is_refused() -> None:
 
 
 def test_a_model_that_is_no_classifier_is_refused() -> None:
-    with pytest.raises(BadResource, match="no sequence classifier"):
+    with pytest.raises(BadResource, match="has no `score`"):
         make_reward(policy_model(), tiny_policy(), 3)
 
 
@@ -252,3 +253,103 @@ def test_a_function_sees_the_trainers_state(tmp_path: Path) -> None:
 
     trainer(tmp_path, reward_model=reward).train()
     assert steps == [0, 1, 2, 3]
+
+
+def padded(tokenizer: Any) -> list[dict[str, Any]]:
+    """Rows that came padded, without a mask."""
+    pad = tokenizer.pad_token_id
+    words = ids("a", "b", "c")
+    return [
+        {"input_ids": [pad, pad, *words]},
+        {"input_ids": [*words, pad, pad]},
+        {"input_ids": [pad, *words, pad]},
+        {"input_ids": words},
+    ]
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<end>"])
+def test_padded_rows_are_read_as_trls_trainer_attends_to_them(pad: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token, tokenizer.padding_side = pad, "left"
+    data = Dataset.from_list(padded(tokenizer) * 2)
+    theirs = make(TRL, tmp_path / "trl", tokenizer=tokenizer, dataset=data, per_device_train_batch_size=8)
+    (batch,) = theirs.get_train_dataloader()
+    # The mask that TRL's trainer makes for every pass of policy, value and reward model.
+    attended = [row[row != tokenizer.pad_token_id].tolist() for row in batch["input_ids"]]
+    assert sorted(map(len, attended)) == [3] * 8
+    for collator in (None, DataCollatorWithPadding(tokenizer)):
+        ours = trainer(tmp_path / "ours", processing_class=tokenizer, train_dataset=data, data_collator=collator)
+        assert list(ours._world.prompts.train_ids or []) == attended == [ids("a", "b", "c")] * 8
+
+
+def test_within_a_prompt_the_end_token_stays_where_it_pads_too() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<end>"
+    end = tokenizer.eos_token_id
+    rows = Rows("data", [{"input_ids": [end, *ids("a"), end, *ids("b"), end]}], tokenizer)
+    assert rows.tokens(0) == [*ids("a"), end, *ids("b")]
+    masked = Rows("data", [{"input_ids": [end, *ids("a"), end], "attention_mask": [0, 1, 1]}], tokenizer)
+    assert masked.tokens(0) == [*ids("a"), end]
+
+
+def test_a_row_of_padding_alone_has_no_prompt() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<end>"
+    with pytest.raises(BadResource, match="has no tokens"):
+        Rows("data", [{"input_ids": [1, 1]}], tokenizer).tokens(0)
+
+
+SPLITS = {"train": Dataset.from_list([{"prompt": "a"}]), "test": Dataset.from_list([{"prompt": "b"}])}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message", "hint"),
+    [
+        (DatasetDict(SPLITS), "a DatasetDict with the splits train, test", 'train_dataset=dataset["train"]'),
+        (SPLITS, "a dict with the splits train, test", 'train_dataset=dataset["train"]'),
+        (IterableDatasetDict({"valid": IterableDataset.from_generator(list)}), "splits valid", 'dataset["valid"]'),
+        ({"input_ids": [[3, 4]], "id": [1]}, "a dict of columns .input_ids, id", "Dataset.from_dict"),
+        ("imdb", "train_dataset is a str", 'load_dataset("imdb"'),
+        ({}, "splits nothing", "dataset"),
+    ],
+)
+def test_what_is_no_data_set_is_told_with_what_to_write(dataset: Any, message: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as fault:
+        trainer(tmp_path, train_dataset=dataset)
+    assert hint in str(fault.value.hint)
+
+
+def test_splits_are_no_held_out_sets_unless_picked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="DatasetDict with the splits train, test") as fault:
+        trainer(tmp_path, eval_dataset=DatasetDict(SPLITS))
+    assert 'eval_dataset=dataset["test"]' in str(fault.value.hint)
+    assert len(trainer(tmp_path, eval_dataset=SPLITS)._heldout) == 2
+    with pytest.raises(UsageError, match=r"eval_dataset\['x'\] is a DatasetDict"):
+        trainer(tmp_path, eval_dataset={"x": DatasetDict(SPLITS)})
+
+
+def test_ids_beyond_the_models_vocabulary_are_named(tmp_path: Path) -> None:
+    made = trainer(tmp_path, train_dataset=[{"input_ids": [3, 64]}] * 4)
+    with pytest.raises(BadResource, match=r"row \d of train_dataset has the token id 64; the model knows 64 tokens"):
+        made.train()
+
+
+class Raising:
+    """A data set of the user's own, with a fault."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        raise OSError("the disk is gone")
+
+
+def test_what_data_set_and_collator_raise_names_them(tmp_path: Path) -> None:
+    with pytest.raises(BadResource, match="row 0 of train_dataset: OSError: the disk is gone"):
+        trainer(tmp_path, train_dataset=Raising())
+
+    def collator(features: list[dict[str, Any]]) -> dict[str, Any]:
+        raise KeyError("labels")
+
+    with pytest.raises(BadResource, match=r"data_collator \(function\) on a row of train_dataset: KeyError: 'labels'"):
+        trainer(tmp_path, data_collator=collator).train()

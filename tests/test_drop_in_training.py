@@ -450,7 +450,7 @@ def test_a_number_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     made = trainer(tmp_path, callbacks=[Spoil()])
     with pytest.raises(Instability, match="step 3"):
         made.train()
-    assert all(torch.isfinite(p).all() for p in made.model.parameters())
+    assert all(torch.isfinite(p).all() for p in made.model.policy.parameters())
 
 
 def test_evaluation_has_fixed_noise_and_its_own_keys(tmp_path: Path) -> None:

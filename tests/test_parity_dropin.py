@@ -21,6 +21,8 @@ from tests.trl_defects import OURS, quiet
 CASES = {
     "whole-k3-two": Case(minibatches=2, estimator="k3", missing_eos_penalty=PENALTY),
     "whole-without-a-stop-token": Case(stops=False, missing_eos_penalty=PENALTY),
+    "adapters-on-all": Case(lora=True, learning_rate=1e-2, classifiers="peft"),
+    "adapters-by-transformers": Case(classifiers="add_adapter"),
     "lora-whitened-two": Case(lora=True, learning_rate=1e-2, minibatches=2, batch=16, whiten_rewards=True),
 }
 OVER_PADDING = ("policy/approxkl_avg", "policy/entropy_avg", "val/ratio", "val/ratio_var")
@@ -38,12 +40,12 @@ def both(name: str) -> tuple[Record, list[dict[str, float]], dict[str, Tensor]]:
             follow(trainer, record)
             trainer.train()
     logs = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
-    return record, logs, trained(trainer.model, trainer.value_model)
+    return record, logs, trained(trainer.model.policy, trainer.model.value_model)
 
 
 def follow(trainer: Any, record: Record) -> None:
     """Let the trainer begin with TRL's weights, and sample and shuffle as it did."""
-    begin_as(record, trainer.model)
+    begin_as(record, trainer.model.policy)
     loop = trainer._loop
     loop._sample = lambda: rollout(record.updates[loop.step_number - 1], record.case.stops)
     loop.updater._minibatches = functools.partial(minibatches, record)

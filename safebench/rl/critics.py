@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Protocol
 
@@ -60,10 +59,6 @@ class ValueHeads(nn.Module):
             for layer in self.heads.modules():
                 if isinstance(layer, nn.Linear):
                     _as_torch(layer, draws)
-
-    def take(self, head: nn.Linear) -> None:
-        """Let a given linear layer, copied, be every head; one without bias stays without."""
-        self.heads = nn.ModuleList(copy.deepcopy(head) for _ in self.heads)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the values [..., H] of hidden states [..., h]."""

@@ -20,8 +20,8 @@ from safebench.world.policy import Policy
 class Critic:
     """Values of reply positions. The heads sit on the policy's hidden states or on a body of their own.
 
-    ``body``, a decoder, and ``head``, a linear layer with or without bias, come from a value model that was trained
-    before; without them they start as the settings say.
+    ``body``, a decoder, and ``head``, which makes one value of a state, come from a value model that was trained
+    before, and are trained themselves, not copies; without them they start as the settings say.
     """
 
     def __init__(
@@ -30,24 +30,23 @@ class Critic:
         policy: Policy,
         seed: int,
         body: nn.Module | None = None,
-        head: nn.Linear | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         self.settings = settings
         if body is None and settings.body == "separate":
             body = _own_body(policy)
         self.body = body
-        width = policy.width if head is None else head.in_features
         self.online = ValueHeads(
-            width,
+            policy.width,
             2 if settings.heads == "double" else 1,
             mlp=settings.head == "mlp",
             layer_norm=settings.layer_norm,
             draws=noise.Draws("critic", seed),
             small=settings.init == "small",
         )
-        if head is not None:
-            self.online.take(head)
         self.online.to(policy.device, getattr(torch, settings.dtype))
+        if head is not None:
+            self.online.heads = nn.ModuleList([head.to(policy.device)])
         self.target = None if settings.target_decay is None else copy.deepcopy(self.online).requires_grad_(False)
 
     def read(self, hidden: Tensor, replies: int) -> Tensor:
@@ -61,9 +60,7 @@ class Critic:
         """Return what the heads see [b, R, h]: the states that ``read`` gave of the policy, or the own body's."""
         if self.body is None:
             return read.detach() if self.settings.detach else read
-        states = self.body(
-            input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=False
-        )
+        states = self.body(input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=False)
         return self.read(states.last_hidden_state, read.shape[1])
 
     def pessimistic(self, heads: Tensor) -> Tensor:
@@ -85,9 +82,9 @@ class Critic:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the value loss trains."""
-        yield from self.online.parameters()
-        if self.body is not None:
-            yield from (p for p in self.body.parameters() if p.requires_grad)
+        for module in (self.online, self.body):
+            if module is not None:
+                yield from (p for p in module.parameters() if p.requires_grad)
 
     def state(self) -> dict[str, Any]:
         """Return all weights, for a checkpoint."""

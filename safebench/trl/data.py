@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast, overload
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
+from safebench.trl.objects import naming
 from safebench.world.conversations import Messages, encode_messages, is_conversation, read_messages, transcript
 from safebench.world.prompts import Prompt, Prompts
 
@@ -46,7 +47,11 @@ class Rows:
     A row has ``input_ids`` (used as they are), or a text under ``prompt``, ``query`` or ``text`` (encoded as it is),
     or a conversation under ``prompt`` or ``messages`` (encoded by the chat template, up to where the reply begins;
     of ``messages`` an answer at the end is left out). A ``data_collator``, where one is given, makes the ids instead.
+    Padding of ids is left out: by the row's ``attention_mask``, or by the pad token.
     """
+
+    vocabulary: int | None = None
+    """Ids from here on are refused; the model's, once it is known."""
 
     def __init__(self, what: str, dataset: Any, tokenizer: PreTrainedTokenizerBase, collator: Any = None) -> None:
         self.what, self.dataset, self.tokenizer, self.collator = what, dataset, tokenizer, collator
@@ -69,7 +74,8 @@ class Rows:
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Return a row, which must hold a prompt."""
-        row = self.dataset[index]
+        with naming(f"row {index} of {self.what}", "Mend the data set: reading the row fails."):
+            row = self.dataset[index]
         if not isinstance(row, Mapping) or not any(name in row for name in _COLUMNS):
             names = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise BadResource(
@@ -96,6 +102,12 @@ class Rows:
             raise BadResource(
                 f"the prompt in row {index} of {self.what} has no tokens", "Remove it: there is nothing to continue."
             )
+        if self.vocabulary is not None and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            beyond = next(i for i in ids if not 0 <= i < self.vocabulary)
+            raise BadResource(
+                f"row {index} of {self.what} has the token id {beyond}; the model knows {self.vocabulary} tokens",
+                "Encode with the model's own tokenizer; for added tokens call model.resize_token_embeddings.",
+            )
         return ids
 
     def _where(self, index: int) -> str:
@@ -113,17 +125,27 @@ class Rows:
         return list(self.tokenizer(text)["input_ids"])
 
     def _collated(self, row: Mapping[str, Any]) -> list[int]:
-        batch = self.collator([dict(row)])
-        mask = batch.get("attention_mask")
-        return self._real(batch["input_ids"][0], None if mask is None else mask[0])
+        what = f"data_collator ({type(self.collator).__name__}) on a row of {self.what}"
+        with naming(what, "Leave it out, or mend it."):
+            batch = self.collator([dict(row)])
+            mask = batch.get("attention_mask")
+            ids = self._real(batch["input_ids"][0], None if mask is None else mask[0])
+        # A mask that the collator made of ids alone marks its own padding, not that which the row came with.
+        return self._real(ids, None) if "input_ids" in row and "attention_mask" not in row else ids
 
     def _real(self, ids: Any, mask: Any) -> list[int]:
-        """Return the ids without padding: by the mask, or by the pad token where that is no end token too."""
+        """Return the ids without padding: by the mask, or by the pad token as TRL's trainer has it.
+
+        A pad token that ends turns too is padding at both ends only: within, it is what the conversation says.
+        """
         found = _numbers(ids)
         if mask is not None:
             return [i for i, kept in zip(found, _numbers(mask), strict=True) if kept]
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return found if pad is None or pad == end else [i for i in found if i != pad]
+        if pad is None or pad != end:
+            return [i for i in found if i != pad]
+        real = [place for place, i in enumerate(found) if i != pad]
+        return found[real[0] : real[-1] + 1] if real else []
 
 
 def conversation(row: Mapping[str, Any], where: str) -> Messages | None:
@@ -146,6 +168,10 @@ def _numbers(ids: Any) -> list[int]:
 
 
 def _size(what: str, dataset: Any) -> int:
+    if isinstance(dataset, str):
+        raise UsageError(f"{what} is a str", f'Write {what}=datasets.load_dataset("{dataset}", split=…).')
+    if isinstance(dataset, Mapping):
+        _refuse_splits(what, dataset)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise UsageError(
             f"{what} is a {type(dataset).__name__}, which cannot be read row by row",
@@ -154,3 +180,18 @@ def _size(what: str, dataset: Any) -> int:
     if len(dataset) == 0:
         raise BadResource(f"{what} is empty")
     return len(dataset)
+
+
+def _refuse_splits(what: str, dataset: Mapping[str, Any]) -> None:
+    """Refuse a dictionary in a data set's place, and say which part of it to take."""
+    names = ", ".join(map(str, dataset)) or "nothing"
+    columns = {"input_ids", *_TEXTS, "messages"} & set(dataset)
+    if columns and not any(hasattr(part, "column_names") for part in dataset.values()):
+        raise UsageError(
+            f"{what} is a {type(dataset).__name__} of columns ({names})", f"Write {what}=Dataset.from_dict(…) of it."
+        )
+    key = next(iter(dataset), "train")
+    raise UsageError(
+        f"{what} is a {type(dataset).__name__} with the splits {names}: one data set is needed",
+        f'Write {what}=dataset["{key}"].',
+    )

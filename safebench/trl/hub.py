@@ -8,7 +8,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 
-from safebench.errors import UsageError
+from safebench.errors import MissingResource, UsageError
+from safebench.trl.objects import naming
 
 
 def card(
@@ -44,18 +45,20 @@ def upload(
     leave_out: Sequence[str],
 ) -> CommitInfo | Any:
     """Create the repository if need be and upload the folder; with ``wait`` False return what tells its progress."""
-    api = HfApi(token=token)
-    found = api.create_repo(repo, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(found.repo_id, branch=revision, exist_ok=True)
-    return api.upload_folder(
-        repo_id=found.repo_id,
-        folder_path=str(folder),
-        commit_message=message,
-        revision=revision,
-        run_as_future=not wait,  # type: ignore[call-overload]
-        ignore_patterns=["_*", *leave_out],
-    )
+    hint = "Check hub_model_id and hub_token; all that is uploaded lies in the folder."
+    with naming(f"uploading {folder} to {repo}", hint, MissingResource):
+        api = HfApi(token=token)
+        found = api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(found.repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=found.repo_id,
+            folder_path=str(folder),
+            commit_message=message,
+            revision=revision,
+            run_as_future=not wait,  # type: ignore[call-overload]
+            ignore_patterns=["_*", *leave_out],
+        )
 
 
 def repository(args: Any) -> str:

@@ -13,6 +13,7 @@ from safebench.errors import UsageError
 from safebench.settings import Update
 from safebench.trainers.critic import Critic
 from safebench.trainers.update import Optimizers
+from safebench.trl.objects import naming
 from safebench.world.policy import Policy
 
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -28,18 +29,27 @@ def make_optimizers(args: Any, update: Update, policy: Policy, critic: Critic, g
     if given[1] is not None:
         return optimizer, given[1]
     total = update.steps
-    schedule = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=optimizer,
-        num_warmup_steps=args.get_warmup_steps(total),
-        num_training_steps=total,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-    )
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    with naming(f"lr_scheduler_type {kind}", f"Mend lr_scheduler_kwargs: {args.lr_scheduler_kwargs}.", UsageError):
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(total),
+            num_training_steps=total,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
     return optimizer, schedule
 
 
+def decayed(module: nn.Module) -> list[str]:
+    """Return the names of the weights that decay: all but biases and those of norms."""
+    found: list[str] = get_parameter_names(module, [nn.LayerNorm], _NOT_DECAYED)
+    return found
+
+
 def _own(args: Any, update: Update, policy: Policy, critic: Critic) -> torch.optim.Optimizer:
-    make, options = Trainer.get_optimizer_cls_and_kwargs(args, policy.model)
+    with naming(f"optim {args.optim.value}", "Install what it needs, or use adamw_torch.", UsageError):
+        make, options = Trainer.get_optimizer_cls_and_kwargs(args, policy.model)
     if not isinstance(make, type) or not issubclass(make, torch.optim.Optimizer) or {"params", "model"} & set(options):
         raise UsageError(
             f"optim is {args.optim.value}, which is bound to layers", "Use adamw_torch, or pass optimizers=(…, None)."
@@ -47,21 +57,22 @@ def _own(args: Any, update: Update, policy: Policy, critic: Critic) -> torch.opt
     rates = (update.learning_rate, update.critic_learning_rate or update.learning_rate)
     critics = [module for module in (critic.online, critic.body) if module is not None]
     groups = [*_groups([policy.model], rates[0], args.weight_decay), *_groups(critics, rates[1], args.weight_decay)]
-    made: torch.optim.Optimizer = make(groups, **{key: value for key, value in options.items() if key != "lr"})
+    with naming(f"optim {args.optim.value}", f"Mend optim_args: {args.optim_args}.", UsageError):
+        made: torch.optim.Optimizer = make(groups, **{key: value for key, value in options.items() if key != "lr"})
     return made
 
 
 def _groups(modules: list[nn.Module], rate: float, decay: float) -> list[dict[str, Any]]:
     """Return one group of parameters, or two where weights decay and others do not; the first is never empty."""
-    decayed: list[nn.Parameter] = []
+    decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:
-        names = set(get_parameter_names(module, [nn.LayerNorm], _NOT_DECAYED)) if decay else set()
+        names = set(decayed(module)) if decay else set()
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                (decayed if name in names else others).append(parameter)
+                (decaying if name in names else others).append(parameter)
     groups = [
-        {"params": decayed, "lr": rate, "weight_decay": decay},
+        {"params": decaying, "lr": rate, "weight_decay": decay},
         {"params": others, "lr": rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

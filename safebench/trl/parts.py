@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, enable_full_determinism
+from datasets import DatasetDict, IterableDatasetDict
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, enable_full_determinism
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, PrinterCallback
@@ -20,7 +19,15 @@ from safebench.settings import Compute
 from safebench.trainers.processes import Processes
 from safebench.trl import fields, keys
 from safebench.trl.data import Rows, read_prompts
-from safebench.trl.models import make_critic, make_policy, padding_within, text_tokenizer
+from safebench.trl.models import (
+    PolicyAndValueModel,
+    apart,
+    make_critic,
+    make_policy,
+    padding_within,
+    text_tokenizer,
+)
+from safebench.trl.objects import naming
 from safebench.trl.optimizers import make_optimizers
 from safebench.trl.rewards import FunctionReward, make_reward
 from safebench.trl.translate import fill_sizes, is_safe, settings_of
@@ -84,13 +91,37 @@ class Parts:
         if is_safe(args):
             raise UsageError("PPOTrainer got a SAFEConfig", "Use SAFETrainer, or a PPOConfig.")
 
+    def _named(self, dataset: Any) -> dict[str, Rows]:
+        """Return the rows to evaluate on, by name: of a data set, a dictionary, a name in the trainer's, or all."""
+        if dataset is None:
+            return self._heldout
+        if not isinstance(dataset, str):
+            return self._held_out(dataset)
+        if dataset not in self._heldout:
+            raise UsageError(f"eval_dataset has no {dataset!r}; it has {', '.join(self._heldout) or 'nothing'}")
+        return {dataset: self._heldout[dataset]}
+
     def _held_out(self, dataset: Any) -> dict[str, Rows]:
         """Return the evaluation's rows by name; the name of a single data set is empty."""
         if dataset is None:
             return {}
+        if isinstance(dataset, DatasetDict | IterableDatasetDict):
+            splits = ", ".join(map(str, dataset))
+            raise UsageError(
+                f"eval_dataset is a {type(dataset).__name__} with the splits {splits}, the training prompts among them "
+                "perhaps",
+                f'Write eval_dataset=dataset["{list(dataset)[-1]}"], or a plain dict of those to evaluate on.'
+                if dataset
+                else None,
+            )
         named = dataset if isinstance(dataset, dict) else {"": dataset}
         tokenizer = text_tokenizer(self.processing_class)
-        return {name: Rows("eval_dataset", rows, tokenizer, self.data_collator) for name, rows in named.items()}
+        found = {}
+        for name, rows in named.items():
+            what = f"eval_dataset[{name!r}]" if name else "eval_dataset"
+            found[name] = Rows(what, rows, tokenizer, self.data_collator)
+            found[name].vocabulary = self._rows.vocabulary
+        return found
 
     def _make(
         self,
@@ -108,21 +139,18 @@ class Parts:
         self.accelerator = self._processes.accelerator
         fill_sizes(args, self._rows.size, self._processes.count)
         policy = make_policy(args, tokenizer, model, ref_model, peft_config, self._processes.device)
-        if value_model is not None and value_model is reward_model:
-            warnings.warn(
-                "reward_model and value_model are one object: the value model is a copy, so that training it leaves "
-                "the reward alone",
-                UserWarning,
-                stacklevel=4,
-            )
-            value_model = copy.deepcopy(value_model)
+        value_model = apart(value_model, reward_model)
         policy.tokenizer = padding_within(tokenizer, policy.vocabulary)
+        for rows in (self._rows, *self._heldout.values()):
+            rows.vocabulary = int(policy.base.get_input_embeddings().weight.shape[0])
         self.settings = settings_of(args, own_value_model=value_model is not None, stops=bool(policy.stop_ids))
         self._critic = make_critic(self.settings.critic, policy, value_model, args.seed)
         reward = make_reward(reward_model, policy, args.local_rollout_forward_batch_size)
         self._world = World(policy, read_prompts(self._rows), reward, None)
-        self.model = self.policy_model = policy.model
-        self.ref_model, self.reward_model, self.value_model = ref_model, reward_model, value_model
+        self.policy_model, self.reward_model, self.value_model = policy.model, reward_model, value_model
+        self.model = PolicyAndValueModel(policy.model, self._critic.online if value_model is None else value_model)
+        copied = policy.reference if isinstance(policy.reference, PreTrainedModel) else None
+        self.ref_model = copied if ref_model is None else ref_model
         self._optimizers = optimizers
         self._loop = self._new_loop()
 
@@ -136,9 +164,13 @@ class Parts:
         return loop
 
     def _make_callbacks(self, callbacks: Sequence[TrainerCallback | type[TrainerCallback]]) -> None:
-        found = [*DEFAULT_CALLBACKS, *get_reporting_integration_callbacks(self.args.report_to), *callbacks]
+        with naming(
+            f"report_to is {self.args.report_to}", "Install what it names, or use report_to='none'.", UsageError
+        ):
+            reporting = get_reporting_integration_callbacks(self.args.report_to)
+        self.callbacks = [*DEFAULT_CALLBACKS, *reporting, *callbacks]
         self.callback_handler = CallbackHandler(
-            found, self.model, self.processing_class, self.optimizer, self.lr_scheduler
+            self.callbacks, self.model, self.processing_class, self.optimizer, self.lr_scheduler
         )
         self.add_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self.control = TrainerControl()

@@ -10,10 +10,10 @@ from transformers.trainer_utils import SaveStrategy
 
 from safebench.errors import UsageError
 from safebench.trl import keys, replies
-from safebench.trl.parts import Parts
+from safebench.trl.attributes import Attributes
 
 
-class Reporting(Parts):
+class Reporting(Attributes):
     """What a trainer tells of its run."""
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
@@ -37,7 +37,7 @@ class Reporting(Parts):
         Keys are ``eval_reward``, ``eval_kl`` (exact, nats per token), ``eval_entropy``, ``eval_length``,
         ``eval_distinct``, ``eval_distinct_2``; of a dictionary of data sets ``eval_<name>_reward`` and so on.
         """
-        named = self._heldout if eval_dataset is None else self._held_out(eval_dataset)
+        named = self._named(eval_dataset)
         if not named:
             raise UsageError("there is nothing to evaluate on", "Give eval_dataset to the trainer, or to evaluate().")
         found: dict[str, float] = {}
@@ -97,8 +97,6 @@ class Reporting(Parts):
                 wandb.log({"completions": wandb.Table(dataframe=frame)})
 
     def _show_replies(self) -> None:
-        times = self.args.num_sample_generations
-        if times > 0 and self._heldout:
-            every = max(1, self.state.max_steps // times)
-            if (self.state.global_step - 1) % every == 0:
-                self.generate_completions(sampling=True)
+        every = self.sample_generations_freq
+        if every and self._heldout and (self.state.global_step - 1) % every == 0:
+            self.generate_completions(sampling=True)

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from safebench.errors import BadResource, UsageError
-from safebench.world.forward import no_dropout, positions
+from safebench.errors import UsageError
+from safebench.trl.classifiers import Classifier
+from safebench.trl.objects import refuse_shared, trained, unwrapped
 from safebench.world.policy import Policy
 from safebench.world.prompts import Prompt
 from safebench.world.rewards import Reward, called, checked, load_reward
@@ -23,14 +24,9 @@ class ClassifierReward:
     """A sequence classifier with one output that shares the policy's tokenizer, read at a reply's last token."""
 
     def __init__(self, model: Any, policy: Policy, chunk: int) -> None:
-        self.name, self.chunk = type(model).__name__, chunk
-        self.head = score_head(model)
-        _refuse_other_tokens(model, policy)
-        no_dropout(model)
-        self.body: nn.Module = getattr(model, model.base_model_prefix)
-        if not getattr(model, "is_quantized", False):
-            model.to(policy.device)
-        model.eval()
+        self.name, self.chunk = type(unwrapped(model)).__name__, chunk
+        refuse_shared("reward_model", model, trained(policy.model), "Pass a copy of it.")
+        self.classifier = Classifier("reward_model", model, policy)
 
     @torch.no_grad()
     def score_rollout(self, rollout: Rollout) -> Tensor:
@@ -38,16 +34,9 @@ class ClassifierReward:
         scores = torch.zeros(len(rollout.replies), device=rollout.ids.device)
         for rows in rollout.groups(self.chunk):
             cut = rollout.cut(rows)
-            out = self.body(
-                input_ids=cut.ids,
-                attention_mask=cut.attention,
-                position_ids=positions(cut.attention),
-                use_cache=False,
-            )
-            width = cut.attention.shape[1]
-            last = width - 1 - cut.attention.flip(-1).argmax(-1)
-            states = out.last_hidden_state[torch.arange(len(rows), device=last.device), last]
-            scores[rows] = self.head(states).squeeze(-1).float()
+            last = cut.attention.shape[1] - 1 - cut.attention.flip(-1).argmax(-1)
+            values = self.classifier.values(cut.ids, cut.attention)
+            scores[rows] = values[torch.arange(len(rows), device=last.device), last].float()
         return checked(self.name, scores.tolist(), len(rollout.replies))
 
 
@@ -96,7 +85,8 @@ def make_reward(model: Any, policy: Policy, chunk: int) -> Reward:
         return cast(Reward, FunctionReward(model))
     raise UsageError(
         f"reward_model is a {type(model).__name__}",
-        "Pass a sequence classifier, a function (prompts, completions) -> floats, or a name of `safebench rewards`.",
+        "Pass one sequence classifier, loaded, one function (prompts, completions) -> floats, or a name of "
+        "`safebench rewards`.",
     )
 
 
@@ -128,30 +118,3 @@ def _named(function: Callable[..., Any], name: str) -> tuple[str, ...] | None:
         f"the reward function {name} takes ({', '.join(names)})",
         "Write f(prompts, replies), or f(completions, **kwargs) as for TRL's GRPOTrainer.",
     )
-
-
-def score_head(model: Any) -> nn.Linear:
-    """Return the layer of a sequence classifier that gives its one score."""
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or not hasattr(model, "base_model_prefix"):
-        raise BadResource(
-            f"{type(model).__name__} is no sequence classifier with a linear `score`",
-            "Use AutoModelForSequenceClassification with num_labels=1, or pass a function of texts.",
-        )
-    if head.out_features != 1:
-        raise BadResource(
-            f"{type(model).__name__} gives {head.out_features} scores where one is needed",
-            "Load it with num_labels=1, or pass a function that picks one.",
-        )
-    return head
-
-
-def _refuse_other_tokens(model: Any, policy: Policy) -> None:
-    """A classifier reads the policy's ids; with a smaller vocabulary it must be made for another tokenizer."""
-    known = int(model.get_input_embeddings().weight.shape[0])
-    needed = min(policy.vocabulary, len(policy.tokenizer))
-    if known < needed:
-        raise BadResource(
-            f"{type(model).__name__} knows {known} tokens, the policy's tokenizer has {needed}: it cannot read its ids",
-            "Pass a function of texts that uses the reward model's own tokenizer.",
-        )

@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from safebench.errors import BadResource, MissingResource
 from safebench.recording import checkpoints
+from safebench.trl.objects import naming, title
 
 STATE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -24,11 +25,12 @@ def save_model(folder: str | Path, model: Any, processing_class: Any, args: Any)
     Of a model with adapters the active one is written; a copy that serves as the reference is not.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(folder, selected_adapters=list(model.active_adapters))
-    else:
-        model.save_pretrained(folder)
-    processing_class.save_pretrained(folder)
+    with naming(f"{title('model', model)}, saved to {folder}", "Make room, or name another folder as output_dir."):
+        if isinstance(model, PeftModel):
+            model.save_pretrained(folder, selected_adapters=list(model.active_adapters))
+        else:
+            model.save_pretrained(folder)
+        processing_class.save_pretrained(folder)
     torch.save(args, Path(folder) / "training_args.bin")
 
 

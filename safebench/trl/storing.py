@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
 from safebench.trl import hub, saving
-from safebench.trl.models import give_head_back
+from safebench.trl.objects import naming
 from safebench.trl.parts import EpisodeState
 from safebench.trl.reporting import Reporting
 
@@ -24,10 +24,9 @@ class Storing(Reporting):
 
         Plain transformers and peft load it. With ``push_to_hub`` it is uploaded too, unless called from within.
         """
-        give_head_back(self._critic, self.value_model)
         folder = output_dir or self.args.output_dir
         if self._processes.main:
-            saving.save_model(folder, self.model, self.processing_class, self.args)
+            saving.save_model(folder, self.policy_model, self.processing_class, self.args)
         self._processes.wait()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
@@ -62,10 +61,13 @@ class Storing(Reporting):
 
     def _resume(self, folder: Path) -> None:
         state = saving.load_state(folder)
-        self.state = EpisodeState.load_from_json(str(folder / saving.STATE))
+        with naming(f"{folder / saving.STATE}", "Name another checkpoint: this one is damaged."):
+            self.state = EpisodeState.load_from_json(str(folder / saving.STATE))
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
-        self._loop.restore(state["loop"])
+        hint = "Resume with the models, adapters and sizes that it was made with."
+        with naming(f"the checkpoint {folder}, restored", hint):
+            self._loop.restore(state["loop"])
         self._steps = list(state["steps"])
         if self.args.restore_callback_states_from_checkpoint:
             self._restore_callbacks()

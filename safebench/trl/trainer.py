@@ -5,7 +5,7 @@ How it departs from TRL's trainer:
 2. checkpoints hold the whole state, critic included, and a resumed run goes on as if it had not stopped;
 3. without a value model the critic sits on the policy's own hidden states, at half the forward passes;
 4. the reference of a policy that came with a trained adapter is that adapter as it came;
-5. ``model`` is the policy itself, not a wrapper around policy and value model.
+5. ``model`` has ``policy`` and ``value_model`` as TRL's has, and is the policy for everything else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from transformers.trainer_utils import TrainOutput
 
 from safebench.errors import Instability, UsageError
 from safebench.trl import keys, replies, saving
-from safebench.trl.models import give_head_back
 from safebench.trl.parts import EpisodeState
 from safebench.trl.storing import Storing
 from safebench.trl.translate import is_safe
@@ -32,13 +31,13 @@ class PPOTrainer(Storing):
     """PPO by TRL's interface.
 
     ``model``: the policy, a transformers model or PeftModel. ``ref_model``: the reference; None for a copy of the
-    policy or of its adapter as given, or with ``peft_config`` the policy without adapter. ``reward_model``: a sequence
-    classifier that reads the policy's token ids, a function of texts (``rewards.FunctionReward``), or a name of
-    `safebench rewards`. ``value_model``: a sequence classifier whose body and score start the critic; None for a
-    critic on the policy's own states. ``train_dataset``, ``eval_dataset`` (or a dictionary of them): rows with
-    ``input_ids``, a text or a conversation (``data.Rows``). ``optimizers``: an optimizer over the policy and a
-    schedule that moves once per batch; None for what ``args`` say. Raises ``UsageError`` and ``MissingResource`` for
-    what cannot work, before anything is trained.
+    policy or of its adapter as given, or with ``peft_config`` the policy without adapter. ``reward_model``: a
+    sequence classifier that reads the policy's token ids, a function of texts (``rewards.FunctionReward``), or a
+    name of `safebench rewards`. ``value_model``: a sequence classifier whose body and score are the critic, trained
+    where they require gradients; None for a critic on the policy's own states. ``train_dataset``, ``eval_dataset``
+    (or a dictionary of them): rows with ``input_ids``, a text or a conversation (``data.Rows``). ``optimizers``: an
+    optimizer over the policy and a schedule that moves once per batch; None for what ``args`` say. Raises
+    ``UsageError`` and ``MissingResource`` for what cannot work, before anything is trained.
     """
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainOutput:
@@ -127,7 +126,6 @@ class PPOTrainer(Storing):
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _end(self) -> None:
-        give_head_back(self._critic, self.value_model)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
             self._load_best(Path(best))
