@@ -9,18 +9,25 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from safebench import catalog, config
 from safebench.architectures import parameters
+from safebench.errors import SafebenchError
 from safebench.estimate import GIB, Device, estimate, readable
 from safebench.extras import LAST_WITH_PPO
 from safebench.settings import Settings
+
+if TYPE_CHECKING:
+    from safebench.world.policy import Policy
+    from safebench.world.prompts import Prompts
+    from safebench.world.rewards import Reward
 
 CGROUP = Path("/sys/fs/cgroup")
 GIVES = 0.9
@@ -95,6 +102,134 @@ def weights(entry: catalog.Entry) -> str:
     size = f" {readable(2 * parameters(entry.architecture))}" if entry.architecture else ""
     gated = ", licence to accept first" if entry.gated else ""
     return f"weights to download{size}{gated}"
+
+
+SHOWN = 5
+"""Exchanges that ``own_checks`` shows."""
+
+
+def own_checks(settings: Settings) -> Iterator[Check]:
+    """Do with the user's own model, reward and prompts what a run does before its first batch; yield what was found.
+
+    Each check stands for what it is told of, then five exchanges follow with their scores. What depends on a thing
+    that failed is left out.
+    """
+    from safebench.trainers.processes import Processes
+    from safebench.world import checks as fit
+    from safebench.world.assemble import load_judge, load_proxy
+    from safebench.world.loading import quiet_libraries
+    from safebench.world.models import load_with_notices
+    from safebench.world.policy import adapt
+    from safebench.world.prompts import check_encoded, load_prompts
+
+    device = Processes(settings.compute).device
+    with quiet_libraries():
+        prompts = yield from _tried("prompts read", lambda: load_prompts(settings))
+        loaded = yield from _tried(
+            "model loaded whole",
+            lambda: load_with_notices(settings.model, settings.seed, device, trust=settings.trust_remote_code),
+        )
+        if prompts is None or loaded is None:
+            return
+        count = sum(p.numel() for p in loaded.base.parameters())
+        text = f"{type(loaded.base).__name__}, {count:,} weights on {device}, none missing"
+        yield Check("model loaded whole", True, text)
+        texts = f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out"
+        yield Check("prompts read", True, texts)
+        policy = yield from _tried(
+            "logits agree", lambda: adapt(loaded.base, loaded.tokenizer, settings.model, settings.seed, device)
+        )
+        if policy is None:
+            return
+        yield from _path_checks(policy)
+        template = yield from _tried(
+            "template round-trips",
+            lambda: (*check_encoded(prompts, loaded.tokenizer), *fit.check_fit(settings, policy, prompts)),
+        )
+        if template is None:
+            return
+        wrong = fit.template_fault(loaded.tokenizer, prompts.train[0])
+        kind = "a chat template" if loaded.tokenizer.chat_template else "no chat template: prompts as they are"
+        yield Check("template round-trips", not wrong, wrong or kind)
+        never = fit.end_fault(loaded.tokenizer, policy.stop_ids)
+        ends = ", ".join(str(loaded.tokenizer.convert_ids_to_tokens(i)) for i in policy.stop_ids)
+        yield Check("end token reachable", not never, never or f"{ends} ends a reply")
+        reads = (settings, loaded.tokenizer, prompts, device)
+        reward = yield from _tried("reward loaded whole", lambda: load_proxy(*reads))
+        judge = yield from _tried("judge loaded whole", lambda: load_judge(*reads))
+        if reward is not None:
+            yield from _exchanges(settings, policy, prompts, reward, judge)
+        parts = (loaded, prompts, policy, reward, judge)
+        for notice in dict.fromkeys([t for part in parts for t in getattr(part, "notices", ())] + list(template)):
+            yield Check("note", None, notice)
+
+
+def _tried(name: str, make: Callable[[], Any]) -> Generator[Check, None, Any]:
+    """Return what ``make`` gives; yield a failed check and return None where it raises an error of ours."""
+    try:
+        return make()
+    except SafebenchError as error:
+        yield Check(name, False, f"{error}" + (f" {error.hint}" if error.hint else ""))
+        return None
+
+
+def _path_checks(policy: Policy) -> Iterator[Check]:
+    """Say how the model's logits are reached: the policy is there, so all of it was measured and agrees."""
+    (scale, softcap, rows), captured, padding, decoding = policy.path
+    parts = ["hidden state × output layer"]
+    parts += [f"× {scale:g}"] if scale != 1 else []
+    parts += [f"soft-cap {softcap:g}"] if softcap is not None else []
+    parts += [f"of the first {rows} tokens"] if rows is not None else []
+    parts += ["the state caught before the output layer"] if captured else []
+    yield Check("logits agree", True, ", ".join(parts) + f", rows padded on the {padding}")
+    how = {"cache": "from the cache", "cache, no mask": "from the cache", "whole": "by whole passes: slow"}[decoding]
+    yield Check("sampling agrees", True, f"{how}, as one whole pass")
+    yield Check("dropout off", True, "two passes in training mode are equal in every bit")
+    trained = sum(p.numel() for p in policy.trainable().values())
+    yield Check("reference stands", True, f"{trained:,} weights are trained; none of them moves the reference")
+
+
+def _exchanges(
+    settings: Settings, policy: Policy, prompts: Prompts, reward: Reward, judge: Reward | None
+) -> Iterator[Check]:
+    """Sample replies to held-out prompts, score them, and score them again with the replies exchanged."""
+    import torch
+
+    from safebench.world import noise
+    from safebench.world.rewards import score
+    from safebench.world.rollout import encode, sample
+
+    rows = range(min(SHOWN, len(prompts.heldout)))
+    encoded = encode(
+        [prompts.heldout[i] for i in rows],
+        [prompts.ids("heldout", i, policy.tokenizer) for i in rows],
+        settings.prompts.max_tokens,
+        int(policy.tokenizer.pad_token_id),
+        policy.device,
+    )
+    draws = noise.uniforms("doctor", settings.seed, 0, rows, settings.rollout.reply_tokens)
+    rollout = sample(policy, encoded, draws, settings.rollout.temperature)
+    scored = yield from _tried("reward reads the reply", lambda: score(reward, rollout))
+    if scored is None:
+        return
+    turned = replace(rollout, replies=[*rollout.replies[1:], rollout.replies[0]])
+    other = scored if not hasattr(reward, "score") else reward.score(list(turned.prompts), list(turned.replies))
+    same = len(set(rollout.replies)) > 1 and torch.equal(scored, other)
+    text = "other replies to the same prompts have the same scores" if same else "other replies have other scores"
+    yield Check("reward reads the reply", not same, text)
+    judged = [None] * len(rows) if judge is None else score(judge, rollout).tolist()
+    ended = int(rollout.ended.sum())
+    text = f"{ended} of {len(rows)} replies ended within {settings.rollout.reply_tokens} tokens"
+    yield Check("replies end", True if ended else None, text)
+    for i, value in enumerate(scored.tolist()):
+        scores = f"{value:.4g}" + ("" if judged[i] is None else f", judge {judged[i]:.4g}")
+        yield Check(f"exchange {i + 1}", None, f"{_line(rollout.prompts[i])} → {_line(rollout.replies[i])}  ({scores})")
+
+
+def _line(text: str, most: int = 70) -> str:
+    """Return a text on one line, its end cut off where it is long."""
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= most else f"{flat[: most - 1]}…")
 
 
 def _verdict(name: str, settings: Settings, note: str) -> Verdict:

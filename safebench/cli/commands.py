@@ -153,11 +153,30 @@ def rewards() -> None:
     things("rewards")
 
 
-def doctor(online: options.Online = False, results: options.Root = RESULTS) -> int:
-    """Say what this machine can run and why not. Ends with 3 where even the embedded run cannot be had."""
-    from safebench.cli.machine import doctor
+def doctor(
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = None,
+    online: options.Online = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Say what this machine can run and why not; with a model, reward or prompts of yours, check these.
 
-    return doctor(online, results)
+    Ends with 3 where even the embedded run cannot be had, or where a check of yours fails.
+    """
+    from safebench.cli import machine
+
+    if not (model or reward or prompts or random_weights or preset or set_):
+        return machine.doctor(online, results)
+    from safebench.cli.asked import Asked
+
+    overrides, trust = set_ or (), trust_remote_code or ()
+    asked = Asked(["ppo"], None, preset, model, reward, prompts, random_weights, overrides=overrides, trust=trust)
+    return machine.own_things(asked.settings()[0])
 
 
 def sample(

@@ -7,6 +7,7 @@ from pathlib import Path
 from safebench import doctor as diagnosis
 from safebench.cli.tables import columns
 from safebench.estimate import readable
+from safebench.settings import Settings
 
 MARKS = {True: "ok", False: "no", None: "-"}
 
@@ -25,3 +26,12 @@ def doctor(online: bool, results: Path) -> int:
     print("Needs are estimates for ppo; models from the hub in bfloat16 with gradient checkpointing.")
     print("--random-weights needs no download.")
     return 3 if any(check.ok is False for check in found) else 0
+
+
+def own_things(settings: Settings) -> int:
+    """Print each check of the user's own model, reward and prompts as it is made; return 3 where one fails, else 0."""
+    failed = False
+    for check in diagnosis.own_checks(settings):
+        print(f"{MARKS[check.ok]:2}  {check.name:22}  {check.text}", flush=True)
+        failed = failed or check.ok is False
+    return 3 if failed else 0

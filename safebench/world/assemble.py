@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from safebench.settings import Settings
+from safebench.world.checks import check_fit
 from safebench.world.models import load_with_notices
 from safebench.world.policy import Policy, adapt
 from safebench.world.prompts import Prompts, check_encoded, load_prompts
@@ -35,18 +37,45 @@ def assemble(settings: Settings, device: torch.device) -> World:
     prompts, trust = load_prompts(settings), settings.trust_remote_code
     base, tokenizer, notices = load_with_notices(settings.model, settings.seed, device, trust=trust)
     notices = (*notices, *check_encoded(prompts, tokenizer))
-    load = partial(
-        load_reward,
-        device=device,
-        trust=trust,
+    reward = load_proxy(settings, tokenizer, prompts, device)
+    judge = load_judge(settings, tokenizer, prompts, device)
+    policy = adapt(base, tokenizer, settings.model, settings.seed, device)
+    policy.notices = (*notices, *policy.notices, *check_fit(settings, policy, prompts))
+    return World(policy, prompts, reward, judge)
+
+
+def load_proxy(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, device: torch.device
+) -> Reward:
+    """Return the reward that is trained on; ``tokenizer`` is the policy's."""
+    chosen = settings.reward
+    return _scorer(settings, tokenizer, prompts, device, chosen.name, label=chosen.label)
+
+
+def load_judge(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, device: torch.device
+) -> Reward | None:
+    """Return the judge, None where the settings name none."""
+    chosen = settings.reward
+    if not chosen.judge:
+        return None
+    option = "--set reward.judge_label="
+    return _scorer(settings, tokenizer, prompts, device, chosen.judge, label=chosen.judge_label, option=option)
+
+
+def _scorer(
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    device: torch.device,
+    name: str,
+    **named: Any,
+) -> Reward:
+    return load_reward(
+        name,
+        device,
+        trust=settings.trust_remote_code,
         apart=tokenizer.chat_template is not None,
         prompts=[*prompts.train, *prompts.heldout],
+        **named,
     )
-    chosen = settings.reward
-    reward = load(chosen.name, label=chosen.label)
-    judge = None
-    if chosen.judge:
-        judge = load(chosen.judge, label=chosen.judge_label, option="--set reward.judge_label=")
-    policy = adapt(base, tokenizer, settings.model, settings.seed, device)
-    policy.notices = (*notices, *policy.notices)
-    return World(policy, prompts, reward, judge)

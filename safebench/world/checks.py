@@ -1,0 +1,99 @@
+"""What a run's prompts, template and end token come to with its policy, before the first batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from safebench.errors import BadResource, UsageError
+from safebench.settings import Settings
+from safebench.world.policy import Policy
+from safebench.world.prompts import Prompts, as_messages, encode_prompt
+
+SHOWN = 64
+"""Prompts whose token ids are looked at."""
+
+
+def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str, ...]:
+    """Return what should be told of template, end token and lengths; ``BadResource`` where the model cannot read them.
+
+    Refused are token ids that the model has no embedding for, an end token that it has no logit for, and lengths
+    beyond its table of positions.
+    """
+    ids = [prompts.ids("train", row, policy.tokenizer) for row in range(min(SHOWN, len(prompts.train)))]
+    _refuse_unknown_ids(settings.model.name, policy, ids)
+    _refuse_lengths(settings, policy, max(map(len, ids)))
+    told = (template_fault(policy.tokenizer, prompts.train[0]), end_fault(policy.tokenizer, policy.stop_ids))
+    return tuple(text for text in told if text)
+
+
+def template_fault(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
+    """Return what is wrong with a prompt as the template and the tokenizer make it, None where nothing is."""
+    ids = encode_prompt(tokenizer, prompt)
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        return f"prompts begin with {tokenizer.bos_token} twice: the chat template and the tokenizer each add one"
+    if tokenizer.chat_template is None:
+        return None
+    asked = _rendered(tokenizer, as_messages(prompt), add_generation_prompt=True)
+    again = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    if list(again) != ids:
+        return "the chat template's text and its token ids are not the same: a prompt does not survive the way there"
+    if asked == _rendered(tokenizer, as_messages(prompt), add_generation_prompt=False):
+        return "the chat template has no place where the reply begins: add_generation_prompt changes nothing"
+    return None
+
+
+def end_fault(tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> str | None:
+    """Return how the template ends a reply where no token of ``stops`` does, None where one does."""
+    if tokenizer.chat_template is None or not stops:
+        return None
+    messages = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "no"}]
+    try:
+        whole = _rendered(tokenizer, messages, add_generation_prompt=False)
+    except TemplateError:
+        return None  # a template that takes no such exchange ends replies as the prompts' own checks have it
+    after = whole.rpartition("no")[2]
+    ends = tokenizer(after, add_special_tokens=False)["input_ids"] if after.strip() else []
+    special = [i for i in ends if i in set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)]
+    if not special or set(special) & set(stops):
+        return None
+    written = ", ".join(str(tokenizer.convert_ids_to_tokens(i)) for i in special)
+    known = ", ".join(str(tokenizer.convert_ids_to_tokens(i)) for i in stops)
+    return f"the chat template ends a reply with {written}, and only {known} ends one here: set it as eos_token"
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Any, *, add_generation_prompt: bool) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+
+def _refuse_unknown_ids(name: str, policy: Policy, ids: list[list[int]]) -> None:
+    rows = int(policy.base.get_input_embeddings().weight.shape[0])
+    if (largest := max(map(max, ids))) >= rows:
+        token = policy.tokenizer.convert_ids_to_tokens(largest)
+        raise BadResource(
+            f"{name}: its tokenizer writes {token!r} as {largest}, and the model has embeddings for {rows} tokens",
+            "Name the tokenizer's own model, or resize the model's embedding and train it.",
+        )
+    if policy.stop_ids and min(policy.stop_ids) >= policy.vocabulary:
+        raise BadResource(
+            f"{name}: its end token is {min(policy.stop_ids)}, and the model gives logits for {policy.vocabulary} "
+            "tokens: no reply could end",
+            "Set eos_token in the tokenizer's config to a token of the model.",
+        )
+
+
+def _refuse_lengths(settings: Settings, policy: Policy, longest: int) -> None:
+    """Refuse sequences beyond a table of positions that was learned; models without one read on."""
+    needed = min(longest, settings.prompts.max_tokens) + settings.rollout.reply_tokens
+    for path, module in policy.base.named_modules():
+        if isinstance(module, nn.Embedding) and "pos" in path.rpartition(".")[2]:
+            places = len(module.weight) - (0 if module.padding_idx is None else module.padding_idx + 1)
+            if places < needed:
+                raise UsageError(
+                    f"{settings.model.name} knows {places} positions; prompts and replies take up to {needed} tokens",
+                    "Lower --set prompts.max_tokens=… or rollout.reply_tokens=….",
+                )
