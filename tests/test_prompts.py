@@ -20,7 +20,7 @@ from tests.tiny import tiny_settings, tiny_tokenizer
 
 TEXTS = [f"prompt {i}, with a comma" for i in range(20)]
 CHATML = (
-    "{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} {% endfor %}"
+    "{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} e {% endfor %}"
     "{% if add_generation_prompt %}z{% endif %}"
 )
 TALK = [
@@ -389,13 +389,13 @@ def test_a_prompt_travels_with_its_messages() -> None:
 def test_a_conversation_goes_whole_through_the_template() -> None:
     prompt = Prompt("…", [{"role": role, "content": word} for role, word in zip(["system", "user"], "ab", strict=True)])
     tokenizer = chatting()
-    assert tokenizer.decode(encode_prompt(tokenizer, prompt)).split() == ["s", "a", "u", "b", "z"]
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt)).split() == ["s", "a", "e", "u", "b", "e", "z"]
 
 
 def test_a_prompt_that_ends_with_the_assistant_is_continued() -> None:
     prompt = Prompt("…", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     tokenizer = chatting()
-    assert tokenizer.decode(encode_prompt(tokenizer, prompt)).split() == ["u", "a", "a", "b"]
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt)).split() == ["u", "a", "e", "a", "b"]
 
 
 ALTERNATING = (
