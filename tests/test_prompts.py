@@ -368,6 +368,16 @@ def test_conversations_in_parquet(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_without_the_column_names_all_that_it_has(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_list([{"id": 1, "prompt": text, "mine": f"my {text}"} for text in TEXTS])
+    table.to_parquet(tmp_path / "p.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "p.parquet", tmp_path / "saved"):
+        assert every(load(path, "mine")) == [f"my {text}" for text in TEXTS]
+        with pytest.raises(BadResource, match="no column 'yours'; its columns are id, prompt, mine"):
+            load(path, "yours")
+
+
 def test_what_comes_with_a_message_is_kept(tmp_path: Path) -> None:
     call = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
     talk = [TALK[1], {"role": "assistant", "content": None, "tool_calls": call}, {"role": "tool", "content": "4"}]

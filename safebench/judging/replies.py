@@ -63,7 +63,7 @@ def _messages(where: str, value: object) -> Messages | None:
     if value is None:
         return None
     if not is_conversation(value):
-        raise BadResource(f"{where} is damaged: messages is no list of messages")
+        raise BadResource(f"{where} is damaged: messages is no list of messages", "Make the run anew.")
     return read_messages(value, where)
 
 

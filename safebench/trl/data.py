@@ -121,7 +121,10 @@ class Rows:
             return encode_messages(self.tokenizer, messages, where)
         text = next((row[name] for name in _TEXTS if isinstance(row.get(name), str)), None)
         if text is None:
-            raise BadResource(f"{where} holds no prompt: {', '.join(n for n in _COLUMNS if n in row)} is no text")
+            raise BadResource(
+                f"{where} holds no prompt: {', '.join(name for name in _COLUMNS if name in row)} is no text",
+                "Bring texts, conversations or input_ids.",
+            )
         return list(self.tokenizer(text)["input_ids"])
 
     def _collated(self, row: Mapping[str, Any]) -> list[int]:

@@ -128,7 +128,7 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
         raise BadResource(f"{where} is a {type(turn).__name__}", "Give each message role and content.")
     role, key = _role(turn, where), "content" if isinstance(turn.get("role"), str) else "value"
     if key not in turn:
-        raise BadResource(f"{where} has no {key}, only {', '.join(map(str, turn))}")
+        raise BadResource(f"{where} has no {key}, only {', '.join(map(str, turn))}", f"Give it {key}.")
     # Tables have every key in every row; a template asks whether a message has the key.
     more = {str(k): v for k, v in turn.items() if k not in ("role", "from", key) and v is not None}
     if more:
@@ -146,7 +146,9 @@ def _text(content: Any, where: str) -> str:
         return content
     parts = as_list(content)
     if parts is None:
-        raise BadResource(f"{where}: the content is a {type(content).__name__}, where a text is expected")
+        raise BadResource(
+            f"{where}: the content is a {type(content).__name__}", "A content is a text, or a list of texts."
+        )
     return "\n".join(_part(part, where) for part in parts)
 
 

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,34 @@ _MARKS = {
 _SAVE_AS_UTF8 = "Save the file as UTF-8."
 
 
-def read_rows(source: Entry, columns: Sequence[str]) -> list[Row]:
+Choose = Callable[[Sequence[str]], Sequence[str]]
+"""Given a table's columns, returns those to read."""
+
+
+def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> list[Row]:
     """Return the rows of a file, of a local directory or of a hub data set, whose split ``train`` is read.
 
-    Of tables that keep columns apart only ``columns`` are read, all where none of them is there. Raises
-    ``MissingResource`` for what is not to be had, and ``BadResource`` with the place for what cannot be read.
+    Of tables that keep columns apart only ``columns`` and those ``beside`` them are read, all where none of
+    ``columns`` is there. Raises ``MissingResource`` for what is not to be had, and ``BadResource`` with the place for
+    what cannot be read.
     """
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        known = [name for name in names if name in (*columns, *beside)]
+        return known if any(name in columns for name in known) else names
+
     if source.kind == "hub":
-        return _dataset(source, columns)
+        return _dataset(source, choose)
     path = Path(source.location)
-    return _dataset(source, columns) if path.is_dir() else _file(path, columns)
+    return _dataset(source, choose) if path.is_dir() else _file(path, choose)
 
 
-def _file(path: Path, columns: Sequence[str]) -> list[Row]:
+def _file(path: Path, choose: Choose) -> list[Row]:
     """Return the rows of a file, gzipped or not; lines end in a line feed, and nothing else divides them."""
     ending = catalog.prompt_file(path)
     data = _bytes(path)
     if ending == ".parquet":
-        return _parquet(path, data, columns)
+        return _parquet(path, data, choose)
     text = _text(path, data)
     if ending in (".csv", ".tsv"):
         return list(_csv(path, text, "," if ending == ".csv" else "\t"))
@@ -108,7 +118,9 @@ def _csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         names = next(reader, [])
         if len(set(names)) < len(names):
-            raise BadResource(f"{path}: a column's name stands twice in the header {', '.join(names)}")
+            raise BadResource(
+                f"{path}: a column's name stands twice in the header {', '.join(names)}", "Rename one of the two."
+            )
         for number, fields in enumerate(reader, 1):
             if fields and len(fields) != len(names):
                 raise BadResource(
@@ -119,26 +131,28 @@ def _csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
             if fields:
                 yield number, dict(zip(names, fields, strict=True))
     except csv.Error as fault:
-        raise BadResource(f"{path}, line {reader.line_num}: not CSV ({fault})") from fault
+        raise BadResource(
+            f"{path}, line {reader.line_num}: not CSV ({fault})", "Double the quotes within a quoted text."
+        ) from fault
     finally:
         csv.field_size_limit(limit)
 
 
-def _parquet(path: Path, data: bytes, columns: Sequence[str]) -> list[Row]:
+def _parquet(path: Path, data: bytes, choose: Choose) -> list[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
-        known = [name for name in file.schema_arrow.names if name in columns]
         # Lists of structs are lists of mappings here; in pandas they are arrays.
-        rows = file.read(columns=known or None).to_pylist()
+        rows = file.read(columns=list(choose(file.schema_arrow.names))).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as fault:
-        raise BadResource(f"{path}: not Parquet that can be read ({' '.join(str(fault).split())})") from fault
+        reason = " ".join(str(fault).split())
+        raise BadResource(f"{path}: not Parquet that can be read ({reason})", "Write the file anew.") from fault
     return list(enumerate(rows, 1))
 
 
-def _dataset(source: Entry, columns: Sequence[str]) -> list[Row]:
+def _dataset(source: Entry, choose: Choose) -> list[Row]:
     """Read the split ``train`` with `datasets`: from the hub, a directory of files, or what ``save_to_disk`` left."""
     location, what = source.location, f"prompts {source.name}"
     with _readable(what, location), _quiet_datasets():
@@ -147,8 +161,7 @@ def _dataset(source: Entry, columns: Sequence[str]) -> list[Row]:
         if "train" not in found:
             raise BadResource(f"{what} has no split train; there are {', '.join(map(str, found))}", _one_file(location))
         found = found["train"]
-    known = [name for name in found.column_names if name in columns]
-    return list(enumerate((found.select_columns(known) if known else found).to_list(), 1))
+    return list(enumerate(found.select_columns(list(choose(found.column_names))).to_list(), 1))
 
 
 def _loaded(what: str, location: str) -> Any:
@@ -248,7 +261,9 @@ def _json_lines(path: Path, text: str) -> list[Row]:
 
 def _not_json(path: Path, fault: json.JSONDecodeError | RecursionError, line: int | None = None) -> BadResource:
     if isinstance(fault, RecursionError):
-        return BadResource(f"{path}{'' if line is None else f', line {line}'}: JSON nested too deep")
+        return BadResource(
+            f"{path}{'' if line is None else f', line {line}'}: JSON nested too deep", "Make the file anew."
+        )
     return BadResource(
         f"{path}, line {line or fault.lineno}, column {fault.colno}: not JSON ({fault.msg})",
         "Mend the place, or make the file anew with a JSON library.",

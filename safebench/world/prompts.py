@@ -96,8 +96,8 @@ def load_prompts(settings: Settings) -> Prompts:
     where the prompts are fewer than a batch.
     """
     name, column = settings.prompts.name, settings.prompts.column
-    read = (*_COLUMNS, "input", "split", *_BESIDE, *([column] if column else []))
-    rows = [(number, _columns(name, number, row)) for number, row in read_rows(catalog.prompts_source(name), read)]
+    read = read_rows(catalog.prompts_source(name), [column] if column else _COLUMNS, ("input", "split", *_BESIDE))
+    rows = [(number, _columns(name, number, row)) for number, row in read]
     chosen = _choose(name, rows, column)
     found = [(_prompt(name, number, row, chosen, column), row.get("split")) for number, row in rows]
     kept = [(prompt, split) for prompt, split in found if prompt.strip()]
