@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-paper report reference grid grid-report bench test test-slow test-extra tools lint type world lock clean
+.PHONY: help setup reproduce reproduce-paper report reference grid grid-report bench test test-slow test-gpu test-extra tools lint type world lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ test: $(READY) ## the default tests
 
 test-slow: $(READY) ## tests that take long or much memory (up to 24 GB)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(READY) ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 test-extra: $(READY) tools ## what needs more than Python: the wheel elsewhere, pages in a browser, tables in TeX
 	$(BIN)/python -m pytest -m slow tests/test_packaging.py

@@ -58,6 +58,15 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from tests that are not about them: what has no device of its own then means the CPU everywhere.
+
+    ``-m gpu`` shows them. torch reads the variable when it first looks for a device, which no import does.
+    """
+    if "gpu" not in str(config.getoption("markexpr")).replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class NetworkRefused(RuntimeError):
     """A test tried to leave this machine. Not an OSError, so that no retry or fallback hides it."""
 

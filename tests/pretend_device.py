@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -90,6 +91,31 @@ def pretended_device() -> Iterator[torch.device]:
     """Within this context ``DEVICE`` can be used as any device."""
     with _Functions(), _Operations():
         yield DEVICE
+
+
+def check_rules(device: torch.device) -> None:
+    """Check what may meet on ``device`` and what may not; for the pretended one and for a GPU."""
+    here = torch.arange(6.0).reshape(2, 3)
+    there = here.to(device)
+    assert there.device.type == device.type
+    assert (there + torch.tensor(2.0)).tolist() == (here + 2).tolist()
+    assert there[torch.tensor([1])].tolist() == there[[1]].tolist() == here[[1]].tolist()
+    assert there[there > 4].tolist() == there[here > 4].tolist() == [5.0]
+    for mixed in (
+        lambda: there + here,
+        lambda: here[torch.tensor([1], device=device)],
+        lambda: torch.cat([there, here]),
+        lambda: here * there[0, 0],
+        lambda: there @ here.T,
+        lambda: there.gather(1, torch.tensor([[0], [1]])),
+        lambda: torch.nn.functional.embedding(torch.tensor([1]), there),
+        lambda: torch.where(there > 1, there, here),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            mixed()
+    there[:, :1] = torch.zeros(2, 1)
+    there[1, 2] = torch.tensor(7.0)
+    assert there.tolist() == [[0.0, 1.0, 2.0], [0.0, 4.0, 7.0]]
 
 
 def _rows(index: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from safebench import catalog
 from safebench import settings as s
 from safebench.world.assemble import World
+from safebench.world.models import load_model
 from safebench.world.policy import Policy, adapt
 from safebench.world.prompts import Prompts, encode_prompt
 from safebench.world.rewards import FunctionReward, RewardFunction
@@ -144,3 +148,13 @@ def tiny_world(policy: Policy, reward: RewardFunction = share_of_a) -> World:
     """Put the policy among 40 prompts of three letters each; no judge."""
     texts = [f"{x} {y} {z}" for x in "abcde" for y in "fghi" for z in "jk"]
     return World(policy, Prompts(texts[:32], texts[32:]), FunctionReward("share", reward), None)
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, device: torch.device, seed: int = 1) -> dict[str, Tensor]:
+    """Return the weights of a catalogue's architecture, drawn at random on ``device``; narrow, so that it is quick."""
+    entry = catalog.model_source("qwen2.5-0.5b")
+    sizes = {"hidden_size": 28, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 4096}
+    made = dataclasses.replace(entry, architecture={**entry.architecture, **sizes})
+    monkeypatch.setattr(catalog, "model_source", lambda name: made)
+    model, _ = load_model(s.Model(name="qwen2.5-0.5b", random_weights=True), seed, device)
+    return dict(model.state_dict())
