@@ -45,8 +45,9 @@ SIZES: dict[str, int] = {
         "num_residual_layers o_groups laurel_rank n_layers_per_attn_res_block",
         2: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
         "attention_heads num_decoder_attention_heads num_encoder_attention_heads conf_num_attention_heads "
-        "num_experts_per_tok num_experts_per_token moe_k moe_top_k moe_topk top_k_experts index_n_heads linear_num_heads "
-        "linear_num_key_heads linear_num_value_heads swa_num_attention_heads indexer_n_heads layer_group_size "
+        "num_experts_per_tok num_experts_per_token moe_k moe_top_k moe_topk top_k_experts "
+        "linear_num_heads linear_num_key_heads linear_num_value_heads swa_num_attention_heads indexer_n_heads "
+        "layer_group_size "
         "global_attn_every_n_layers attn_layer_period num_mem_blocks n_mamba_heads heads_per_ngram mamba_num_heads "
         "num_query_groups attn_layer_offset index_topk_blocks no_rope_layer_interval num_codebooks "
         "num_semantic_quantizers expert_layer_period altup_num_inputs split_ngram_parts num_random_blocks "
@@ -60,8 +61,8 @@ SIZES: dict[str, int] = {
         "chunk_size mamba_chunk_size index_topk rotary_dim kv_lora_rank q_lora_rank mamba_dt_rank time_step_rank "
         "o_lora_rank index_head_dim block_size hidden_size_per_layer_input embedding_size_per_layer indexer_head_dim "
         "keep_window_size ple_embed_dim attn_scale_floor floor_scale log_scaling_n_floor",
-        16: "head_dim attention_head_dim attention_head_size d_head dim_head linear_head_dim linear_key_head_dim "
-        "linear_value_head_dim v_head_dim kv_channels mamba_head_dim mamba_d_head swa_head_dim qk_head_dim d_kv "
+        16: "index_n_heads head_dim attention_head_dim attention_head_size d_head dim_head linear_head_dim "
+        "linear_key_head_dim linear_value_head_dim v_head_dim kv_channels mamba_head_dim mamba_d_head swa_head_dim qk_head_dim d_kv "
         "original_max_position_embeddings prompt_length segment_types position_bias_num_buckets",
         32: "hidden_size d_model n_embd emb_dim embedding_dim embedding_size input_embedding_size "
         "output_embedding_size lru_width attention_hidden_size word_embed_proj_dim adapter_out_dim hidden_size_global "
