@@ -30,7 +30,7 @@ from safebench.errors import SafebenchError, UsageError
 from safebench.world.policy import Policy, adapt
 from safebench.world.rollout import Rollout, encode, sample
 from tests.tiny import CPU, draws
-from tests.tiny_models import END, MODEL_TYPES, PAD, VOCABULARY, NotBuilt, tiny_model
+from tests.tiny_models import MODEL_TYPES, PAD, VOCABULARY, NotBuilt, tiny_model
 
 LENGTHS = (3, 12, 7)
 """Of the prompts; the longest is longer than the windows of tiny_models."""

@@ -62,8 +62,8 @@ SIZES: dict[str, int] = {
         "o_lora_rank index_head_dim block_size hidden_size_per_layer_input embedding_size_per_layer indexer_head_dim "
         "keep_window_size ple_embed_dim attn_scale_floor floor_scale log_scaling_n_floor",
         16: "index_n_heads head_dim attention_head_dim attention_head_size d_head dim_head linear_head_dim "
-        "linear_key_head_dim linear_value_head_dim v_head_dim kv_channels mamba_head_dim mamba_d_head swa_head_dim qk_head_dim d_kv "
-        "original_max_position_embeddings prompt_length segment_types position_bias_num_buckets",
+        "linear_key_head_dim linear_value_head_dim v_head_dim kv_channels mamba_head_dim mamba_d_head swa_head_dim "
+        "qk_head_dim d_kv original_max_position_embeddings prompt_length segment_types position_bias_num_buckets",
         32: "hidden_size d_model n_embd emb_dim embedding_dim embedding_size input_embedding_size "
         "output_embedding_size lru_width attention_hidden_size word_embed_proj_dim adapter_out_dim hidden_size_global "
         "backbone_hidden_size input_size out_hidden_size num_centroids pronunciation_embed_dim shape_embed_dim "
