@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safebench import settings as s
+from safebench.errors import UsageError
 from safebench.rl.advantages import shift_left
 from safebench.rl.critics import ValueHeads, polyak, soft_min
 from safebench.world import noise
@@ -34,6 +35,7 @@ class Critic:
     ) -> None:
         self.settings = settings
         if body is None and settings.body == "separate":
+            _refuse_other_path(policy)
             body = _own_body(policy)
         self.body = body
         self.online = ValueHeads(
@@ -102,6 +104,15 @@ class Critic:
 def reply_states(hidden: Tensor, replies: int) -> Tensor:
     """Return the states before each reply token, [B, R, h], of a sequence's hidden states [B, P + R, h]."""
     return hidden[:, -replies - 1 : -1]
+
+
+def _refuse_other_path(policy: Policy) -> None:
+    """A body of its own is run as most models are; where the policy's is not, its states would be others."""
+    if policy.path.captured or policy.path.padding != "left":
+        raise UsageError(
+            f"critic.body is separate, and {type(policy.base).__name__} is not reached by its decoder's last state",
+            "Use --set critic.body=shared.",
+        )
 
 
 def _own_body(policy: Policy) -> nn.Module:

@@ -115,8 +115,18 @@ def _linear_names(base: PreTrainedModel) -> list[str]:
     return [
         path
         for path, module in base.named_modules()
-        if module is not head and (type(module) is nn.Linear or isinstance(module, Conv1D))
+        if module is not head and (isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and _is_plain(module)))
     ]
+
+
+@torch.no_grad()
+def _is_plain(module: nn.Linear) -> bool:
+    """Say whether a linear layer gives one product, as an adapter of it would add to; a router gives more."""
+    if type(module) is nn.Linear:
+        return True
+    weight = module.weight
+    out = module(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
+    return isinstance(out, Tensor) and out.shape == (1, module.out_features)
 
 
 def _fits(target: str, module: str) -> bool:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -85,7 +85,7 @@ def probe(policy: Policy, name: str) -> Policy:
             raise BadResource(
                 f"{name} ({type(policy.base).__name__}): a pass over a few tokens ends in "
                 f"{type(fault).__name__}: {fault}",
-                "Try the model in plain transformers; other LoRA targets or no gradient checkpointing may help.",
+                "Try --set model.gradient_checkpointing=false, or other --set model.lora.targets=….",
             ) from fault
         _keep_answer(policy, kept)
     return dataclasses.replace(
@@ -102,17 +102,17 @@ class Answer(NamedTuple):
 
 
 def _measured_answer(policy: Policy, name: str) -> Answer:
-    ids = _question(policy.tokenizer, policy.base, policy.device)
-    one = ModelProbe(policy.base, name, ids, _pad(policy), _tolerance(policy), policy.precision)
+    ids, special = _question(policy.tokenizer, policy.base, policy.device)
+    one = ModelProbe(policy.base, name, ids, special, _pad(policy), _tolerance(policy), policy.precision)
     path, reference_path = one.path(), policy.reference_path
     if isinstance(policy.reference, PreTrainedModel):
         other = dataclasses.replace(one, base=policy.reference, name=f"the reference of {name}")
         reference_path = other.measuring_path()
     found = dataclasses.replace(policy, path=path, reference_path=reference_path)
-    check_dropout(found, ids, name)
+    told = check_training(found, ids, name)
     check_reference(found, ids, name)
     slow = f"{name} keeps no cache that agrees with its whole pass: each sampled token takes a whole pass"
-    return Answer(path, reference_path, (slow,) if path.decoding == "whole" else ())
+    return Answer(path, reference_path, (*((slow,) if path.decoding == "whole" else ()), *told))
 
 
 def _tolerance(policy: Policy) -> float:
@@ -120,15 +120,19 @@ def _tolerance(policy: Policy) -> float:
     return COARSE if coarse else FINE
 
 
-def _question(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, device: torch.device) -> Tensor:
-    """Return ids [TOKENS] that are ordinary tokens: none that pads, ends or stands for something else."""
+def _question(
+    tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return ids [TOKENS] of ordinary tokens, and those [N] that pad, end or stand for something else."""
     rows = int(base.get_input_embeddings().weight.shape[0])
     special = {i for key, i in _numbers(base.config.to_dict()) if key.endswith(("token_id", "token_index"))}
     special |= set(tokenizer.all_special_ids)
     known = [i for i in range(min(rows, len(tokenizer) or rows)) if i not in special]
     if not known:
         raise BadResource("the tokenizer knows no ordinary token of the model", "Name the tokenizer's own model.")
-    return torch.tensor([known[i % len(known)] for i in noise.order(0, 0, max(len(known), TOKENS))[:TOKENS]]).to(device)
+    chosen = [known[i % len(known)] for i in noise.order(0, 0, max(len(known), TOKENS))[:TOKENS]]
+    others = sorted({int(i) for i in special if 0 <= i < rows})
+    return torch.tensor(chosen, device=device), torch.tensor(others, dtype=torch.long, device=device)
 
 
 def _numbers(config: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, float]]:
@@ -148,7 +152,9 @@ class ModelProbe:
     base: PreTrainedModel
     name: str
     ids: Tensor
-    """[TOKENS]"""
+    """[TOKENS], ordinary ones"""
+    special: Tensor
+    """[N]: tokens that stand for something, which may be sampled all the same"""
     pad: int
     tolerance: float
     precision: Callable[[], contextlib.AbstractContextManager[Any]]
@@ -167,13 +173,22 @@ class ModelProbe:
         taken.
         """
         head = self._head()
-        with self.precision():
-            own = self.base(**forward.accepted(self.base, {"input_ids": self.ids[None], "use_cache": False})).logits
+        try:
+            row = torch.cat([self.ids, self.special])
+            own = self._own(row)
+        except UNLIKE:  # a placeholder without its picture, say: the ordinary tokens alone, then
+            row = self.ids
+            own = self._own(row)
+        if not torch.equal(own, self._own(row)):
+            raise self._refusal(
+                "two of its own passes over the same tokens differ: something in it is random",
+                "Use another model: what is sampled could not be measured.",
+            )
         if not bool(torch.isfinite(own).all()):
             raise BadResource(
                 f"{self.name}: its logits are not finite", "Load it in another precision, or mend its weights."
             )
-        found = list(self._attempts(head, own))
+        found = list(self._attempts(head, row, own))
         best = min(found, key=lambda attempt: attempt[0])
         if best[0] > self.tolerance:
             raise self._refusal(
@@ -189,15 +204,22 @@ class ModelProbe:
             raise self._refusal("it has no output layer to train through", "Use a causal language model.")
         return head
 
-    def _attempts(self, head: Any, own: Tensor) -> Iterator[tuple[float, ForwardPath, Gap | str]]:
+    def _own(self, row: Tensor) -> Tensor:
+        """Return the logits [1, T, V] of a row's own forward pass."""
+        with self.precision():
+            inputs = forward.accepted(self.base, {"input_ids": row[None], "use_cache": False})
+            logits: Tensor = self.base(**inputs).logits
+        return logits
+
+    def _attempts(self, head: Any, row: Tensor, own: Tensor) -> Iterator[tuple[float, ForwardPath, Gap | str]]:
         """Yield the difference of each way to the logits; the first that has none ends the search."""
-        ones = torch.ones_like(self.ids[None])
+        ones = torch.ones_like(row[None])
         for captured in (False, True):
             within = False
             for padding in PADDINGS[:2]:
                 path = ForwardPath(captured=captured, padding=padding)
                 try:
-                    hidden = self._run(path, self.ids[None], ones)
+                    hidden = self._run(path, row[None], ones)
                     for form in _forms(self.base, own.shape[-1], len(head.weight)):
                         apart = gap(own, forward.output_layer(head, form)(hidden))
                         yield apart.share, path._replace(form=form), apart
@@ -302,26 +324,86 @@ def _forms(base: PreTrainedModel, vocabulary: int, rows: int) -> Iterator[LogitF
         yield LogitForm(1.0, cap, kept)
 
 
-def check_dropout(policy: Policy, ids: Tensor, name: str) -> None:
-    """Refuse a model whose two passes in training mode differ, the adapter's own dropout aside."""
+def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
+    """Return what should be told of a training pass; refuse one that is not the pass that samples, or has no gradient.
+
+    Two passes in training mode must have equal bits, the adapter's own dropout aside, and say what one in evaluation
+    mode says, with an adapter that acts; and their gradients must be finite, though rows are padded.
+    """
+    trained = policy.trainable()
+    if not trained:
+        return ()
     rows, mask = _padded(ids, ids[: TOKENS - 5], _pad(policy))
-    asked: list[Any] = policy.dropouts()
-    kept = [module.p for module in asked]
-    for module in asked:
-        module.p = 0.0
-    try:
+    real = mask.bool()
+    moved = {key: p for key, p in trained.items() if "lora_B" in key}
+    with _without_dropout(policy), _moved(list(moved.values()), lambda p: p + 0.02):
+        with torch.no_grad():
+            still = policy.hidden_states(rows, mask)
         with policy.training(), torch.enable_grad():
-            first, second = (policy.hidden_states(rows, mask).detach() for _ in range(2))
-    finally:
-        for module, p in zip(asked, kept, strict=True):
-            module.p = p
-    if not torch.equal(first[mask.bool()], second[mask.bool()]):
-        apart = float((first - second)[mask.bool()].abs().max())
+            first, second = (policy.hidden_states(rows, mask) for _ in range(2))
+            logits = policy.logits(first[real])
+            loss = logits.log_softmax(-1)[:, 0].sum()
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    if not torch.equal(first[real], second[real]):
+        apart = float((first - second)[real].detach().abs().max())
         raise BadResource(
             f"{name} ({type(policy.base).__name__}): two passes in training mode differ by up to {apart:.3g}: "
             "dropout of the model's own is on",
             "Set its dropout to 0 in its config.json.",
         )
+    apart_modes = gap(policy.logits(still[real]), logits)
+    if apart_modes.share > _tolerance(policy):
+        raise BadResource(
+            f"{name} ({type(policy.base).__name__}): a pass in training mode is not that in evaluation mode: "
+            f"{apart_modes}",
+            "Use another model: it would be trained otherwise than it is sampled.",
+        )
+    for key, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            raise BadResource(
+                f"{name} ({type(policy.base).__name__}): the gradient of {key} is not finite where rows are padded",
+                "Use another model, or prompts of equal length.",
+            )
+    dead = [
+        key.partition(".lora_B")[0].removeprefix("base_model.model.")
+        for key, gradient in zip(trained, gradients, strict=True)
+        if key in moved and (gradient is None or not bool(gradient.any()))
+    ]
+    if not dead:
+        return ()
+    more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+    return (
+        f"{len(dead)} of the {len(moved)} adapted layers of {name} had no part in a pass over a few tokens: "
+        f"{', '.join(dead[:3])}{more}",
+    )
+
+
+@contextlib.contextmanager
+def _without_dropout(policy: Policy) -> Iterator[None]:
+    asked: list[Any] = policy.dropouts()
+    kept = [module.p for module in asked]
+    for module in asked:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, p in zip(asked, kept, strict=True):
+            module.p = p
+
+
+@contextlib.contextmanager
+def _moved(parameters: list[Any], to: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context parameters have other values; they are put back."""
+    kept = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(to(p))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)
 
 
 @torch.no_grad()
@@ -357,14 +439,8 @@ def check_reference(policy: Policy, ids: Tensor, name: str) -> None:
 
 def _moves(measured: Callable[[], Tensor], before: Tensor, parameters: list[nn.Parameter]) -> bool:
     """Say whether other values of ``parameters`` change what is measured; they are put back."""
-    kept = [p.detach().clone() for p in parameters]
-    try:
-        for p in parameters:
-            p.add_(0.5 + p.abs())
+    with _moved(parameters, lambda p: p + 0.5 + p.abs()):
         return not torch.equal(measured(), before)
-    finally:
-        for p, value in zip(parameters, kept, strict=True):
-            p.copy_(value)
 
 
 def _pad(policy: Policy) -> int:

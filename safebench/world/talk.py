@@ -11,7 +11,7 @@ from peft import PeftModel
 from safebench import config
 from safebench.errors import MissingResource, UsageError
 from safebench.settings import Settings
-from safebench.world import noise
+from safebench.world import adapters, noise, probes
 from safebench.world.loading import quiet_libraries
 from safebench.world.models import load_model
 from safebench.world.policy import Policy, stop_ids
@@ -69,5 +69,8 @@ def _trained(folder: Path, settings: Settings, trust: Collection[str]) -> Policy
         base, tokenizer = load_model(settings.model, settings.seed, torch.device("cpu"), trust=trust)
         stops = stop_ids(base, tokenizer)
         if settings.model.lora is None:
-            return Policy(type(base).from_pretrained(folder / part).eval(), tokenizer, stops)
-        return Policy(PeftModel.from_pretrained(base, str(folder / part)).eval(), tokenizer, stops)
+            model = type(base).from_pretrained(folder / part).eval().requires_grad_(False)
+        else:
+            place = str(folder / part)
+            model = adapters.load(base, place, adapters.weights_of(place))
+        return probes.probe(Policy(model, tokenizer, stops), str(folder))
