@@ -130,6 +130,14 @@ def source_of(found: Any) -> str | None:
     return None
 
 
+def defined_at(found: Any) -> str | None:
+    """Return file and line where a function is defined; None where Python does not know."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    code = getattr(inspect.unwrap(found), "__code__", None) or getattr(type(found).__call__, "__code__", None)
+    return None if code is None else f"{shown(code.co_filename)}, line {code.co_firstlineno}"
+
+
 def shown(filename: str) -> str:
     """Return a file's name as the user knows it: relative to the current folder where it lies below it."""
     path = Path(filename)

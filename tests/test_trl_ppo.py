@@ -405,7 +405,7 @@ def test_a_rollout_of_lists() -> None:
     assert rollout.tokens.tolist() == [[3, end, 0], [4, 5, 6], [0, 0, 0]]
     assert rollout.mask.sum(-1).tolist() == [2, 3, 0]
     assert rollout.ended.tolist() == [True, False, False]
-    assert rollout.replies == ["b", "c d e", ""]
+    assert rollout.replies == [" b", " c d e", ""]
     assert rollout.attention.tolist() == [[1, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
 
 

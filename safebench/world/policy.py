@@ -18,6 +18,7 @@ from safebench.errors import BadResource, UsageError
 from safebench.rl.output import OutputLayer
 from safebench.world import adapters, forward, noise, probes
 from safebench.world.forward import ForwardPath, no_dropout, recompute
+from safebench.world.loading import passing
 
 
 @dataclass
@@ -99,9 +100,9 @@ class Policy:
         """Return the last hidden states [B, T, h] of ids [B, T] at ``places`` [B, T], and the cache after them.
 
         ``mask`` [B, T' >= T] covers what the cache holds too. ``cache`` is what the pass over the tokens before gave,
-        empty for the first; None is a pass that keeps none.
+        empty for the first; None is a pass that keeps none. What the forward pass raises names the model.
         """
-        with self.precision():
+        with passing(f"the model {self.base.config.name_or_path or type(self.base).__name__}"), self.precision():
             return forward.run(self.base, self._acting_path, ids, mask, places, cache)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from safebench import catalog, user_code
 from safebench.errors import BadResource, UsageError
@@ -128,23 +128,26 @@ class FunctionReward:
             lambda: self.function(list(prompts), list(replies)),
             len(replies),
             "Mend it and call the same command again: the run resumes from its last checkpoint.",
+            user_code.defined_at(self.function),
         )
 
 
-def called(name: str, function: Callable[[], Sequence[float]], count: int, hint: str) -> Tensor:
+def called(
+    name: str, function: Callable[[], Sequence[float]], count: int, hint: str, defined: str | None = None
+) -> Tensor:
     """Return what a user's reward function says, float32 [count].
 
-    Whatever it raises becomes a ``BadResource`` with the user's file and line, and ``hint``.
+    Whatever it raises becomes a ``BadResource`` with the user's file and line, and ``hint``; where it was not even
+    entered, the place is where it is ``defined``.
     """
     try:
         values: Any = function()
-        # No one iterates over these by mistake: a mapping gives its keys, a set any order, a text its letters.
-        odd = values is None or isinstance(values, (Mapping, Set, str, bytes)) or not hasattr(values, "__iter__")
-        found = [] if odd else list(values)
+        found = list(values) if _is_list(values) else None
     except user_code.RAISES as fault:  # no one knows what a stranger's function may raise
-        place = f" ({found_at})" if (found_at := user_code.where(fault)) else ""
-        raise BadResource(f"the reward function {name} raised {user_code.named(fault)}{place}", hint) from fault
-    if odd:
+        place = user_code.where(fault) or defined
+        said = f"the reward function {name} raised {user_code.named(fault)}{f' ({place})' if place else ''}"
+        raise BadResource(said, hint) from fault
+    if found is None:
         raise BadResource(
             f"the reward {name} returned {_article(values)}, not a list of {count} numbers",
             "A reward returns exactly one number per reply, in order.",
@@ -152,8 +155,22 @@ def called(name: str, function: Callable[[], Sequence[float]], count: int, hint:
     return checked(name, found, count)
 
 
+def _is_list(values: Any) -> bool:
+    """Say whether iterating gives a value per reply: a mapping gives its keys, a set any order, a text its letters."""
+    if inspect.iscoroutine(values):
+        values.close()  # nobody waits for it: without this Python warns of that
+    return (
+        hasattr(values, "__iter__")
+        and not isinstance(values, (Mapping, Set, str, bytes))
+        and getattr(values, "ndim", 1) > 0
+    )
+
+
 def _article(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"
 
 
 def checked(name: str, values: Sequence[float], count: int) -> Tensor:
@@ -206,6 +223,7 @@ def load_reward(
     if source.kind == "function":
         return FunctionReward(name, _function(source.location))
     what, code = f"reward model {name}", trusted(source, trust)
+    _refuse_stated_pad(name, source.location)
     tokenizer = load_tokenizer(source.location, what, trust=code)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model, notices = load_whole(
@@ -290,14 +308,28 @@ def _too_few_rows(name: str, what: str, rows: int) -> BadResource:
 
 
 def _refuse_other_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with ids that the embedding does not have; the padding alone is judged by itself."""
+    """Refuse a tokenizer with words that the embedding does not have; its special tokens are met where they stand."""
     rows = _rows(model)
     if rows is None:
         return
-    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i != tokenizer.pad_token_id}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i not in special}
     if beyond:
         largest = max(beyond)
         raise _too_few_rows(name, f"token {largest} ({beyond[largest]!r})", rows)
+
+
+def _refuse_stated_pad(name: str, location: str) -> None:
+    """Refuse a padding id beyond the embedding by its numbers: torch would not even build such a model."""
+    try:
+        described, _ = PretrainedConfig.get_config_dict(location)
+    except (OSError, ValueError):  # no configuration, as in an adapter's folder, or a broken one: met when it is loaded
+        return
+    for part in (described, described.get("text_config")):
+        if isinstance(part, dict):
+            pad, rows = part.get("pad_token_id"), part.get("vocab_size")
+            if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+                raise _too_few_rows(name, f"padding token {pad}", rows)
 
 
 def _pad_id(name: str, model: Any, tokenizer: Any) -> int:
@@ -331,7 +363,7 @@ def _function(location: str) -> RewardFunction:
     function = user_code.load(location)
     if not callable(function):
         raise UsageError(
-            f"the reward {location} is a {type(function).__name__}, not a function",
+            f"the reward {location} is {_article(function)}, not a function",
             "Write def score(prompts, replies) and return one number per reply.",
         )
     return function  # type: ignore[no-any-return]
