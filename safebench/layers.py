@@ -15,6 +15,9 @@ Path_ = tuple[str, ...]
 
 BASE = "_base"
 
+_LONGEST_NAME = 200
+"""Characters; file systems end soon after, and say so by an error."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -84,6 +87,8 @@ def is_path(name: str) -> bool:
 
 def locate(name: str, kind: str = "") -> Path | None:
     """Return the file of the experiment called ``name``, or of the preset when ``kind`` is ``presets``."""
+    if len(name) > _LONGEST_NAME:
+        return None
     for folder in folders():
         path = folder / kind / f"{name}.yaml"
         if path.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import importlib
 import inspect
@@ -9,6 +11,7 @@ import site
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from traceback import FrameSummary
 from typing import Any
@@ -25,6 +28,12 @@ _INSTALLED = tuple(
         site.getusersitepackages(),
     )
 )
+
+_OF_THE_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "EISDIR", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EDQUOT", "EIO")
+)
+"""Errors of files that no command can foresee: no right to them, another kind of file, no room."""
 
 RAISES = (Exception, SystemExit)
 """What such code may raise: anything, and ``sys.exit`` called at its top level."""
@@ -79,6 +88,26 @@ def _import(target: str, module_name: str) -> Any:
             sys.path.append(here)
 
 
+@contextlib.contextmanager
+def making(what: str, make: Any, how: str) -> Iterator[None]:
+    """Name what cannot be made because ``make``, not one of ours, does not take our call, which is ``how``, or raises.
+
+    Errors of our own code pass.
+    """
+    try:
+        yield
+    except SafebenchError:
+        raise
+    except RAISES as error:  # no one knows what a stranger's code may raise
+        if str(getattr(make, "__module__", "")).partition(".")[0] == __package__:
+            raise
+        place = where(error) or defined_at(make)
+        raise UsageError(
+            f"{what} cannot be made: {named(error)}{f' ({place})' if place else ''}",
+            f"It is called as {how}.",
+        ) from error
+
+
 def named(error: BaseException) -> str:
     """Return an error's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
@@ -104,12 +133,14 @@ def where(error: BaseException) -> str | None:
 
 
 def blamed(error: Exception) -> SafebenchError | None:
-    """Return what to say of an error that is not of our making: memory ran out, or code of the user raised it.
+    """Return what to say of an error that is not of our making; None where it is.
 
-    Code is the user's where it is neither ours nor installed: an arm, an optimizer or a reward of theirs.
+    Memory ran out, a file cannot be used, or code of the user raised it: code that is neither ours nor installed.
     """
     if (memory := out_of_memory(error)) is not None:
         return memory
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE and error.filename is not None:
+        return MissingResource(f"{error.filename!s:.200}: {error.strerror}", "Choose another path, or mend this one.")
     if not _users(error):
         return None
     return BadResource(
@@ -134,7 +165,8 @@ def defined_at(found: Any) -> str | None:
     """Return file and line where a function is defined; None where Python does not know."""
     while isinstance(found, functools.partial):
         found = found.func
-    code = getattr(inspect.unwrap(found), "__code__", None) or getattr(type(found).__call__, "__code__", None)
+    entered = found.__init__ if isinstance(found, type) else type(found).__call__
+    code = getattr(inspect.unwrap(found), "__code__", None) or getattr(entered, "__code__", None)
     return None if code is None else f"{shown(code.co_filename)}, line {code.co_firstlineno}"
 
 

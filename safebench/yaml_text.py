@@ -88,13 +88,26 @@ _Dumper.add_representer(str, _represent_text)
 def read(text: str) -> Any:
     """Return the value of one YAML document; raise ``ValueError`` naming line and column."""
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        _refuse_cycles(value, ())
+        return value
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ValueError(f"{error.problem or error.context}{place}") from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+
+
+def _refuse_cycles(value: Any, above: tuple[int, ...]) -> None:
+    """An alias (``*name``) may stand inside the very thing that it names."""
+    if id(value) in above:
+        raise ValueError("an alias stands inside of what it names")
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _refuse_cycles(part, (*above, id(value)))
 
 
 def write(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from safebench import config, run
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.recording.metrics_csv import MetricsWriter
+from safebench.world.loading import loading
 from safebench.world.models import with_pad
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import tiny_tokenizer
@@ -71,6 +73,54 @@ def test_a_model_directory_without_weights(parts: Path, tmp_path: Path) -> None:
     with pytest.raises(BadResource, match=r"bare cannot be loaded.*safetensors") as fault:
         run.execute(tiny_run(parts, "ppo", model__name=str(bare)), tmp_path / "results")
     assert "config.json" in str(fault.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"{", "not a valid JSON"),
+        ("config.json", b"{}", "model_type"),
+        ("model.safetensors", b"x" * 100, "SafetensorError"),
+        ("tokenizer.json", b"x", "Expecting value"),
+        ("tokenizer_config.json", b"[1]", "directory"),
+    ],
+)
+def test_a_model_directory_with_a_broken_file(
+    parts: Path, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(parts / "model", broken)
+    (broken / name).write_bytes(content)
+    with pytest.raises(BadResource, match=rf"broken cannot be loaded: (?s:.*){words}|{words}.*broken cannot") as fault:
+        run.execute(tiny_run(parts, "ppo", model__name=str(broken)), tmp_path / "results")
+    assert fault.value.exit_code == 3
+
+
+def test_weights_of_another_size(parts: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(parts / "model", broken)
+    described = json.loads((broken / "config.json").read_text(encoding="utf-8"))
+    (broken / "config.json").write_text(json.dumps(described | {"intermediate_size": 48}), encoding="utf-8")
+    with pytest.raises(BadResource, match=r"model .*broken"):
+        run.execute(tiny_run(parts, "ppo", model__name=str(broken)), tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        (KeyError("tea"), BadResource, "KeyError: 'tea'"),
+        (ModuleNotFoundError("No module named 'tiktoken'", name="tiktoken"), MissingResource, "Install tiktoken"),
+        (MemoryError(), MissingResource, "update.microbatch"),
+        (AssertionError(), BadResource, "AssertionError"),
+        (BadResource("said before"), BadResource, "said before"),
+    ],
+)
+def test_whatever_a_library_raises_while_loading_is_told(
+    tmp_path: Path, fault: Exception, kind: type, words: str
+) -> None:
+    with pytest.raises(kind) as told, loading("model m", str(tmp_path)):
+        raise fault
+    assert words in f"{told.value} {told.value.hint}"
 
 
 def test_a_model_that_is_neither_here_nor_reachable(parts: Path, tmp_path: Path) -> None:

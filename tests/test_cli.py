@@ -90,6 +90,10 @@ def test_it_runs_as_a_module() -> None:
         (["run", "ppo", "--set", "a.b"], "write key.path=value"),
         (["run", "ppo", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["compare", "ppo", "--format", "pdf"], "table"),
+        (["run", "ppo", "--config", "."], ".: cannot be read"),
+        (["run", "x" * 300], "no experiment"),
+        (["run", "ppo", "--set", "a=" + "[" * 3000], "nested too deeply"),
+        (["run", "ppo", "--set", "reward.label=true"], "reward.label"),
         (["show", "nothing"], "no run nothing"),
     ],
 )
@@ -148,6 +152,22 @@ def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
     monkeypatch.setattr(catalog, "entries", stop)
     assert Said(capsys, "arms").code == 130
+
+
+@pytest.mark.parametrize("arguments", [["compare", "ppo", "safe"], ["show", "safe/seed-0", "--explain"], ["models"]])
+def test_what_the_terminal_cannot_encode_is_replaced(here: Path, arguments: list[str]) -> None:
+    for experiment in ("ppo", "safe"):
+        for seed in range(2):
+            write_run(here / "results", experiment, seed, collapsing(seed))
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "safebench", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env=environment, cwd=here)
+    assert b"Traceback" not in done.stderr and b"fault of safebench" not in done.stderr
+    assert done.returncode == 0, done.stderr.decode()
+    assert (done.stdout + done.stderr).decode("ascii")
 
 
 def test_output_into_a_closed_pipe_is_no_error() -> None:
@@ -352,6 +372,73 @@ def test_compare_warns_of_runs_made_with_other_settings(capsys: pytest.CaptureFi
     said = Said(capsys, "compare", "ppo", "safe")
     assert said.code == 0
     assert "ppo/seed-0 was made with other settings than now asked for: update.steps, update.epochs" in said.err
+
+
+def newer(results: Path, version: str | None = "9.9.9") -> None:
+    """Write runs of ``ppo`` and ``safe`` as a later version of safebench might have left them."""
+    for experiment in ("ppo", "safe"):
+        for seed in range(2):
+            folder = write_run(results, experiment, seed, healthy(seed))
+            settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            settings["rollout"]["top_k"] = 5
+            (folder / "config.yaml").write_text(yaml_text.write(settings), encoding="utf-8")
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest["versions"] = {"safebench": version} if version else {}
+            (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+            status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+            (folder / "status.json").write_text(json.dumps(status | {"mood": "good"}), encoding="utf-8")
+
+
+def test_results_of_a_newer_version_are_shown_and_called_so(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    newer(here / "results")
+    assert "finished" in Said(capsys, "list").out
+    shown = Said(capsys, "show", "ppo/seed-0")
+    assert shown.code == 0
+    assert "was made by safebench 9.9.9" in shown.out and "does not know rollout.top_k" in shown.out
+    for command in (["compare", "ppo", "safe"], ["compare", "ppo", "safe", "--brief"], ["report", "ppo", "safe"]):
+        said = Said(capsys, *command)
+        assert said.code == 0, said.err
+        assert "was made by safebench 9.9.9" in said.err
+        assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("9.9.9", "safebench 9.9.9"), (None, "another version of safebench"), ("same", "names the same")],
+)
+def test_settings_of_another_version_are_no_ones_unknown_keys(here: Path, version: str | None, words: str) -> None:
+    import importlib.metadata
+
+    newer(here, importlib.metadata.version("safebench") if version == "same" else version)
+    (folder,) = here.glob("*/ppo*/seed-0")
+    with pytest.raises(BadResource, match=words) as fault:
+        config.load(folder / "config.yaml")
+    assert "rollout.top_k" in str(fault.value) and "unknown key" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b""),
+        ("metrics.csv", b"step\n\xff\n"),
+        ("metrics.csv", b"step,kl/mean\n0,tea\n"),
+        ("config.yaml", b"\xff"),
+        ("config.yaml", b"model: 3\n"),
+        ("config.yaml", b"model: &a\n  name: *a\n"),
+        ("config.yaml", b"a: " + b"[" * 3000),
+        ("manifest.json", b"[1]"),
+        ("status.json", b"{}"),
+    ],
+)
+def test_a_damaged_run_is_told_and_ends_no_list(
+    capsys: pytest.CaptureFixture[str], here: Path, name: str, content: bytes
+) -> None:
+    folder = write_run(here / "results", "ppo", 0, healthy(0))
+    (folder / name).write_bytes(content)
+    for command, codes in ((["list"], {0}), (["show", "ppo"], {0, 3}), (["compare", "ppo", "--force"], {0, 3, 5})):
+        said = Said(capsys, *command)
+        assert said.code in codes, said.err
+        assert "Traceback" not in said.err
 
 
 def test_doctor_says_what_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path) -> None:

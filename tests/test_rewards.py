@@ -1,4 +1,4 @@
-"""A reward model reads prompt and reply as the policy saw them, and is refused before the first batch where it cannot."""
+"""A reward model reads prompt and reply as the policy saw them, or is refused before the first batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plain(tokens: list[str]) -> str:
 
 @pytest.mark.parametrize(
     ("prompt", "written"),
-    [("i like", " tea"), ("i lik", "e tea"), ("Q: what?", "\nA: tea"), ("Q: what?\nA: ", "tea"), ("i like", ", she said")],
+    [("i like", " tea"), ("i lik", "e tea"), ("Q: what?", "\nA: tea"), ("Q: what?\nA: ", "tea"), ("i", ", she said")],
 )
 def test_without_templates_the_reward_reads_what_the_policy_saw(prompt: str, written: str) -> None:
     tokenizer = byte_tokenizer(template=None)
@@ -108,7 +108,8 @@ def test_special_tokens_stand_once() -> None:
 def test_an_encoder_reads_a_pair_with_its_segments(tmp_path: Path) -> None:
     reward = load(tmp_path, classifier("bert"), byte_tokenizer(pairs=True))
     (dialogue,) = reward.reader.read(["a b"], [" c"])
-    assert reward.reader.tokenizer.convert_ids_to_tokens(dialogue.ids) == ["[CLS]", "a", "Ġ", "b", "[SEP]", "c", "[SEP]"]
+    tokens = reward.reader.tokenizer.convert_ids_to_tokens(dialogue.ids)
+    assert tokens == ["[CLS]", "a", "Ġ", "b", "[SEP]", "c", "[SEP]"]
     assert dialogue.types == [0, 0, 0, 0, 0, 1, 1]
     with torch.no_grad():
         own = reward.model(**reward.reader.tokenizer("a b", "c", return_tensors="pt")).logits

@@ -196,6 +196,8 @@ def sample(
     from safebench.world import talk  # imports torch: not before the run is found
 
     trust = trust_remote_code or ()
+    # Arguments are bytes, which a locale without UTF-8 leaves undecoded.
+    prompt = prompt.encode(errors="surrogateescape").decode(errors="replace")
     for reply in talk.sample(
         folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens, trust=trust
     ):

@@ -30,7 +30,7 @@ def things(group: Literal["models", "rewards"]) -> None:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of text as columns, each as wide as its widest cell, the last one ragged."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 

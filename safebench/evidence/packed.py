@@ -153,11 +153,28 @@ def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
     """
     if "foreign" in run.manifest:
         return run.settings, ""
-    settings = config.load(run.folder / "config.yaml")
+    try:
+        settings = config.load(run.folder / "config.yaml")
+    except BadResource:  # of another version, whose experiment this one does not have
+        return _raw_departures(run), "made by another version of safebench"
     original = config.shipped(settings)
     changed = [] if original is None or not config.differs(settings) else config.changes(settings, original)
     overrides = "; ".join(f"{key}={value}" for key, _, value in changed if not key.startswith(fairness.IGNORED))
     return departures(settings), overrides
+
+
+def _raw_departures(run: Run) -> dict[str, Any]:
+    """Return what a run's file has that is not at this version's defaults."""
+    known, found = filled.defaults(), dict[str, Any]()
+    for key, value in filled.flatten(run.settings).items():
+        if key in known and known[key] == value:
+            continue
+        section = found
+        *above, last = key.split(".")
+        for name in above:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return found
 
 
 def _ground(settings: Mapping[str, Any], hashes: Mapping[str, str]) -> str:

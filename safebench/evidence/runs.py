@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,14 @@ from safebench.evidence.signals import EMPTY, WATCHED, number
 if TYPE_CHECKING:
     import pandas as pd
 
+TEXTS = ("controller/phase",)
+"""Columns of metrics.csv that hold words."""
+
 COMPLETE = ("finished", "unstable")
 """States that are results; the others are runs that still owe one."""
+
+
+_SECTIONS = ("model", "reward", "prompts", "rollout", "update", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Run:
         import pandas as pd
 
         frame = pd.DataFrame(self.cells)
-        names = [key for key in frame if key == "controller/phase"]
+        names = [key for key in frame if key in TEXTS]
         return frame.drop(columns=names).replace("", "nan").astype(float).join(frame[names])
 
     @cached_property
@@ -158,6 +164,9 @@ def read(folder: Path | str) -> Run:
     folder = Path(folder)
     faults: list[str] = []
     settings = _mapping(folder / "config.yaml", yaml_text.read, faults)
+    if odd := [key for key in _SECTIONS if not isinstance(settings.get(key, {}), dict)]:
+        faults.append(f"config.yaml: {', '.join(odd)} is no section")
+        settings = {}
     manifest = _mapping(folder / "manifest.json", json.loads, faults)
     status = _mapping(folder / "status.json", json.loads, faults) if (folder / "status.json").exists() else {}
     return Run(
@@ -187,7 +196,12 @@ def _mapping(path: Path, parse: Any, faults: list[str]) -> dict[str, Any]:
 def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadResource(
+            f"{path} cannot be read: {error}", "Start this run again with --if-exists overwrite."
+        ) from error
 
 
 def _columns(path: Path) -> dict[str, tuple[str, ...]]:
@@ -199,4 +213,20 @@ def _columns(path: Path) -> dict[str, tuple[str, ...]]:
                 "Start this run again with --if-exists overwrite.",
             )
     columns = zip(*rows, strict=True) if rows else [()] * len(header)
-    return dict(zip(header, columns, strict=True))
+    found = dict(zip(header, columns, strict=True))
+    for key, cells in found.items():
+        if key not in TEXTS:
+            _refuse_words(path, key, cells)
+    return found
+
+
+def _refuse_words(path: Path, key: str, cells: Sequence[str]) -> None:
+    """A cell that is no number was not written by a recorder."""
+    line = 1
+    try:
+        for line, cell in enumerate(cells, start=2):  # noqa: B007 - the line of the cell that is none
+            number(cell)
+    except ValueError as error:
+        raise BadResource(
+            f"{path}, line {line}: {key} is no number: {error}", "Start this run again with --if-exists overwrite."
+        ) from error

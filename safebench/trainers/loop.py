@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safebench import catalog
+from safebench import catalog, user_code
 from safebench.metrics import MEASURED
 from safebench.recording.samples import Sample
 from safebench.rl.controllers import Measurement
@@ -60,7 +60,9 @@ class Loop:
         optimizers: Optimizers = (None, None),
     ) -> None:
         self.settings, self.world, self.processes = settings, world, processes
-        self.arm: Arm = catalog.find("arms", settings.arm).load()(settings)
+        make = catalog.find("arms", settings.arm).load()
+        with user_code.making(f"the arm {settings.arm}", make, "it(settings)"):
+            self.arm: Arm = make(settings)
         self.critic = critic or Critic(settings.critic, world.policy, settings.seed)
         self.updater = Updater(settings, world.policy, self.critic, self.arm, processes, optimizers)
         self.moments = Moments()

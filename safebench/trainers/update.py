@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safebench import catalog
+from safebench import catalog, user_code
 from safebench import settings as s
 from safebench.rl.kl import token_statistics
 from safebench.rl.losses import clip_fraction, value_clip_fraction
@@ -94,13 +94,15 @@ class Updater:
 
     def _own_optimizer(self) -> torch.optim.Optimizer:
         update = self.settings.update
-        made: torch.optim.Optimizer = catalog.find("optimizers", update.optimizer).load()(
-            [
-                {"params": self.policy_parameters, "lr": self.rates[0]},
-                {"params": self.critic_parameters, "lr": self.rates[1]},
-            ],
-            weight_decay=update.weight_decay,
-        )
+        make = catalog.find("optimizers", update.optimizer).load()
+        with user_code.making(f"the optimizer {update.optimizer}", make, "it(parameter_groups, weight_decay=number)"):
+            made: torch.optim.Optimizer = make(
+                [
+                    {"params": self.policy_parameters, "lr": self.rates[0]},
+                    {"params": self.critic_parameters, "lr": self.rates[1]},
+                ],
+                weight_decay=update.weight_decay,
+            )
         return made
 
     def state(self) -> dict[str, Any]:
