@@ -89,7 +89,6 @@ def make_policy(
     with quiet_libraries():
         policy = _make_policy(args, tokenizer, model, ref_model, peft_config, device)
     _warn_of_coarse_weights("trained", policy.model)
-    _refuse_other_vocabulary(policy)
     return policy
 
 
@@ -120,6 +119,7 @@ def _make_policy(
     placed("model", model, device)
     policy = Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16))
     policy.tokenizer = padding_within(tokenizer, int(base.get_input_embeddings().weight.shape[0]))
+    _refuse_other_vocabulary(policy)
     return probes.probe(policy, "model")
 
 

@@ -74,8 +74,10 @@ def _barred(base: PreTrainedModel, linear: list[str]) -> list[str]:
         setattr(alone, target, nn.Linear(1, 1))
         try:
             inject_adapter_in_model(LoraConfig(r=1, target_modules=[target]), alone)
-        except ValueError:
-            found.append(target)
+        except ValueError as fault:
+            # What else is wrong with a layer that stands alone says nothing of it in the model.
+            if "incompatible" in str(fault):
+                found.append(target)
     return found
 
 
