@@ -179,7 +179,9 @@ def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> 
         # What peft warns of here, partly loaded adapters, is looked for below.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         adapted: PeftModel = PeftModel.from_pretrained(base, location)
-    there: dict[str, Tensor] = get_peft_model_state_dict(adapted)
+    # Told to decide by itself, peft would ask the hub whether the base's embedding has changed.
+    embedding = any("embed" in name and "lora_" not in name for name in stored)
+    there: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=embedding)
     _refuse_partly(location, there, stored)
     return adapted.eval()
 

@@ -118,8 +118,10 @@ def _load_base(
     """Return the model of ``location``; weights that the adapter's ``provided`` hold whole may be missing."""
     config = AutoConfig.from_pretrained(location, trust_remote_code=trust)
     _refuse_other_kind(auto_class, config, location, what)
+    # Weights of another shape are refused below, by name; transformers' own error has none.
+    reports = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = auto_class.from_pretrained(
-        location, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **options
+        location, dtype=dtype, trust_remote_code=trust, **reports, **options
     )
     missing = [name for name in found["missing_keys"] if not any(key.endswith(f".{name}") for key in provided)]
     mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in found["mismatched_keys"]]

@@ -1,0 +1,220 @@
+"""Models are loaded whole, adapters folded in, or refused by the name of what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
+
+from safebench import settings as s
+from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
+from safebench.world import checks
+from safebench.world.adapters import attach
+from safebench.world.loading import quiet_libraries
+from safebench.world.models import load_tokenizer, load_whole, load_with_notices
+from safebench.world.policy import adapt
+from safebench.world.rewards import load_reward
+from tests.tiny import CPU, END, PAD, qwen2_config, tiny_tokenizer
+
+IDS = torch.arange(2, 12)[None]
+
+
+def saved(folder: Path, kind: Any = Qwen2ForCausalLM, **more: Any) -> Path:
+    """Save a tiny model with random weights and its tokenizer."""
+    torch.manual_seed(3)
+    kind(qwen2_config(**{"tie_word_embeddings": False, **more})).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def adapter(folder: Path, base: PreTrainedModel, base_name: str, **more: Any) -> PeftModel:
+    """Save an adapter that acts, and return the model with it."""
+    config: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"} | more
+    with quiet_libraries():
+        made = get_peft_model(base, LoraConfig(**config)).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    made.peft_config["default"].base_model_name_or_path = base_name
+    made.save_pretrained(folder, save_embedding_layers=False)
+    return made
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    found: Tensor = model(input_ids=IDS).logits
+    return found
+
+
+def whole(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
+    return load_whole(auto, str(folder), what="model it", dtype=torch.float32)[0]
+
+
+def drop(folder: Path, *names: str) -> None:
+    """Remove weights from a saved model."""
+    file = folder / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if k not in names}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_missing_weight_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    drop(saved(tmp_path), name)
+    with pytest.raises(BadResource, match=f"missing: {name}"):
+        whole(tmp_path)
+
+
+def test_a_tied_head_may_be_left_out_and_one_that_is_not_tied_stays_itself(tmp_path: Path) -> None:
+    tied = saved(tmp_path / "tied", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(tied / "model.safetensors")
+    whole(tied)
+    apart = saved(tmp_path / "apart")
+    config = json.loads((apart / "config.json").read_text())
+    (apart / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    model = whole(apart)
+    assert torch.equal(model.lm_head.weight, load_file(apart / "model.safetensors")["lm_head.weight"])
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(whole(tmp_path / "again")), logits(model)), "saved, it is not tied either"
+
+
+def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
+    file = saved(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(5, 16)
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(SafebenchError, match=r"mlp\.up_proj\.weight"):
+        whole(tmp_path)
+
+
+def test_weights_without_a_place_are_told(tmp_path: Path) -> None:
+    file = saved(tmp_path) / "model.safetensors"
+    save_file(load_file(file) | {"v_head.summary.weight": torch.zeros(1, 16)}, file, {"format": "pt"})
+    found = load_with_notices(s.Model(name=str(tmp_path)), 0, CPU)
+    assert found.notices == (f"model {tmp_path}: weights without a place in the model: v_head.summary.weight",)
+
+
+def test_a_classifier_is_no_language_model_nor_the_reverse(tmp_path: Path) -> None:
+    for tied in (False, True):
+        folder = saved(tmp_path / f"rm-{tied}", Qwen2ForSequenceClassification, num_labels=1, tie_word_embeddings=tied)
+        with pytest.raises(BadResource, match="saved as Qwen2ForSequenceClassification"):
+            whole(folder)
+    with pytest.raises(BadResource, match=r"missing: score\.weight"):
+        load_reward(str(saved(tmp_path / "lm")), CPU)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_an_adapter_folder_is_base_and_adapter(tmp_path: Path, relative: bool) -> None:
+    base = saved(tmp_path / "base")
+    there = adapter(tmp_path / "sft", whole(base), "base" if relative else str(base))
+    plain, true = logits(whole(base)), logits(there)
+    found = whole(tmp_path / "sft")
+    assert not isinstance(found, PeftModel)
+    torch.testing.assert_close(logits(found), true, rtol=0, atol=2e-5)
+    assert float((true - plain).abs().max()) > 0.05
+    policy = adapt(found, load_tokenizer(str(tmp_path / "sft"), "it"), s.Model(), 0, CPU)
+    with policy.as_reference(), torch.no_grad():
+        reference = policy.reference_output(policy.hidden_states(IDS, torch.ones_like(IDS)))
+    torch.testing.assert_close(reference, true, rtol=0, atol=2e-5)
+
+
+def test_an_adapter_on_an_adapter_is_both(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    adapter(tmp_path / "one", whole(base), str(base))
+    there = adapter(tmp_path / "two", whole(tmp_path / "one"), str(tmp_path / "one"))
+    torch.testing.assert_close(logits(whole(tmp_path / "two")), logits(there), rtol=0, atol=2e-5)
+
+
+def test_an_adapter_that_transformers_saved_is_read_too(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with quiet_libraries():
+        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    true = logits(model.eval())
+    model.save_pretrained(tmp_path / "own")
+    torch.testing.assert_close(logits(whole(tmp_path / "own")), true, rtol=0, atol=2e-5)
+
+
+def test_an_adapters_trained_head_makes_the_classifier_whole(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    torch.manual_seed(1)
+    classifier = Qwen2ForSequenceClassification.from_pretrained(base, num_labels=1)
+    classifier.config.pad_token_id = PAD
+    more = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    there = adapter(tmp_path / "rm", classifier, str(base), **more)
+    found = whole(tmp_path / "rm", AutoModelForSequenceClassification)
+    torch.testing.assert_close(logits(found), logits(there), rtol=0, atol=2e-5)
+    scores = load_reward(str(tmp_path / "rm"), CPU).score(["a b", "a b"], ["c", "d"])
+    assert torch.equal(scores, load_reward(str(tmp_path / "rm"), CPU).score(["a b", "a b"], ["c", "d"]))
+
+
+def test_a_partly_loaded_adapter_is_refused_by_name(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    adapter(tmp_path / "sft", whole(base), str(base))
+    file = tmp_path / "sft" / "adapter_model.safetensors"
+    weights = load_file(file)
+    lost = next(name for name in weights if "layers.1" in name and "lora_B" in name)
+    save_file({k: v for k, v in weights.items() if k != lost}, file)
+    with pytest.raises(BadResource, match=r"lacks .*layers\.1"):
+        whole(tmp_path / "sft")
+    save_file(weights | {lost.replace("layers.1", "layers.7"): weights[lost].clone()}, file)
+    with pytest.raises(BadResource, match=r"fit no layer: .*layers\.7"):
+        whole(tmp_path / "sft")
+
+
+def test_what_an_adapter_does_not_say_is_asked_for(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    adapter(tmp_path / "sft", whole(base), str(tmp_path / "gone"))
+    with pytest.raises(MissingResource, match=r"is an adapter of .*gone, which is not there"):
+        whole(tmp_path / "sft")
+    config = tmp_path / "sft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(BadResource, match="does not say what model it belongs to"):
+        whole(tmp_path / "sft")
+    saved(tmp_path / "sft")
+    with pytest.raises(BadResource, match="an adapter and a whole model"):
+        whole(tmp_path / "sft")
+
+
+def test_targets_that_fit_in_part_are_told_or_refused(tmp_path: Path) -> None:
+    base = Qwen2ForCausalLM(qwen2_config())
+    for layer in base.model.layers:
+        layer.mlp.gate = layer.mlp.__dict__["_modules"].pop("gate_proj")
+    _, notices = attach(base, "it", s.Lora(), 0)
+    assert any("no layer called gate_proj" in text for text in notices)
+    with pytest.raises(UsageError, match=r"no layer called qproj; its linear layers are .*q_proj"):
+        attach(Qwen2ForCausalLM(qwen2_config()), "it", s.Lora(targets=("qproj", "v_proj")), 0)
+
+
+def test_layers_without_adapter_are_told(tmp_path: Path) -> None:
+    base = Qwen2ForCausalLM(qwen2_config())
+    attention = base.model.layers[1].self_attn
+    attention.query = attention.__dict__["_modules"].pop("q_proj")
+    _, notices = attach(base, "it", s.Lora(targets=("q_proj",)), 0)
+    assert notices == ("1 of the 2 layers model.layers of it have no adapter: 1",)
+
+
+def test_a_template_whose_end_stops_nothing_is_told() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }} <|im_end|> {% endfor %}{% if add_generation_prompt %}a{% endif %}"
+    )
+    assert "ends a reply with <|im_end|>, and only <end>" in str(checks.end_fault(tokenizer, (END,)))
+    assert checks.end_fault(tokenizer, (tokenizer.convert_tokens_to_ids("<|im_end|>"),)) is None
+    assert checks.template_fault(tokenizer, "b c") is None
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert "no place where the reply begins" in str(checks.template_fault(tokenizer, "b c"))
