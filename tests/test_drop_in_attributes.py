@@ -61,6 +61,19 @@ def test_overriding_what_is_never_called_is_told() -> None:
             """Log."""
 
 
+def test_setting_what_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    values = {"dataloader": [], "stop_token_id": 3, "compute_loss": len, "reward_model": len, "model": policy_model()}
+    for name, value in values.items():
+        with pytest.raises(UsageError, match=f"setting {name} of a trainer does nothing"):
+            setattr(made, name, value)
+    made.model = made.model.policy
+    made.save_model(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+    made.note = 3
+    made.train()
+
+
 def test_sizes_and_names_are_those_of_the_run(tmp_path: Path) -> None:
     config = {"gradient_accumulation_steps": 2, "num_mini_batches": 2, "num_sample_generations": 2, "max_steps": 5}
     made = trainer(tmp_path, peft_config=lora(), eval_dataset=rows(2), config=config)

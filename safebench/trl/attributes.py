@@ -48,6 +48,13 @@ ABSENT: dict[str, str] = {
 """Attributes of TRL 1.12.0's trainer, transformers' below it included, that are not there, and what to use instead."""
 
 
+FIXED = (
+    *("args", "processing_class", "data_collator", "train_dataset", "eval_dataset", "optimizer", "lr_scheduler"),
+    *("model", "policy_model", "ref_model", "reward_model", "value_model"),
+)
+"""Attributes that the loop was made of: setting another one later would not reach it."""
+
+
 class Features(Dataset[dict[str, Any]]):
     """The prompts of a data set as token ids, as they are read."""
 
@@ -76,6 +83,16 @@ class Attributes(Parts):
         super().__init_subclass__(**more)
         if idle := [f"{name} ({ABSENT[name]})" for name in vars(cls) if name in ABSENT]:
             warnings.warn(f"{cls.__name__} defines what is never called: {'; '.join(idle)}", UserWarning, stacklevel=2)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set what nothing would read."""
+        follows = isinstance(getattr(type(self), name, None), property)
+        fixed = self._made and name in FIXED and value is not getattr(self, name)
+        # Scripts put the policy in the place of both before they save.
+        if name in ABSENT or follows or (fixed and not (name == "model" and value is self.policy_model)):
+            hint = f"Instead: {ABSENT[name]}." if name in ABSENT else "Give the trainer what it follows from."
+            raise UsageError(f"setting {name} of a trainer does nothing: it was made with what it was given", hint)
+        super().__setattr__(name, value)
 
     if not TYPE_CHECKING:
 

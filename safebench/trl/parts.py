@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from datasets import DatasetDict, IterableDatasetDict
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, enable_full_determinism
 from transformers.integrations import get_reporting_integration_callbacks
@@ -47,6 +48,10 @@ class Parts:
 
     _name: ClassVar[str] = "PPO"
     _tags: ClassVar[tuple[str, ...]] = ("trl", "ppo")
+    _made = False
+    """Whether all parts are there."""
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class Parts:
         self._steps: list[keys.Row] = []
         if args.should_save:
             os.makedirs(args.output_dir, exist_ok=True)
+        self._made = True
 
     def _check_kind(self, args: Any) -> None:
         if is_safe(args):
@@ -157,7 +163,7 @@ class Parts:
     def _new_loop(self) -> WatchedLoop:
         policy = self._world.policy
         pair = make_optimizers(self.args, self.settings.update, policy, self._critic, self._optimizers)
-        self.optimizer, self.lr_scheduler = pair
+        vars(self).update(optimizer=pair[0], lr_scheduler=pair[1])
         loop = WatchedLoop(self.settings, self._world, self._processes, self._critic, pair)
         loop.end_id = text_tokenizer(self.processing_class).eos_token_id
         loop.missing = 0.0 if policy.stop_ids else self.args.missing_eos_penalty or 0.0
