@@ -43,8 +43,9 @@ reproduce: $(READY) ## PPO against SAFE, five seeds each, the table and the clai
 	@echo && $(BIN)/safebench claims --seeds $(SEEDS)
 	@echo && echo 'runs: results/   the same in files:' && $(MAKE) --no-print-directory report
 
+# ArmoRM loads only with Python code of its own, which runs for names given here.
 reproduce-paper: $(READY) ## the paper's set-up: needs a GPU and access to the hub
-	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --preset paper
+	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --preset paper --trust-remote-code armorm
 
 report: $(READY) ## write what lies in RESULTS as files there: comparison, claims, curves, and one page with everything
 	@for format in md csv json latex; do \

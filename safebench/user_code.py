@@ -165,8 +165,8 @@ def defined_at(found: Any) -> str | None:
     """Return file and line where a function is defined; None where Python does not know."""
     while isinstance(found, functools.partial):
         found = found.func
-    kind, name = (found, "__init__") if isinstance(found, type) else (type(found), "__call__")
-    entered = getattr(kind, name)
+    kind, method = (found, "__init__") if isinstance(found, type) else (type(found), "__call__")
+    entered = getattr(kind, method, None)
     code = getattr(inspect.unwrap(found), "__code__", None) or getattr(entered, "__code__", None)
     return None if code is None else f"{shown(code.co_filename)}, line {code.co_firstlineno}"
 
