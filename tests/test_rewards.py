@@ -88,6 +88,13 @@ def test_a_transcript_asks_for_its_reply_once_for_policy_and_reward(prompt: str)
     assert as_text("no transcript") == "no transcript"
 
 
+def test_a_transcript_that_ends_within_the_assistants_turn_goes_on_there() -> None:
+    begun = f"{TALK}\n\nAssistant: It is"
+    assert as_text(begun) == begun
+    assert plain(read(byte_tokenizer(template=None), begun, " water", apart=False)) == f"{begun} water<end>"
+    assert plain(read(byte_tokenizer(), begun, "water")).endswith("<end><|assistant|>It is water<end>")
+
+
 def test_a_template_gets_the_turns() -> None:
     tokens = plain(read(byte_tokenizer(), TALK, " water "))
     assert tokens == (

@@ -113,9 +113,16 @@ class Reader:
 
     def text(self, prompt: str, reply: str) -> str:
         """Return a dialogue as one text; special tokens that the tokenizer itself adds are not in it."""
-        if self.templated:
-            return self._rendered([*as_messages(prompt), {"role": "assistant", "content": reply.strip()}])
-        before = as_text(prompt)
+        if not self.templated:
+            return self._joined(as_text(prompt), reply)
+        messages = as_messages(prompt)
+        if messages[-1]["role"] != "assistant":
+            return self._rendered([*messages, {"role": "assistant", "content": reply.strip()}])
+        # The policy went on with a turn that the prompt begins.
+        whole = self._joined(messages[-1]["content"], reply).strip()
+        return self._rendered([*messages[:-1], {"role": "assistant", "content": whole}])
+
+    def _joined(self, before: str, reply: str) -> str:
         touching = bool(before) and bool(reply) and not before[-1].isspace() and not reply[0].isspace()
         return f"{before}{' ' if touching and self.apart else ''}{reply}"
 

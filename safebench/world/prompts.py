@@ -126,9 +126,13 @@ def as_messages(prompt: str) -> Messages:
 
 
 def as_text(prompt: str) -> str:
-    """Return a prompt as a model without chat template continues it: behind a transcript the reply is asked for."""
-    text = str(prompt)
-    if not text.lstrip().startswith("Human: ") or text.rstrip().endswith("\n\nAssistant:"):
+    """Return a prompt as a model without chat template continues it.
+
+    Behind the turns of a transcript the assistant's is asked for; one that ends within the assistant's goes on there.
+    """
+    text, messages = str(prompt), as_messages(prompt)
+    goes_on = messages[-1]["role"] == "assistant" or text.rstrip().endswith("\n\nAssistant:")
+    if goes_on or (len(messages) == 1 and messages[0]["content"] == text):
         return text
     return f"{text.rstrip()}\n\nAssistant:"
 
