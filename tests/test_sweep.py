@@ -1,0 +1,127 @@
+"""Every causal language model class, tiny and random: what safebench does with it agrees with the model, or is refused.
+
+``python -m tests.sweep`` writes the table of what came of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import logging
+
+from tests.sweep import EDGE, examine, log_probs
+from tests.tiny_models import MODEL_TYPES, UNBUILDABLE, tiny_config, tiny_model
+
+REFUSED = {
+    "blt": "gradient checkpointing",
+    "cpmant": "no causal language model",
+    "doge": "token by token",
+    "gemma3n_text": "gradient",
+    "git": "gradient checkpointing",
+    "prophetnet": "more than a product",
+    "reformer": "two passes",
+    "rwkv": "training mode",
+    "xlm": "no causal language model",
+    "xlnet": "no causal language model",
+}
+"""What is refused, and a part of the reason."""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Keep answers of earlier probes out, and transformers' hints about odd configurations."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield
+    logging.set_verbosity(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_it_agrees_or_is_refused(model_type: str) -> None:
+    verdict = examine(model_type)
+    assert verdict.faults == []
+    if model_type in UNBUILDABLE:
+        assert verdict.says == "not built"
+        return
+    assert verdict.says == ("refused" if model_type in REFUSED else "agrees"), verdict.reason
+    if verdict.says == "refused":
+        assert REFUSED[model_type] in verdict.reason
+        assert verdict.hint
+        assert verdict.exit_code in (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted(set(MODEL_TYPES) - set(UNBUILDABLE)))
+def test_tiny_models_are_small_and_say_something(model_type: str) -> None:
+    """Fewer than two million parameters, logits that are finite and far from flat, and any dropout at 0.1."""
+    model = tiny_model(model_type)
+    assert sum(p.numel() for p in model.parameters()) < 2_000_000
+    with torch.no_grad():
+        said = log_probs(model, torch.arange(10, 22))
+    assert bool(said.isfinite().all())
+    assert float(said.std()) > 0.5
+    drops = [value for name, value in vars(tiny_config(model_type)).items() if "dropout" in name and value is not None]
+    assert all(value in (0.1, 0.0) for value in drops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name, why in REFUSED.items() if "causal" in why])
+def test_what_is_refused_as_not_causal_reads_what_follows(model_type: str) -> None:
+    model, row = tiny_model(model_type), torch.arange(10, 22)
+    other = torch.cat([row[:-1], row[:1]])
+    with torch.no_grad():
+        assert float((log_probs(model, row) - log_probs(model, other))[:-1].abs().max()) > 0.1
+
+
+@pytest.mark.slow
+def test_what_doge_says_of_a_token_depends_on_how_many_follow() -> None:
+    model, row = tiny_model("doge"), torch.arange(10, 22)
+    with torch.no_grad():
+        assert float((log_probs(model, row)[:9] - log_probs(model, row[:9])).abs().max()) > 0.1
+
+
+@pytest.mark.slow
+def test_what_reformer_says_is_drawn_anew() -> None:
+    model, row = tiny_model("reformer"), torch.arange(10, 22)
+    with torch.no_grad():
+        assert float((log_probs(model, row) - log_probs(model, row)).abs().max()) > 0.1
+
+
+# That the sweep itself sees what it is for: each of these is broken on purpose.
+
+
+def test_a_plain_model_agrees() -> None:
+    verdict = examine("llama")
+    assert (verdict.says, verdict.faults) == ("agrees", [])
+    assert verdict.gaps["sampling"] <= EDGE
+    assert verdict.adapters == 14
+    assert verdict.dead == ()
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "two passes": {
+        "safebench.world.policy.no_dropout": lambda base: None,
+        "safebench.world.forward._at_rest": lambda module, function, *inputs: function(*inputs),
+    },
+    "logits": {"safebench.rl.output.OutputLayer._formed": lambda self, product: 1.1 * product},
+    "sampling": {"safebench.world.rollout._draw": lambda logits, uniform, temperature: logits.argmin(-1)},
+    "reference": {"safebench.world.policy.Policy.as_reference": contextlib.nullcontext},
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_the_sweep_sees(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes, which would refuse the model before, are off."""
+    monkeypatch.setattr("safebench.world.probes.probe", lambda policy, name: policy)
+    for place, instead in BROKEN[what].items():
+        monkeypatch.setattr(place, instead)
+    verdict = examine("opt")
+    assert verdict.says == "DIFFERS"
+    assert any(fault.startswith(what) for fault in verdict.faults)
