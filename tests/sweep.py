@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, logging
 
 from safebench import settings as s
-from safebench.errors import SafebenchError, UsageError
+from safebench.errors import SafebenchError
 from safebench.world.policy import Policy, adapt
 from safebench.world.rollout import Rollout, encode, sample
 from tests.tiny import CPU, draws
@@ -74,12 +74,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
 
 
-def examine(model_type: str) -> Verdict:
-    """Return what comes of a tiny model of this type; whatever is raised that is no error of ours is raised here."""
+def examine(model_type: str, base: PreTrainedModel | None = None) -> Verdict:
+    """Return what comes of a model, by default the tiny one of this type; whatever else than our errors is raised."""
     started = time.perf_counter()
     verdict = Verdict(model_type)
     try:
-        base = tiny_model(model_type)
+        base = tiny_model(model_type) if base is None else base
     except NotBuilt as fault:
         verdict.says, verdict.reason = "not built", str(fault)
         return verdict
@@ -88,10 +88,10 @@ def examine(model_type: str) -> Verdict:
     try:
         try:
             policy = adapted(base, recomputing=True)
-        except UsageError as fault:
-            if "gradient_checkpointing" not in str(fault):
+        except SafebenchError as fault:
+            if "gradient_checkpointing" not in f"{fault} {fault.hint}":
                 raise
-            verdict.notices = (str(fault),)
+            verdict.notices = (f"with gradient checkpointing refused: {fault}",)
             policy = adapted(copy.deepcopy(alone), recomputing=False)
     except SafebenchError as fault:
         verdict.says, verdict.reason, verdict.hint = "refused", str(fault), fault.hint
@@ -261,6 +261,8 @@ def table(verdicts: list[Verdict]) -> str:
         gaps = [f"{v.gaps[g]:.0e}" if g in v.gaps else "" for g in ("logits", "reference", "sampling", "gradients")]
         said = "; ".join([*v.faults, v.reason or v.path]) if v.faults else v.reason or v.path
         dead = f"{len(v.dead)} of {v.adapters}" if v.dead else ""
+        if v.says == "agrees" and "gradient checkpointing" in " ".join(v.notices):
+            said = ", ".join(filter(None, [said, "gradient_checkpointing=false"]))
         cells = [v.model_type, v.name, v.says, " ".join(said.split()).replace("|", "\\|"), *gaps, dead]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])

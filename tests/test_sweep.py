@@ -15,21 +15,20 @@ import torch
 from transformers import logging
 
 from tests.sweep import EDGE, examine, log_probs
-from tests.tiny_models import MODEL_TYPES, UNBUILDABLE, tiny_config, tiny_model
+from tests.tiny_models import MODEL_TYPES, PAD, UNBUILDABLE, tiny_config, tiny_model
 
 REFUSED = {
-    "blt": "gradient checkpointing",
     "cpmant": "no causal language model",
     "doge": "token by token",
-    "gemma3n_text": "gradient",
-    "git": "gradient checkpointing",
     "prophetnet": "more than a product",
-    "reformer": "two passes",
+    "reformer": "random",
     "rwkv": "training mode",
     "xlm": "no causal language model",
     "xlnet": "no causal language model",
 }
 """What is refused, and a part of the reason."""
+NO_RECOMPUTING = {"blt", "cpmant", "ctrl", "git", "jetmoe", "openai-gpt", "xlm", "xlnet"}
+"""Of these, gradient checkpointing is refused, with a hint to switch it off."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +49,8 @@ def test_it_agrees_or_is_refused(model_type: str) -> None:
     if model_type in UNBUILDABLE:
         assert verdict.says == "not built"
         return
+    told = any("gradient checkpointing refused" in notice for notice in verdict.notices)
+    assert told == (model_type in NO_RECOMPUTING), verdict.notices
     assert verdict.says == ("refused" if model_type in REFUSED else "agrees"), verdict.reason
     if verdict.says == "refused":
         assert REFUSED[model_type] in verdict.reason
@@ -78,6 +79,33 @@ def test_what_is_refused_as_not_causal_reads_what_follows(model_type: str) -> No
     other = torch.cat([row[:-1], row[:1]])
     with torch.no_grad():
         assert float((log_probs(model, row) - log_probs(model, other))[:-1].abs().max()) > 0.1
+
+
+ENCODERS = (
+    "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
+    "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ENCODERS.split())
+def test_an_encoder_is_refused_as_not_causal(model_type: str) -> None:
+    """As most of their checkpoints are: AutoModelForCausalLM loads them all the same."""
+    verdict = examine(model_type, tiny_model(model_type, is_decoder=False))
+    assert verdict.says == "refused"
+    assert "no causal language model" in verdict.reason
+    assert "is_decoder" in str(verdict.hint)
+
+
+@pytest.mark.slow
+def test_gradients_that_padding_makes_infinite_are_refused() -> None:
+    """Gemma3n takes a root at the pad token's embedding, which is 0 before anything is trained."""
+    base = tiny_model("gemma3n_text")
+    with torch.no_grad():
+        base.get_input_embeddings().weight[PAD] = 0.0
+    verdict = examine("gemma3n_text", base)
+    assert verdict.says == "refused"
+    assert "gradient" in verdict.reason
 
 
 @pytest.mark.slow

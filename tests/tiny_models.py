@@ -211,9 +211,14 @@ def tiny_config(model_type: str) -> PretrainedConfig:
     return _small(AutoConfig.for_model(model_type), model_type, "")
 
 
-def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
-    """Return a tiny random model in evaluation mode, float32; NotBuilt says why there is none."""
+def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Return a tiny random model in evaluation mode, float32; NotBuilt says why there is none.
+
+    ``changes`` are made to its configuration.
+    """
     config = tiny_config(model_type)
+    for name, value in changes.items():
+        setattr(config, name, value)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -286,10 +291,13 @@ def _layers(default: PretrainedConfig) -> dict[str, Any]:
 
 
 def _spread(model: PreTrainedModel) -> None:
-    """Draw what initialisation left at zero: matrices wide, biases narrow."""
+    """Draw what initialisation left near zero, as no trained model has it: matrices wide, biases narrow."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and float(parameter.std()) < SPREAD / 4:
                 parameter.normal_(0.0, SPREAD)
             elif name.endswith("bias") and not bool(parameter.any()):
                 parameter.normal_(0.0, 0.1)
+        embedding = model.get_input_embeddings().weight
+        if not bool(embedding[PAD].any()):
+            embedding[PAD].normal_(0.0, SPREAD)
