@@ -207,8 +207,9 @@ class ModelProbe:
     def _own(self, row: Tensor) -> Tensor:
         """Return the logits [1, T, V] of a row's own forward pass."""
         with self.precision():
-            inputs = forward.accepted(self.base, {"input_ids": row[None], "use_cache": False})
-            logits: Tensor = self.base(**inputs).logits
+            # Without a mask some models make one of their own: of where the pad token stands.
+            inputs = {"input_ids": row[None], "attention_mask": torch.ones_like(row[None]), "use_cache": False}
+            logits: Tensor = self.base(**forward.accepted(self.base, inputs)).logits
         return logits
 
     def _attempts(self, head: Any, row: Tensor, own: Tensor) -> Iterator[tuple[float, ForwardPath, Gap | str]]:
