@@ -239,6 +239,8 @@ def load_reward(
 
 
 _LONG = "tell me about the sea and the wind " * 8
+_SAME = 1e-3
+"""Share of the scores' size by which two passes over the same dialogues may differ, on whatever device."""
 _ANSWERS = ("yes", "no, not at all, never")
 
 
@@ -256,7 +258,8 @@ def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
     scores = reward._scores(output)
     if scores.shape != (2,):
         raise BadResource(f"the reward {reward.name} gives scores of shape {tuple(scores.shape)} for 2 replies")
-    if not torch.allclose(scores, reward._scores(again), rtol=1e-3, atol=1e-4, equal_nan=True):
+    checked(reward.name, scores.tolist(), len(scores))
+    if float((scores - reward._scores(again)).abs().max()) > _SAME * float(scores.abs().max()):
         raise BadResource(
             f"the reward {reward.name} scores the same replies as {scores.tolist()} and then "
             f"{reward._scores(again).tolist()}: something in it is random",
