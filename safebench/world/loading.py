@@ -102,6 +102,9 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # peft sets these by itself: how GPT-2's layers keep their weights, and ranks of experts that are not adapted.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
         try:
             yield
         finally:

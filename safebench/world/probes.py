@@ -339,9 +339,9 @@ def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
     moved = {key: p for key, p in trained.items() if "lora_B" in key}
     with _without_dropout(policy), _moved(list(moved.values()), lambda p: p + 0.02):
         with torch.no_grad():
-            still = policy.hidden_states(rows, mask)
+            still = _states(policy, rows, mask)
         with policy.training(), torch.enable_grad():
-            first, second = (policy.hidden_states(rows, mask) for _ in range(2))
+            first, second = (_states(policy, rows, mask) for _ in range(2))
             logits = policy.logits(first[real])
             loss = logits.log_softmax(-1)[:, 0].sum()
             gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
@@ -377,6 +377,12 @@ def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
         f"{len(dead)} of the {len(moved)} adapted layers of {name} had no part in a pass over a few tokens: "
         f"{', '.join(dead[:3])}{more}",
     )
+
+
+def _states(policy: Policy, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return ``Policy.hidden_states``; ``probe`` puts its faults into words, as the settings may be their cause."""
+    with policy.precision():
+        return forward.run(policy.base, policy.path, ids, mask, forward.positions(mask))[0]
 
 
 @contextlib.contextmanager
