@@ -27,7 +27,10 @@ REFUSED = {
     "xlnet": "no causal language model",
 }
 """What is refused, and a part of the reason."""
-NO_RECOMPUTING = ("blt", "cpmant", "ctrl", "git", "gpt_neox_japanese", "jetmoe", "openai-gpt", "reformer", "xlm", "xlnet")
+NO_RECOMPUTING = (
+    *("blt", "cpmant", "ctrl", "git", "gpt_neox_japanese"),
+    *("jetmoe", "openai-gpt", "reformer", "xlm", "xlnet"),
+)
 """Of these, gradient checkpointing is refused, with a hint to switch it off."""
 
 
