@@ -149,6 +149,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "global_head_dim": 32,
     },
     "granitemoehybrid": {**_MAMBA, "layer_types": ["linear_attention", "full_attention"]},
+    "hrm_text": {"L_cycles": 1, "H_cycles": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "inkling2_text": {"unpadded_vocab_size": VOCABULARY - 10},
