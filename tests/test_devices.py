@@ -20,11 +20,12 @@ from safebench import run
 from safebench.judging.best_of_n import sample_best_of_n
 from safebench.recording import checkpoints
 from safebench.rl import kl
+from safebench.rl.output import OutputLayer
 from safebench.settings import Settings
 from safebench.trainers import processes
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
-from safebench.world import noise, policy, rollout
+from safebench.world import adapters, noise
 from safebench.world.assemble import assemble
 from safebench.world.loading import quiet_libraries
 from safebench.world.rewards import ModelReward
@@ -181,14 +182,14 @@ def old_draw(adapted: nn.Module, seed: int) -> None:
 
 
 def test_a_generator_of_the_cpu_is_seen(device: torch.device, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "_draw_adapter", old_draw)
+    monkeypatch.setattr(adapters, "_draw", old_draw)
     with pytest.raises(RuntimeError, match="device type for generator but found 'cpu'"):
         loop_of(short(parts, "ppo"))
 
 
 PLANTED: list[tuple[Any, str, Callable[..., Any]]] = [
     (kl, "_chosen", lambda log_p, tokens: log_p.gather(-1, tokens.cpu()[:, None]).squeeze(-1)),
-    (rollout, "_logits", lambda hidden, weight: (weight.cpu() @ hidden.T).T),
+    (OutputLayer, "few", lambda layer, hidden: (layer.weight.cpu() @ hidden.T).T),
 ]
 """Where; what: an index on the CPU, a weight on the CPU."""
 

@@ -60,6 +60,7 @@ def seen(kind: Kind) -> Seen:
             eval_strategy="steps",
             eval_steps=2,
         )
+        found.passes = 0  # the probes before the training are none of its updates
         with before_each_step(lambda: found.norms.append(gradient_norm(made.policy))):
             train(kind, trainer)
     return found

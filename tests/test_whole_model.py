@@ -162,7 +162,7 @@ def test_a_given_value_model_is_the_critic() -> None:
     head = nn.Linear(16, 1, bias=False)
     critic = Critic(CriticSettings(body="separate"), policy, 0, body, head)
     assert [p.shape for p in critic.online.parameters()] == [torch.Size([1, 16])]
-    assert critic.online.heads[0] is not head, "training leaves the given layer alone"
+    assert critic.online.heads[0] is head, "training reaches the given layer"
     states = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(critic.online(states), head(states), rtol=0, atol=0)
     assert critic.body is body

@@ -66,6 +66,7 @@ def measure(arm: str, name: str) -> dict[str, Any]:
             callbacks=[watch],
             **given,
         )
+        sampled.clear()  # the trainer tries its reward before it trains
         trainer.train()
     peak = _peak()
     spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(watch.marks, watch.marks[1:], strict=False)][1:]

@@ -70,6 +70,11 @@ def seeded(device: torch.device, purpose: str, *where: int) -> Iterator[None]:
         yield
 
 
+def undisturbed(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context after which torch's own generators are as before, whatever draws in it."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 @contextlib.contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
     """Within this context a model that a library builds is on the CPU and has weights that depend on ``seed`` alone.

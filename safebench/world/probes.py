@@ -79,7 +79,7 @@ def probe(policy: Policy, name: str) -> Policy:
     kept = _kept_answer(policy)
     if kept is None:
         try:
-            with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
+            with noise.undisturbed(policy.device):
                 kept = _measured_answer(policy, name)
         except UNLIKE as fault:
             raise BadResource(
