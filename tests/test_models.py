@@ -138,6 +138,26 @@ def test_an_adapter_on_an_adapter_is_both(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(whole(tmp_path / "two")), logits(there), rtol=0, atol=2e-5)
 
 
+def test_a_reward_adapter_on_a_policys_adapter_is_both(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    adapter(tmp_path / "sft", whole(base), str(base))
+    whole(tmp_path / "sft").save_pretrained(tmp_path / "merged")
+    torch.manual_seed(1)
+    classifier = Qwen2ForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1)
+    classifier.config.pad_token_id = PAD
+    more = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    there = adapter(tmp_path / "rm", classifier, str(tmp_path / "sft"), **more)
+    found = whole(tmp_path / "rm", AutoModelForSequenceClassification)
+    torch.testing.assert_close(logits(found), logits(there), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_that_trained_one_end_of_the_model_is_whole(tmp_path: Path, module: str) -> None:
+    base = saved(tmp_path / "base")
+    there = adapter(tmp_path / "sft", whole(base), str(base), modules_to_save=[module])
+    torch.testing.assert_close(logits(whole(tmp_path / "sft")), logits(there), rtol=0, atol=2e-5)
+
+
 def test_an_adapter_that_transformers_saved_is_read_too(tmp_path: Path) -> None:
     base = saved(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)

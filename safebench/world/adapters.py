@@ -150,7 +150,8 @@ def config_of(location: str) -> PeftConfig | None:
     if find_adapter_config_file(location) is None:
         return None
     folder = Path(location)
-    if folder.is_dir() and (folder / "config.json").exists() and any(folder.glob("model*.safetensors")):
+    whole = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")] if folder.is_dir() else []
+    if whole and (folder / "config.json").exists():
         raise BadResource(
             f"{location} holds an adapter and a whole model: which one is meant cannot be told",
             "Move adapter_config.json with its weights to a folder of its own.",
@@ -175,23 +176,24 @@ def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> 
 
     Raises ``BadResource`` where a weight of the file is not in the model or one of the adapter's is not in the file.
     """
+    config = PeftConfig.from_pretrained(location)
+    if not base.can_generate():
+        config.task_type = None if config.task_type == "CAUSAL_LM" else config.task_type  # below a classifier's adapter
     with quiet_libraries(), warnings.catch_warnings():
         # What peft warns of here, partly loaded adapters, is looked for below.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-        adapted: PeftModel = PeftModel.from_pretrained(base, location)
+        adapted: PeftModel = PeftModel.from_pretrained(base, location, config=config)
     # Told to decide by itself, peft would ask the hub whether the base's embedding has changed.
-    embedding = any("embed" in name and "lora_" not in name for name in stored)
-    there: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=embedding)
-    _refuse_partly(location, there, stored)
+    own: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # A file may hold weights of the base too, such as an embedding with more tokens.
+    _refuse_partly(location, set(own), {**adapted.state_dict(), **own}, stored)
     return adapted.eval()
 
 
-def _refuse_partly(location: str, there: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
-    missing = sorted(set(there) - set(stored))
-    # A file may keep weights that are no part of this adapter's own, such as an embedding that was not trained.
-    lost = sorted(
-        name for name in set(stored) - set(there) if re.search(r"lora_|\.score\.|\.classifier\.|modules_to_save", name)
-    )
+def _refuse_partly(location: str, own: set[str], there: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Refuse where the file lacks one of the adapter's ``own`` weights, or has one that is not ``there`` as it is."""
+    missing = sorted(own - set(stored))
+    lost = sorted(set(stored) - set(there))
     changed = [
         name
         for name in sorted(set(there) & set(stored))

@@ -58,21 +58,23 @@ def load_whole(
     An adapter folder is its base with the adapter folded in. ``options`` go to ``from_pretrained``. Raises
     ``BadResource`` where a weight is missing, of another shape, or was saved as another kind of model.
     """
+    return _load(auto_class, location, {}, what=what, dtype=dtype, trust=trust, **options)
+
+
+def _load(
+    auto_class: Any, location: str, provided: dict[str, Tensor], *, what: str, dtype: torch.dtype, **options: Any
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return the model of a folder; weights that adapters on it hold whole, ``provided``, may be missing there."""
     with loading(what, location):
         adapter = adapters.config_of(location)
         if adapter is None:
-            return _load_base(auto_class, location, {}, what=what, dtype=dtype, trust=trust, **options)
+            return _load_base(auto_class, location, provided, what=what, dtype=dtype, **options)
         stored = adapters.weights_of(location)
-    base_location = base_of(location, str(adapter.base_model_name_or_path))
-    if adapters.config_of(base_location) is not None:
-        base, notices = load_whole(auto_class, base_location, what=what, dtype=dtype, trust=trust, **options)
-    else:
-        if (labels := _labels(stored)) is not None and auto_class is not AutoModelForCausalLM:
+        place = base_of(location, str(adapter.base_model_name_or_path))
+        if auto_class is not AutoModelForCausalLM and (labels := _labels(stored)) is not None:
             options = {"num_labels": labels} | options
-        with loading(f"{what}: the base of its adapter, {base_location}", base_location):
-            base, notices = _load_base(
-                auto_class, base_location, stored, what=what, dtype=dtype, trust=trust, **options
-            )
+    whole = {**stored, **provided}
+    base, notices = _load(auto_class, place, whole, what=f"{what}: its adapter's base", dtype=dtype, **options)
     with loading(what, location):
         _resize(base, stored)
         return adapters.merged(adapters.load(base, location, stored), location), notices
