@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2 import TemplateError
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
 from safebench.settings import Settings
+from safebench.world.forward import learned_positions
 from safebench.world.policy import Policy
 from safebench.world.prompts import Prompts, as_messages, encode_prompt
 
@@ -18,10 +18,10 @@ SHOWN = 64
 
 
 def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str, ...]:
-    """Return what should be told of template, end token and lengths; ``BadResource`` where the model cannot read them.
+    """Return what should be told of template and end token; ``BadResource`` for prompts that the model cannot read.
 
-    Refused are token ids that the model has no embedding for, an end token that it has no logit for, and lengths
-    beyond its table of positions.
+    Refused are token ids that it has no embedding for, an end token that it has no logit for, and lengths beyond its
+    table of positions.
     """
     ids = [prompts.ids("train", row, policy.tokenizer) for row in range(min(SHOWN, len(prompts.train)))]
     _refuse_unknown_ids(settings.model.name, policy, ids)
@@ -89,11 +89,9 @@ def _refuse_unknown_ids(name: str, policy: Policy, ids: list[list[int]]) -> None
 def _refuse_lengths(settings: Settings, policy: Policy, longest: int) -> None:
     """Refuse sequences beyond a table of positions that was learned; models without one read on."""
     needed = min(longest, settings.prompts.max_tokens) + settings.rollout.reply_tokens
-    for path, module in policy.base.named_modules():
-        if isinstance(module, nn.Embedding) and "pos" in path.rpartition(".")[2]:
-            places = len(module.weight) - (0 if module.padding_idx is None else module.padding_idx + 1)
-            if places < needed:
-                raise UsageError(
-                    f"{settings.model.name} knows {places} positions; prompts and replies take up to {needed} tokens",
-                    "Lower --set prompts.max_tokens=… or rollout.reply_tokens=….",
-                )
+    places = learned_positions(policy.base)
+    if places is not None and places < needed:
+        raise UsageError(
+            f"{settings.model.name} knows {places} positions; prompts and replies take up to {needed} tokens",
+            "Lower --set prompts.max_tokens=… or rollout.reply_tokens=….",
+        )

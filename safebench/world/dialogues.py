@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource
 from safebench.user_code import named
+from safebench.world.forward import learned_positions
 from safebench.world.prompts import as_messages, as_text
 
 Messages = list[dict[str, str]]
@@ -214,27 +214,13 @@ class Reader:
 
 
 def token_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the most tokens that model and tokenizer take, None where neither has a limit.
-
-    A learned table of positions that begins behind its padding entry, as RoBERTa's does, has fewer places than rows.
-    """
+    """Return the most tokens that model and tokenizer take, None where neither has a limit."""
     limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < 2**31 else []
     if model is not None:
         stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         limits += [stated] if isinstance(stated, int) and stated > 0 else []
-        limits += [_places(table) for name, table in model.named_modules() if _is_position_table(name, table)]
+        limits += [places] if (places := learned_positions(model)) is not None else []
     return min(limits) if limits else None
-
-
-def _is_position_table(name: str, module: nn.Module) -> bool:
-    last = name.rpartition(".")[2]
-    learned = last in ("position_embeddings", "embed_positions", "position_embedding", "wpe", "pos_emb")
-    return learned and isinstance(module, nn.Embedding)
-
-
-def _places(table: Any) -> int:
-    before = table.padding_idx + 1 if table.padding_idx is not None else int(getattr(table, "offset", 0))
-    return int(table.num_embeddings) - before
 
 
 def _reads_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -41,6 +41,23 @@ def positions(mask: Tensor) -> Tensor:
     return (torch.arange(mask.shape[1], device=mask.device) - mask.argmax(-1, keepdim=True)).clamp(min=0)
 
 
+def learned_positions(model: nn.Module) -> int | None:
+    """Return how many positions a model's learned tables have, None where it has no such table.
+
+    A table that begins behind a padding entry (RoBERTa) or at an offset (OPT) has fewer places than rows.
+    """
+    places = []
+    for path, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and path.rpartition(".")[2] in POSITION_TABLES:
+            before = int(getattr(table, "offset", 0)) if table.padding_idx is None else table.padding_idx + 1
+            places.append(table.num_embeddings - before)
+    return min(places) if places else None
+
+
+POSITION_TABLES = ("position_embeddings", "embed_positions", "position_embedding", "wpe", "pos_emb", "positions_embed")
+"""What transformers' models call their learned tables of positions."""
+
+
 def output_layer(head: Any, form: LogitForm) -> OutputLayer:
     """Return the output layer that a model's output embedding makes."""
     return OutputLayer(head.weight, getattr(head, "bias", None), form)
@@ -121,21 +138,15 @@ def _captured_pass(base: PreTrainedModel, inputs: dict[str, Any], *, whole: bool
     return caught[-1], out
 
 
-CACHES = {
-    "past_key_values": "past_key_values",
-    "cache_params": "cache_params",
-    "state": "state",
-    "mems": "mems",
-    "past_buckets_states": "past_buckets_states",
-}
-"""What models call their cache in an output, and the input that takes it (transformers' own generation knows these)."""
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""What models call their cache, as output and as input; transformers' own generation knows these names."""
 
 
 def _cache_of(out: Any) -> dict[str, Any]:
     """Return a pass's cache as the inputs of the next one; empty where the model keeps none."""
-    for name, taken in CACHES.items():
+    for name in CACHES:
         if (found := getattr(out, name, None)) is not None:
-            return {taken: found}
+            return {name: found}
     return {}
 
 

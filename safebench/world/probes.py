@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
+from safebench.rl import output
 from safebench.rl.output import LogitForm
 from safebench.world import forward, noise
 from safebench.world.forward import ForwardPath
@@ -40,7 +42,9 @@ TOKENS = 12
 PADDINGS: tuple[Literal["left", "left, own places", "right"], ...] = ("left", "left, own places", "right")
 DECODINGS: tuple[Literal["cache", "cache, no mask", "whole"], ...] = ("cache", "cache, no mask", "whole")
 PREFILL = 8
-"""Of these, how many enter the cache at once."""
+"""Of a row's tokens, how many enter the cache at once."""
+MOST_SPECIAL = 32
+"""Special tokens that are asked about; some tokenizers keep hundreds in reserve."""
 FINE, COARSE = 1e-4, 5e-2
 """Largest share of the logits' spread that rounding explains, in float32 and in bfloat16: passes over the same tokens
 that differ in padding and grouping alone differ by up to 1e-5 and 2e-2 (tests/test_probes.py)."""
@@ -76,7 +80,8 @@ def probe(policy: Policy, name: str) -> Policy:
     Raises ``BadResource`` or ``UsageError``, with both numbers, where our logits, sampling, padding or reference are
     not the model's own. The answer is kept in the user's cache, under all that it depends on.
     """
-    kept = _kept_answer(policy)
+    file = _answer_file(policy, name)
+    kept = _kept_answer(file)
     if kept is None:
         try:
             with noise.undisturbed(policy.device):
@@ -87,7 +92,7 @@ def probe(policy: Policy, name: str) -> Policy:
                 f"{type(fault).__name__}: {fault}",
                 "Try --set model.gradient_checkpointing=false, or other --set model.lora.targets=….",
             ) from fault
-        _keep_answer(policy, kept)
+        _keep_answer(file, kept)
     return dataclasses.replace(
         policy, path=kept.path, reference_path=kept.reference_path, notices=(*policy.notices, *kept.notices)
     )
@@ -125,13 +130,13 @@ def _question(
 ) -> tuple[Tensor, Tensor]:
     """Return ids [TOKENS] of ordinary tokens, and those [N] that pad, end or stand for something else."""
     rows = int(base.get_input_embeddings().weight.shape[0])
-    special = {i for key, i in _numbers(base.config.to_dict()) if key.endswith(("token_id", "token_index"))}
-    special |= set(tokenizer.all_special_ids)
+    stated = [int(i) for key, i in _numbers(base.config.to_dict()) if key.endswith(("token_id", "token_index"))]
+    special = dict.fromkeys([*stated, *tokenizer.all_special_ids])
     known = [i for i in range(min(rows, len(tokenizer) or rows)) if i not in special]
     if not known:
         raise BadResource("the tokenizer knows no ordinary token of the model", "Name the tokenizer's own model.")
     chosen = [known[i % len(known)] for i in noise.order(0, 0, max(len(known), TOKENS))[:TOKENS]]
-    others = sorted({int(i) for i in special if 0 <= i < rows})
+    others = [i for i in special if 0 <= i < rows][:MOST_SPECIAL]
     return torch.tensor(chosen, device=device), torch.tensor(others, dtype=torch.long, device=device)
 
 
@@ -179,7 +184,7 @@ class ModelProbe:
         except UNLIKE:  # a placeholder without its picture, say: the ordinary tokens alone, then
             row = self.ids
             own = self._own(row)
-        if not torch.equal(own, self._own(row)):
+        if gap(own, self._own(row)).share > self.tolerance:
             raise self._refusal(
                 "two of its own passes over the same tokens differ: something in it is random",
                 "Use another model: what is sampled could not be measured.",
@@ -256,40 +261,40 @@ class ModelProbe:
         short = self.ids[: TOKENS - 5]
         rows, mask = _padded(self.ids, short, self.pad)
         alone = self._logits(path, short[None], torch.ones_like(short[None]))[0]
+        return self._first_like(
+            alone,
+            [path._replace(padding=padding) for padding in PADDINGS[PADDINGS.index(path.padding) :]],
+            lambda trial: self._logits(trial, rows, mask)[1, TOKENS - len(short) :],
+            "a row that is padded says something else than alone",
+            "Use another model: batches of prompts of different lengths are padded.",
+        )
+
+    def _first_like(
+        self, own: Tensor, trials: list[ForwardPath], logits: Callable[[ForwardPath], Tensor], what: str, hint: str
+    ) -> ForwardPath:
+        """Return the first path whose logits are ``own``; where none is, refuse by what the first of them said."""
         said: Gap | str = ""
-        for padding in PADDINGS[PADDINGS.index(path.padding) :]:
-            trial = path._replace(padding=padding)
+        for trial in trials:
             try:
-                apart = gap(alone, self._logits(trial, rows, mask)[1, TOKENS - len(short) :])
+                apart = gap(own, logits(trial))
             except UNLIKE as fault:
                 said = said or f"{type(fault).__name__}: {fault}"
                 continue
             if apart.share <= self.tolerance:
                 return trial
             said = said or apart
-        raise self._refusal(
-            f"a row that is padded says something else than alone: {said}",
-            "Use another model: batches of prompts of different lengths are padded.",
-        )
+        raise self._refusal(f"{what}: {said}", hint)
 
     def _sampling_path(self, path: ForwardPath) -> ForwardPath:
         """Return the path with the way of sampling that agrees with one whole pass."""
         rows, mask = _padded(self.ids, self.ids[: TOKENS - 5], self.pad)
         # The last tokens of both rows enter one by one.
         whole = self._logits(path, rows, mask)[:, PREFILL - 1 :]
-        said: Gap | str = ""
-        for decoding in DECODINGS if path.padding != "right" else DECODINGS[-1:]:
-            trial = path._replace(decoding=decoding)
-            try:
-                apart = gap(whole, self._one_by_one(trial, rows, mask))
-            except UNLIKE as fault:
-                said = said or f"{type(fault).__name__}: {fault}"
-                continue
-            if apart.share <= self.tolerance:
-                return trial
-            said = said or apart
-        raise self._refusal(
-            f"sampled token by token it says something else than in one pass: {said}",
+        return self._first_like(
+            whole,
+            [path._replace(decoding=way) for way in (DECODINGS if path.padding != "right" else DECODINGS[-1:])],
+            lambda trial: self._one_by_one(trial, rows, mask),
+            "sampled token by token it says something else than in one pass",
             "Use another model: its replies would be sampled otherwise than they are measured.",
         )
 
@@ -464,18 +469,17 @@ def _padded(long: Tensor, short: Tensor, pad: int) -> tuple[Tensor, Tensor]:
     return rows, mask
 
 
-def _kept_answer(policy: Policy) -> Answer | None:
+def _kept_answer(path: Path) -> Answer | None:
     """Return what was found before of a model that is the same in all that matters, None where nothing was."""
     try:
-        kept = json.loads(_answer_file(policy).read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
         paths = [ForwardPath(LogitForm(*form), *rest) for form, *rest in kept["paths"]]
         return Answer(paths[0], paths[1], tuple(kept["notices"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not there or not readable: the probes are run
 
 
-def _keep_answer(policy: Policy, answer: Answer) -> None:
-    path = _answer_file(policy)
+def _keep_answer(path: Path, answer: Answer) -> None:
     text = json.dumps({"paths": [answer.path, answer.reference_path], "notices": answer.notices})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -486,18 +490,17 @@ def _keep_answer(policy: Policy, answer: Answer) -> None:
         return  # a cache that cannot be written costs the next run the probes
 
 
-def _answer_file(policy: Policy) -> Path:
+def _answer_file(policy: Policy, name: str) -> Path:
     """Return where the answer lies: under a digest of configuration, weights' shapes and samples, and versions."""
     digest = hashlib.blake2b(digest_size=16)
+    tokenizer, adapters = policy.tokenizer, getattr(policy.model, "peft_config", {})
     for part in (
-        Path(__file__).read_text(encoding="utf-8"),
-        Path(forward.__file__).read_text(encoding="utf-8"),
-        torch.__version__,
-        transformers.__version__,
-        peft.__version__,
-        policy.device.type,
-        repr((policy.mixed_precision, policy.tokenizer.pad_token_id, len(policy.tokenizer), type(policy.reference))),
-        repr(getattr(policy.model, "peft_config", None)),
+        *(Path(str(module.__file__)).read_text(encoding="utf-8") for module in _DECIDES),
+        *(torch.__version__, transformers.__version__, peft.__version__),
+        repr((name, policy.device.type, policy.mixed_precision, type(policy.reference))),
+        repr((tokenizer.pad_token_id, len(tokenizer), tokenizer.all_special_ids)),
+        # The names of layers are a set, whose order another process has otherwise.
+        json.dumps({key: config.to_dict() for key, config in adapters.items()}, sort_keys=True, default=_sorted),
     ):
         digest.update(part.encode())
     models = [policy.base, *([policy.reference] if isinstance(policy.reference, PreTrainedModel) else [])]
@@ -510,3 +513,11 @@ def _answer_file(policy: Policy) -> Path:
             digest.update(f"{key} {tuple(p.shape)} {p.dtype} {p.requires_grad} {few}".encode())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "safebench" / "probes" / f"{digest.hexdigest()}.json"
+
+
+_DECIDES = (sys.modules[__name__], forward, output)
+"""Modules whose code an answer depends on."""
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
