@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from safebench.errors import BadResource
-from safebench.trl.objects import naming, placed, refuse_learned_prompts, title, unwrapped
+from safebench.trl.objects import placed, refuse_learned_prompts, title, unwrapped
 from safebench.world.forward import no_dropout, positions
+from safebench.world.loading import naming
 from safebench.world.policy import Policy
 
 WAY_OUT = {

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast, overload
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
-from safebench.trl.objects import naming
 from safebench.world.conversations import Messages, encode_messages, is_conversation, read_messages, transcript
+from safebench.world.loading import naming
 from safebench.world.prompts import Prompt, Prompts
 
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 
 from safebench.errors import MissingResource, UsageError
-from safebench.trl.objects import naming
+from safebench.world.loading import naming
 
 
 def card(

@@ -19,7 +19,6 @@ from safebench.trainers.critic import Critic
 from safebench.trl.classifiers import Classifier, Score
 from safebench.trl.objects import (
     has_own_adapters,
-    naming,
     placed,
     refuse_learned_prompts,
     refuse_shared,
@@ -30,7 +29,7 @@ from safebench.trl.objects import (
 )
 from safebench.world import noise, probes
 from safebench.world.forward import no_dropout, recompute
-from safebench.world.loading import quiet_libraries
+from safebench.world.loading import naming, quiet_libraries
 from safebench.world.models import with_pad
 from safebench.world.policy import Policy, frozen_copy
 
@@ -89,6 +88,8 @@ def make_policy(
     with quiet_libraries():
         policy = _make_policy(args, tokenizer, model, ref_model, peft_config, device)
     _warn_of_coarse_weights("trained", policy.model)
+    for text in policy.notices:
+        warnings.warn(text, UserWarning, stacklevel=5)
     return policy
 
 

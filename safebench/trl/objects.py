@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft import PeftMixedModel, PeftModel
 from torch import nn
 
-from safebench.errors import BadResource, SafebenchError, UsageError
-
-
-@contextlib.contextmanager
-def naming(what: str, hint: str, error: type[SafebenchError] = BadResource) -> Iterator[None]:
-    """Turn whatever is raised within into an ``error`` that names ``what``; errors of ours pass."""
-    try:
-        yield
-    except SafebenchError:
-        raise
-    # A library, fed with a stranger's object, may raise anything.
-    except Exception as fault:
-        reason = " ".join(str(fault).split())[:300]
-        raise error(f"{what}: {type(fault).__name__}: {reason}", hint) from fault
+from safebench.errors import UsageError
+from safebench.world.loading import naming
 
 
 def title(role: str, model: Any) -> str:

@@ -13,7 +13,7 @@ from safebench.errors import UsageError
 from safebench.settings import Update
 from safebench.trainers.critic import Critic
 from safebench.trainers.update import Optimizers
-from safebench.trl.objects import naming
+from safebench.world.loading import naming
 from safebench.world.policy import Policy
 
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]

@@ -28,12 +28,12 @@ from safebench.trl.models import (
     padding_within,
     text_tokenizer,
 )
-from safebench.trl.objects import naming
 from safebench.trl.optimizers import make_optimizers
 from safebench.trl.rewards import FunctionReward, make_reward
 from safebench.trl.translate import fill_sizes, is_safe, settings_of
 from safebench.trl.watch import WatchedLoop
 from safebench.world.assemble import World
+from safebench.world.loading import naming
 
 
 @dataclass

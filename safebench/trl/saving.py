@@ -13,7 +13,8 @@ from peft import PeftModel
 
 from safebench.errors import BadResource, MissingResource
 from safebench.recording import checkpoints
-from safebench.trl.objects import naming, title
+from safebench.trl.objects import title
+from safebench.world.loading import naming
 
 STATE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")

@@ -11,9 +11,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
 from safebench.trl import hub, saving
-from safebench.trl.objects import naming
 from safebench.trl.parts import EpisodeState
 from safebench.trl.reporting import Reporting
+from safebench.world.loading import naming
 
 
 class Storing(Reporting):

@@ -58,20 +58,23 @@ def _named(fault: Exception, what: str, location: str) -> SafebenchError:
 
 
 @contextlib.contextmanager
-def passing(what: str) -> Iterator[None]:
-    """Name the model whose forward pass fails: with a stranger's weights and code it may raise anything."""
+def naming(what: str, hint: str, error: type[SafebenchError] = BadResource) -> Iterator[None]:
+    """Turn whatever is raised within into an ``error`` that names ``what``; errors of ours pass."""
     try:
         yield
     except SafebenchError:
         raise
-    except Exception as fault:
-        memory = out_of_memory(fault, f"{what} does not fit into memory with this batch")
-        if memory is not None:
-            raise memory from fault
-        raise BadResource(
-            f"{what} fails in its forward pass: {named(fault)[:_LONGEST]}",
-            "Its config, weights and tokenizer must belong together: load them with transformers alone to see where.",
-        ) from fault
+    except Exception as fault:  # a library, fed with a stranger's object, may raise anything
+        memory = out_of_memory(fault, f"{what}: memory ran out")
+        raise memory or error(f"{what}: {named(fault)[:_LONGEST]}", hint) from fault
+
+
+def passing(what: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context that names the model whose forward pass fails."""
+    return naming(
+        f"{what} fails in its forward pass",
+        "Its config, weights and tokenizer must belong together: load them with transformers alone to see where.",
+    )
 
 
 def trusted(entry: Entry, trust: Collection[str]) -> bool:
