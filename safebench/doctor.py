@@ -142,25 +142,27 @@ def own_checks(settings: Settings) -> Iterator[Check]:
         if policy is None:
             return
         yield from _path_checks(policy)
-        template = yield from _tried(
-            "template round-trips",
-            lambda: (*check_encoded(prompts, loaded.tokenizer), *fit.check_fit(settings, policy, prompts)),
-        )
-        if template is None:
+        told = yield from _tried("template round-trips", lambda: check_encoded(prompts, loaded.tokenizer))
+        if told is None:
             return
         wrong = fit.template_fault(loaded.tokenizer, prompts.train[0])
         kind = "a chat template" if loaded.tokenizer.chat_template else "no chat template: prompts as they are"
         yield Check("template round-trips", not wrong, wrong or kind)
+        if (yield from _tried("prompts fit", lambda: fit.check_fit(settings, policy, prompts))) is None:
+            return
         never = fit.end_fault(loaded.tokenizer, policy.stop_ids)
         ends = ", ".join(str(loaded.tokenizer.convert_ids_to_tokens(i)) for i in policy.stop_ids)
         yield Check("end token reachable", not never, never or f"{ends} ends a reply")
         reads = (settings, loaded.tokenizer, prompts, device)
         reward = yield from _tried("reward loaded whole", lambda: load_proxy(*reads))
         judge = yield from _tried("judge loaded whole", lambda: load_judge(*reads))
+        for part, scorer in (("reward", reward), ("judge", judge)):
+            if scorer is not None:
+                yield Check(f"{part} loaded whole", True, f"{scorer.name}")
         if reward is not None:
             yield from _exchanges(settings, policy, prompts, reward, judge)
         parts = (loaded, prompts, policy, reward, judge)
-        for notice in dict.fromkeys([t for part in parts for t in getattr(part, "notices", ())] + list(template)):
+        for notice in dict.fromkeys([*told, *(t for part in parts for t in getattr(part, "notices", ()))]):
             yield Check("note", None, notice)
 
 

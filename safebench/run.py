@@ -159,8 +159,7 @@ class _Drive:
         measured = {"sigma0": self.learner.sigma0, "judge_sigma0": first.judge_std}
         begun = (self.folder / "metrics.csv").exists()
         with self._recorder(self._manifest(measured), -1 if begun else None) as recorder:
-            for text in self.learner.world.notices:
-                recorder.notice(text)
+            self._tell(recorder)
             self._record(recorder, dict.fromkeys(MEASURED) | {"step": 0} | first.columns, first.samples)
             if not first.reward_std:
                 recorder.notice("every held-out reply has the same reward: sigma_0 is taken as 1")
@@ -204,7 +203,14 @@ class _Drive:
         """Say whether any process was asked to stop: all leave at the same step."""
         return any(self.processes.gather([self.stop.is_set()]))
 
+    def _tell(self, recorder: Recorder | NullRecorder) -> None:
+        """Tell what is to be known of policy, prompts and rewards, each thing once."""
+        for text in self.learner.world.notices:
+            if text not in recorder.notices:
+                recorder.notice(text)
+
     def _finish(self, recorder: Recorder | NullRecorder, state: Status, message: str) -> RunOutcome:
+        self._tell(recorder)
         recorder.finish(state, self.last, message)
         return RunOutcome(self.folder, state.value, dict(self.last))
 

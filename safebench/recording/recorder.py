@@ -50,6 +50,11 @@ class NullRecorder:
     def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """Do nothing."""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Nothing is kept."""
+        return ()
+
     def notice(self, text: str) -> None:
         """Do nothing."""
 
