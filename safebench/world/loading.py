@@ -65,7 +65,7 @@ def naming(what: str, hint: str, error: type[SafebenchError] = BadResource) -> I
     except SafebenchError:
         raise
     except Exception as fault:  # a library, fed with a stranger's object, may raise anything
-        memory = out_of_memory(fault, f"{what}: memory ran out")
+        memory = out_of_memory(fault, f"{what}: this does not fit into memory")
         raise memory or error(f"{what}: {named(fault)[:_LONGEST]}", hint) from fault
 
 
