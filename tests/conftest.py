@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HOME": f"{CACHES}/huggingface",
+    "XDG_CACHE_HOME": f"{CACHES}/xdg",
     "WANDB_MODE": "offline",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_CACHE_DIR": f"{CACHES}/wandb-cache",

@@ -279,26 +279,27 @@ def test_an_adapter_whose_own_copies_are_trained_keeps_the_reference() -> None:
     probes.probe(_peft_policy(modules_to_save=["lm_head"]), "tiny")
 
 
-def test_another_process_finds_the_answer(tmp_path: Path) -> None:
+def test_another_process_finds_the_answer() -> None:
     """The names of an adapter's layers are a set, whose order depends on the process."""
-    code = (
-        "import torch; from safebench import settings as s; from safebench.world import probes;"
-        "from safebench.world.loading import quiet_libraries; from safebench.world.models import load_model;"
-        "from safebench.world.policy import adapt; cpu = torch.device('cpu')\n"
-        "with quiet_libraries(): print(probes._answer_file("
-        "adapt(*load_model(s.Model(), 0, cpu), s.Model(), 0, cpu), 'it').name)"
-    )
-    names = {
+    code = "from tests.test_probes import embedded_answer; print(embedded_answer())"
+    found = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed, "XDG_CACHE_HOME": str(tmp_path)},
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
             capture_output=True,
             text=True,
             check=True,
-        ).stdout
+        ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert len(names) == 1
+    assert len(found) == 1
+
+
+def embedded_answer() -> str:
+    """Return the name of the file that holds the embedded policy's answer."""
+    base = made(Qwen2ForCausalLM(qwen2_config()))
+    return probes._answer_file(adapted(base), "it").name
 
 
 def test_the_answer_is_kept_per_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
