@@ -108,9 +108,9 @@ test-slow: $(READY) ## tests that take long or much memory (up to 24 GB)
 test-gpu: $(READY) ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-test-extra: $(READY) tools ## what needs more than Python: the wheel elsewhere, pages in a browser, tables in TeX
+test-extra: $(READY) tools ## what needs more than one process: workers, the wheel elsewhere, a browser, TeX
 	$(BIN)/python -m pytest -m slow tests/test_packaging.py
-	$(BIN)/python -m pytest -m "browser or tex"
+	$(BIN)/python -m pytest -m "browser or tex or processes"
 
 # Debian and its kin, as root: installed. Elsewhere: named.
 tools: ## see that a browser and TeX are there for test-extra

@@ -22,6 +22,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.processes
 def test_both_are_printed_with_their_ratio() -> None:
     done = run("side_by_side.py", "toy", "--pairs", "2")
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,7 @@ def test_both_are_printed_with_their_ratio() -> None:
     assert ours[1] / theirs[2] - 0.006 <= ratio[0] <= ours[2] / theirs[1] + 0.006
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arm", ["trl", "ours", "ours-own"])
 def test_an_arm_does_the_work_that_is_asked_for(arm: str) -> None:
     done = run("arm.py", arm, "toy")
@@ -58,6 +60,7 @@ def test_an_arm_does_the_work_that_is_asked_for(arm: str) -> None:
     assert found["parameters"] == 128 * 16 + 2 * (2 * 16 * 16 + 16 + 2 * (8 * 16 + 8) + 3 * 16 * 32 + 2 * 16) + 16
 
 
+@pytest.mark.processes
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
     done = run("side_by_side.py", "qwen3")
     assert done.returncode == 2

@@ -68,6 +68,7 @@ def test_runs_in_turn_one_fault_stops_no_other(parts: Path, tmp_path: Path) -> N
     assert [result.settings for result in results] == wanted
 
 
+@pytest.mark.processes
 def test_workers_do_what_turns_do_and_one_fault_or_death_stops_no_other(parts: Path, tmp_path: Path) -> None:
     """One test for all this: each worker spends seconds on importing torch."""
     deadly = "import os\n\ndef die(prompts, replies):\n    print('last words', flush=True)\n    os._exit(9)\n"
@@ -97,6 +98,7 @@ def test_workers_do_what_turns_do_and_one_fault_or_death_stops_no_other(parts: P
     assert "safe seed 2: finished before, kept" in again.text
 
 
+@pytest.mark.processes
 def test_an_interruption_stops_all_workers_after_their_step_and_is_resumable(parts: Path, tmp_path: Path) -> None:
     wanted = [tiny_run(parts, "ppo", seed=seed, update__steps=2000) for seed in range(3)]
     seen: set[str] = set()

@@ -141,6 +141,32 @@ def test_initial_weights_leave_torchs_own_generator_as_it_was() -> None:
         assert torch.equal(torch.nn.Linear(3, 2).weight, first)
 
 
+def test_large_initial_weights_are_the_same_for_every_number_of_threads() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    with torch.random.fork_rng([]):  # in one piece, from torch's own generator
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=noise.generator("weights", 3))))
+        whole = torch.nn.Embedding(1100, 2000).weight.detach()
+    found = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            with noise.initial_weights(3):
+                found.append(torch.nn.Embedding(1100, 2000).weight.detach())
+                found.append(torch.nn.Linear(2000, 1100, dtype=torch.bfloat16).weight.detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(found[0], whole)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+    normal, uniform = found[0].double(), found[1].double()
+    assert float(normal.mean().abs()) < 5 / normal.numel() ** 0.5
+    assert float((normal.square().mean() - 1).abs()) < 5 * (2 / normal.numel()) ** 0.5
+    assert float(uniform.abs().max()) <= 2000**-0.5 * (1 + 2**-8)
+    # No piece is another's copy: of two of them, element by element, the correlation is that of independent draws.
+    one, other = normal.flatten()[: 2**20], normal.flatten()[2**20 : 2**21]
+    assert float((one * other).mean().abs()) < 5 / 2**10
+
+
 DRAWN_BY_TORCH = (
     {f"torch.{name}" for name in ("rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli")}
     | {f"torch.{name}_like" for name in ("rand", "randn", "randint")}

@@ -42,6 +42,7 @@ def launch(parts: Path, root: Path, arm: str, processes: int, settings: list[str
     assert json.loads(manifest.read_text(encoding="utf-8"))["processes"] == processes
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arm", ["ppo", "safe"])
 def test_two_processes_give_the_run_of_one(parts: Path, tmp_path: Path, arm: str) -> None:
     values = {"update__steps": 3, "update__minibatches": 2, "reward__kl_coefficient": 0.05}

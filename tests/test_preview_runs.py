@@ -58,6 +58,7 @@ def test_a_killed_run_resumes_to_the_same_rows(parts: Path, tmp_path: Path, name
     pd.testing.assert_frame_equal(whole, rows(resumed.folder), check_exact=True)
 
 
+@pytest.mark.processes
 def test_two_processes_shorten_as_one(parts: Path, tmp_path: Path) -> None:
     values = VARIANTS["safe-predictive"] | {"update__steps": 3, "update__microbatch": "null"}
     tables = []

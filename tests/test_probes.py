@@ -279,6 +279,7 @@ def test_an_adapter_whose_own_copies_are_trained_keeps_the_reference() -> None:
     probes.probe(_peft_policy(modules_to_save=["lm_head"]), "tiny")
 
 
+@pytest.mark.processes
 def test_another_process_finds_the_answer() -> None:
     """The names of an adapter's layers are a set, whose order depends on the process."""
     code = "from tests.test_probes import embedded_answer; print(embedded_answer())"

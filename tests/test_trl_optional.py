@@ -85,6 +85,7 @@ def drive(prepare: str, commands: list[list[str]]) -> list[Any]:
     return found
 
 
+@pytest.mark.processes
 def test_importing_anything_never_imports_trl() -> None:
     assert {"safebench.run", "safebench.catalog", "safebench.baselines.groups"} <= set(MODULES)
     check = f"""
@@ -96,6 +97,7 @@ for name in {MODULES!r}:
     subprocess.run([sys.executable, "-W", "ignore", "-c", check], cwd=ROOT, check=True)
 
 
+@pytest.mark.processes
 def test_no_other_arm_and_no_help_imports_trl(tmp_path: Path) -> None:
     commands = [["run", "ppo", *SMALL, f"--results={tmp_path}"], ["run", "--help"], ["arms"], ["doctor"]]
     *said, imported = drive("", commands)
@@ -103,6 +105,7 @@ def test_no_other_arm_and_no_help_imports_trl(tmp_path: Path) -> None:
     assert imported == []
 
 
+@pytest.mark.processes
 def test_without_trl_all_but_three_arms_works(tmp_path: Path) -> None:
     wrapped = ("trl-ppo", "grpo", "rloo")
     commands = [["run", arm, *SMALL, f"--results={tmp_path}"] for arm in (*wrapped, "safe")]
@@ -116,6 +119,7 @@ def test_without_trl_all_but_three_arms_works(tmp_path: Path) -> None:
     assert imported == []
 
 
+@pytest.mark.processes
 def test_without_trl_the_world_is_not_rebuilt(tmp_path: Path) -> None:
     build = "from safebench.world.build.__main__ import main\nmain()"
     script = f"{DRIVER.partition('PREPARE')[0]}\n{WITHOUT_TRL}\n{build}"
@@ -131,6 +135,7 @@ def test_without_trl_the_world_is_not_rebuilt(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processes
 def test_with_a_trl_that_has_no_ppo_all_but_one_arm_works(tmp_path: Path) -> None:
     commands = [["run", arm, *SMALL, f"--results={tmp_path}"] for arm in ("trl-ppo", "grpo", "rloo")]
     *said, _ = drive(WITHOUT_PPO, commands)

@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def generator(purpose: str, *where: int) -> torch.Generator:
@@ -79,11 +82,38 @@ def undisturbed(device: torch.device) -> contextlib.AbstractContextManager[None]
 def initial_weights(seed: int) -> Iterator[None]:
     """Within this context a model that a library builds is on the CPU and has weights that depend on ``seed`` alone.
 
-    torch's own generator, which libraries draw from, is afterwards as before.
+    torch's own generator, which libraries draw from, is afterwards as before. Large tensors are drawn by all threads.
     """
-    with torch.random.fork_rng([]), torch.device("cpu"):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator("weights", seed))))
-        yield
+    first = int(torch.randint(2**62, (1,), generator=generator("weights", seed)))
+    with torch.random.fork_rng([]), torch.device("cpu"), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        torch.default_generator.manual_seed(first)
+        with _InPieces(seed, threads):
+            yield
+
+
+class _InPieces(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Draws each large tensor in pieces, every piece from its own generator: the number of threads changes no bit."""
+
+    PIECE = 2**20
+    """Elements of a piece."""
+    DRAWING = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+
+    def __init__(self, seed: int, threads: ThreadPoolExecutor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seed, self._threads, self._drawn = seed, threads, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func not in self.DRAWING or args[0].numel() <= self.PIECE or not args[0].is_contiguous():
+            return func(*args, **options)
+        self._drawn += 1
+        pieces = args[0].view(-1).split(self.PIECE)
+        own = [generator("weights", self._seed, self._drawn, i) for i in range(len(pieces))]
+        for _ in self._threads.map(lambda piece, g: func(piece, *args[1:], generator=g), pieces, own):
+            pass
+        return args[0]
 
 
 def _digest(purpose: str, *where: int) -> int:
