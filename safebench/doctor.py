@@ -120,6 +120,7 @@ def own_checks(settings: Settings) -> Iterator[Check]:
     from safebench.world.loading import quiet_libraries
     from safebench.world.models import load_with_notices
     from safebench.world.policy import adapt
+    from safebench.world.probes import probe_length
     from safebench.world.prompts import check_encoded, load_prompts
 
     device = Processes(settings.compute).device
@@ -150,6 +151,11 @@ def own_checks(settings: Settings) -> Iterator[Check]:
         yield Check("template round-trips", not wrong, wrong or kind)
         if (yield from _tried("prompts fit", lambda: fit.check_fit(settings, policy, prompts))) is None:
             return
+        longest = fit.longest_row(settings, policy, prompts)
+        policy = yield from _tried("long rows agree", lambda: probe_length(policy, settings.model.name, longest))
+        if policy is None:
+            return
+        yield Check("long rows agree", True, f"{longest} tokens: alone, padded, and sampled one by one")
         never = fit.end_fault(loaded.tokenizer, policy.stop_ids)
         ends = ", ".join(str(loaded.tokenizer.convert_ids_to_tokens(i)) for i in policy.stop_ids)
         yield Check("end token reachable", not never, never or f"{ends} ends a reply")

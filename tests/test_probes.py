@@ -230,6 +230,68 @@ def test_a_cache_that_disagrees_with_the_whole_pass_is_not_used() -> None:
     assert any("whole pass" in notice for notice in policy.notices)
 
 
+LONG = 40
+
+
+class ShortMemory(Qwen2ForCausalLM):
+    """Sees the last 16 tokens of a cache; a whole pass sees all."""
+
+    def get_decoder(self) -> Any:
+        inner = self.model
+
+        class Windowed(nn.Module):
+            def forward(self, past_key_values: Any = None, **inputs: Any) -> Any:
+                if past_key_values is not None and past_key_values.get_seq_length() > 16:
+                    inputs["attention_mask"] = inputs["attention_mask"].clone()
+                    inputs["attention_mask"][:, :-16] = 0
+                return inner(past_key_values=past_key_values, **inputs)
+
+        return Windowed()
+
+
+class OtherWhenWide(Qwen2ForCausalLM):
+    """Its decoder takes a batch of rows that are wide otherwise than its own forward pass does one row."""
+
+    def get_decoder(self) -> Any:
+        inner = self.model
+
+        class Wide(nn.Module):
+            def forward(self, input_ids: Any = None, **inputs: Any) -> Any:
+                return inner(input_ids=input_ids % 7 if input_ids.shape[1] > 16 else input_ids, **inputs)
+
+        return Wide()
+
+
+def test_a_cache_that_forgets_beyond_a_length_is_not_used_in_rows_that_long() -> None:
+    policy = adapted(made(ShortMemory(qwen2_config())))
+    assert policy.path.decoding == "cache"
+    assert probes.probe_length(policy, "tiny", 16).path.decoding == "cache"
+    found = probes.probe_length(policy, "tiny", LONG)
+    assert found.path.decoding == "whole"
+    assert sum("whole pass" in notice for notice in found.notices) == 1
+
+
+def test_long_rows_that_say_something_else_are_refused_with_both_numbers() -> None:
+    policy = adapted(made(OtherWhenWide(qwen2_config())))
+    with pytest.raises(BadResource, match=r"a row of 40 tokens .* own logit is .*, ours "):
+        probes.probe_length(policy, "tiny", LONG)
+
+
+def test_a_row_beyond_the_models_positions_is_refused() -> None:
+    with pytest.raises(BadResource, match=r"tiny \(OPT.*a row of 80 tokens.* ends in IndexError"):
+        probes.probe_length(adapted(opt()), "tiny", 80)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_windows_agree_in_rows_beyond_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma's window here is 32 tokens."""
+    policy = adapted(MODELS[name]())
+    found = probes.probe_length(policy, "tiny", LONG)
+    assert found.path == policy.path
+    monkeypatch.setattr(probes, "_measured_length", lambda *_: pytest.fail("the probes ran again"))
+    assert probes.probe_length(policy, "tiny", LONG).path == policy.path
+
+
 @pytest.mark.parametrize("more", [{"dropout": 0.3}, {"attention_dropout": 0.3}, {"dropout": 0.3, "layerdrop": 0.3}])
 def test_functional_dropout_is_off_in_training_passes(more: dict[str, float]) -> None:
     policy = adapted(opt(**more), checkpointing=True)

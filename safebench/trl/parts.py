@@ -33,7 +33,9 @@ from safebench.trl.rewards import FunctionReward, make_reward
 from safebench.trl.translate import fill_sizes, is_safe, settings_of
 from safebench.trl.watch import WatchedLoop
 from safebench.world.assemble import World
+from safebench.world.checks import longest_row
 from safebench.world.loading import naming
+from safebench.world.probes import probe_length
 
 
 @dataclass
@@ -150,9 +152,11 @@ class Parts:
         for rows in (self._rows, *self._heldout.values()):
             rows.vocabulary = int(policy.base.get_input_embeddings().weight.shape[0])
         self.settings = settings_of(args, own_value_model=value_model is not None, stops=bool(policy.stop_ids))
+        prompts = read_prompts(self._rows)
+        policy = probe_length(policy, "model", longest_row(self.settings, policy, prompts))
         self._critic = make_critic(self.settings.critic, policy, value_model, args.seed)
         reward = make_reward(reward_model, policy, args.local_rollout_forward_batch_size)
-        self._world = World(policy, read_prompts(self._rows), reward, None)
+        self._world = World(policy, prompts, reward, None)
         self.policy_model, self.reward_model, self.value_model = policy.model, reward_model, value_model
         self.model = PolicyAndValueModel(policy.model, self._critic.online if value_model is None else value_model)
         copied = policy.reference if isinstance(policy.reference, PreTrainedModel) else None

@@ -9,9 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from safebench.settings import Settings
-from safebench.world.checks import check_fit
+from safebench.world.checks import check_fit, longest_row
 from safebench.world.models import load_with_notices
 from safebench.world.policy import Policy, adapt
+from safebench.world.probes import probe_length
 from safebench.world.prompts import Prompts, check_encoded, load_prompts
 from safebench.world.rewards import Reward, load_reward
 
@@ -41,6 +42,7 @@ def assemble(settings: Settings, device: torch.device) -> World:
     judge = load_judge(settings, tokenizer, prompts, device)
     policy = adapt(base, tokenizer, settings.model, settings.seed, device)
     policy.notices = (*notices, *policy.notices, *check_fit(settings, policy, prompts))
+    policy = probe_length(policy, settings.model.name, longest_row(settings, policy, prompts))
     return World(policy, prompts, reward, judge)
 
 

@@ -23,11 +23,20 @@ def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str
     Refused are token ids that it has no embedding for, an end token that it has no logit for, and lengths beyond its
     table of positions.
     """
-    ids = [prompts.ids("train", row, policy.tokenizer) for row in range(min(SHOWN, len(prompts.train)))]
-    _refuse_unknown_ids(settings.model.name, policy, ids)
-    _refuse_lengths(settings, policy, max(map(len, ids)))
+    _refuse_unknown_ids(settings.model.name, policy, _shown(policy, prompts))
+    _refuse_lengths(settings, policy, longest_row(settings, policy, prompts))
     told = (template_fault(policy.tokenizer, prompts.train[0]), end_fault(policy.tokenizer, policy.stop_ids))
     return tuple(text for text in told if text)
+
+
+def longest_row(settings: Settings, policy: Policy, prompts: Prompts) -> int:
+    """Return how many tokens a prompt and its reply come to at most, by the prompts that are looked at."""
+    longest = max(map(len, _shown(policy, prompts)))
+    return min(longest, settings.prompts.max_tokens) + settings.rollout.reply_tokens
+
+
+def _shown(policy: Policy, prompts: Prompts) -> list[list[int]]:
+    return [prompts.ids("train", row, policy.tokenizer) for row in range(min(SHOWN, len(prompts.train)))]
 
 
 def template_fault(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
@@ -86,9 +95,8 @@ def _refuse_unknown_ids(name: str, policy: Policy, ids: list[list[int]]) -> None
         )
 
 
-def _refuse_lengths(settings: Settings, policy: Policy, longest: int) -> None:
+def _refuse_lengths(settings: Settings, policy: Policy, needed: int) -> None:
     """Refuse sequences beyond a table of positions that was learned; models without one read on."""
-    needed = min(longest, settings.prompts.max_tokens) + settings.rollout.reply_tokens
     places = learned_positions(policy.base)
     if places is not None and places < needed:
         raise UsageError(

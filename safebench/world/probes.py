@@ -41,8 +41,9 @@ TOKENS = 12
 """Tokens of a probe's longer row; the shorter one has seven."""
 PADDINGS: tuple[Literal["left", "left, own places", "right"], ...] = ("left", "left, own places", "right")
 DECODINGS: tuple[Literal["cache", "cache, no mask", "whole"], ...] = ("cache", "cache, no mask", "whole")
-PREFILL = 8
-"""Of a row's tokens, how many enter the cache at once."""
+SINGLY = 4
+"""How many of a row's last tokens enter the cache one by one."""
+NO_CACHE = "{name} keeps no cache that agrees with its whole pass: each sampled token takes a whole pass"
 MOST_SPECIAL = 32
 """Special tokens that are asked about; some tokenizers keep hundreds in reserve."""
 FINE, COARSE = 1e-4, 5e-2
@@ -98,6 +99,42 @@ def probe(policy: Policy, name: str) -> Policy:
     )
 
 
+@torch.no_grad()
+def probe_length(policy: Policy, name: str, tokens: int) -> Policy:
+    """Return the policy with a way of sampling that agrees in rows of ``tokens`` tokens, as long as a run's.
+
+    Windows, chunks and tables of positions act where rows reach beyond them, which a few tokens never do. Raises
+    ``BadResource``, with both numbers, where ours are not the model's own. The answer is kept as ``probe``'s is.
+    """
+    tokens = max(tokens, TOKENS)
+    file = _answer_file(policy, name)
+    file = file.with_name(f"{file.stem}-{tokens}{file.suffix}")
+    kept = _kept_answer(file)
+    if kept is None:
+        try:
+            with noise.undisturbed(policy.device):
+                kept = _measured_length(policy, name, tokens)
+        except UNLIKE as fault:
+            raise BadResource(
+                f"{name} ({type(policy.base).__name__}): a row of {tokens} tokens, as long as prompt and reply may be, "
+                f"ends in {type(fault).__name__}: {fault}",
+                "Use shorter prompts or replies, or another model.",
+            ) from fault
+        _keep_answer(file, kept)
+    return dataclasses.replace(policy, path=kept.path, notices=(*policy.notices, *kept.notices))
+
+
+def _measured_length(policy: Policy, name: str, tokens: int) -> Answer:
+    ids = _question(policy.tokenizer, policy.base, policy.device, tokens)[0]
+    one = ModelProbe(policy.base, name, ids, ids[:0], _pad(policy), _tolerance(policy), policy.precision)
+    if isinstance(policy.reference, PreTrainedModel):
+        other = dataclasses.replace(one, base=policy.reference, name=f"the reference of {name}")
+        other.check_length(policy.reference_path)
+    path = one.long_path(policy.path)
+    slow = path.decoding == "whole" != policy.path.decoding
+    return Answer(path, policy.reference_path, (NO_CACHE.format(name=name),) if slow else ())
+
+
 class Answer(NamedTuple):
     """What the probes found of a policy."""
 
@@ -116,8 +153,8 @@ def _measured_answer(policy: Policy, name: str) -> Answer:
     found = dataclasses.replace(policy, path=path, reference_path=reference_path)
     told = check_training(found, ids, name)
     check_reference(found, ids, name)
-    slow = f"{name} keeps no cache that agrees with its whole pass: each sampled token takes a whole pass"
-    return Answer(path, reference_path, (*((slow,) if path.decoding == "whole" else ()), *told))
+    slow = (NO_CACHE.format(name=name),) if path.decoding == "whole" else ()
+    return Answer(path, reference_path, (*slow, *told))
 
 
 def _tolerance(policy: Policy) -> float:
@@ -126,16 +163,16 @@ def _tolerance(policy: Policy) -> float:
 
 
 def _question(
-    tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, device: torch.device
+    tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, device: torch.device, tokens: int = TOKENS
 ) -> tuple[Tensor, Tensor]:
-    """Return ids [TOKENS] of ordinary tokens, and those [N] that pad, end or stand for something else."""
+    """Return ids [tokens] of ordinary tokens, and those [N] that pad, end or stand for something else."""
     rows = int(base.get_input_embeddings().weight.shape[0])
     stated = [int(i) for key, i in _numbers(base.config.to_dict()) if key.endswith(("token_id", "token_index"))]
     special = dict.fromkeys([*stated, *tokenizer.all_special_ids])
     known = [i for i in range(min(rows, len(tokenizer) or rows)) if i not in special]
     if not known:
         raise BadResource("the tokenizer knows no ordinary token of the model", "Name the tokenizer's own model.")
-    chosen = [known[i % len(known)] for i in noise.order(0, 0, max(len(known), TOKENS))[:TOKENS]]
+    chosen = [known[i % len(known)] for i in noise.order(0, 0, max(len(known), tokens))[:tokens]]
     others = [i for i in special if 0 <= i < rows][:MOST_SPECIAL]
     return torch.tensor(chosen, device=device), torch.tensor(others, dtype=torch.long, device=device)
 
@@ -157,7 +194,7 @@ class ModelProbe:
     base: PreTrainedModel
     name: str
     ids: Tensor
-    """[TOKENS], ordinary ones"""
+    """[T], ordinary ones"""
     special: Tensor
     """[N]: tokens that stand for something, which may be sampled all the same"""
     pad: int
@@ -244,6 +281,31 @@ class ModelProbe:
     def _logits(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
         return forward.output_layer(self._head(), path.form)(self._run(path, ids, mask))
 
+    def _last_logits(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the logits [B, SINGLY + 1, V] of the last positions of one whole pass."""
+        hidden = self._run(path, ids, mask)[:, -SINGLY - 1 :]
+        return forward.output_layer(self._head(), path.form)(hidden)
+
+    @torch.no_grad()
+    def long_path(self, path: ForwardPath) -> ForwardPath:
+        """Return the path with the way of sampling that agrees in rows this long; refuse where whole passes do not."""
+        self.check_length(path)
+        return self._sampling_path(path)
+
+    @torch.no_grad()
+    def check_length(self, path: ForwardPath) -> None:
+        """Refuse a path by which rows this long, and rows padded to this length, say something else than alone."""
+        rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
+        ours = self._last_logits(path, rows, mask)
+        for row, said in zip((self.ids, self.ids[:-5]), ours, strict=True):
+            apart = gap(self._own(row)[0, -SINGLY - 1 :], said)
+            if apart.share > self.tolerance:
+                raise self._refusal(
+                    f"a row of {len(row)} tokens in a batch {len(self.ids)} wide says something else than alone: "
+                    f"{apart}",
+                    "Use shorter prompts or replies, or another model.",
+                )
+
     def _check_causal(self, path: ForwardPath) -> None:
         """Refuse a model whose tokens see what follows them."""
         ones = torch.ones_like(self.ids[None])
@@ -258,13 +320,13 @@ class ModelProbe:
 
     def _padding_path(self, path: ForwardPath) -> ForwardPath:
         """Return the path with a padding that leaves what a shorter row says as it is, the path's own first."""
-        short = self.ids[: TOKENS - 5]
+        short = self.ids[:-5]
         rows, mask = _padded(self.ids, short, self.pad)
         alone = self._logits(path, short[None], torch.ones_like(short[None]))[0]
         return self._first_like(
             alone,
             [path._replace(padding=padding) for padding in PADDINGS[PADDINGS.index(path.padding) :]],
-            lambda trial: self._logits(trial, rows, mask)[1, TOKENS - len(short) :],
+            lambda trial: self._logits(trial, rows, mask)[1, -len(short) :],
             "a row that is padded says something else than alone",
             "Use another model: batches of prompts of different lengths are padded.",
         )
@@ -287,24 +349,25 @@ class ModelProbe:
 
     def _sampling_path(self, path: ForwardPath) -> ForwardPath:
         """Return the path with the way of sampling that agrees with one whole pass."""
-        rows, mask = _padded(self.ids, self.ids[: TOKENS - 5], self.pad)
-        # The last tokens of both rows enter one by one.
-        whole = self._logits(path, rows, mask)[:, PREFILL - 1 :]
+        rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
+        whole = self._last_logits(path, rows, mask)
+        first = DECODINGS.index(path.decoding if path.padding != "right" else "whole")
         return self._first_like(
             whole,
-            [path._replace(decoding=way) for way in (DECODINGS if path.padding != "right" else DECODINGS[-1:])],
+            [path._replace(decoding=way) for way in DECODINGS[first:]],
             lambda trial: self._one_by_one(trial, rows, mask),
             "sampled token by token it says something else than in one pass",
             "Use another model: its replies would be sampled otherwise than they are measured.",
         )
 
     def _one_by_one(self, path: ForwardPath, rows: Tensor, mask: Tensor) -> Tensor:
-        """Return the logits [2, TOKENS - PREFILL + 1, V] after the first ``PREFILL`` tokens and each further one."""
+        """Return the logits [2, SINGLY + 1, V] after the tokens but the last ``SINGLY`` and after each of these."""
+        before = rows.shape[1] - SINGLY
         cached = path.decoding != "whole"
         run = functools.partial(forward.run, self.base, path)
-        states = forward.LastStates(run, rows[:, :PREFILL], mask[:, :PREFILL], cached=cached)
+        states = forward.LastStates(run, rows[:, :before], mask[:, :before], cached=cached)
         layer, found = forward.output_layer(self._head(), path.form), []
-        for t in range(PREFILL, rows.shape[1] + 1):
+        for t in range(before, rows.shape[1] + 1):
             with self.precision():
                 hidden = states.now()
             if cached and not states.cache:
