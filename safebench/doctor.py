@@ -123,7 +123,7 @@ def own_checks(settings: Settings) -> Iterator[Check]:
     from safebench.world.probes import probe_length
     from safebench.world.prompts import check_encoded, load_prompts
 
-    device = Processes(settings.compute).device
+    device = Processes(settings.compute.model_copy(update={"threads": None})).device  # nothing is kept: all cores
     with quiet_libraries():
         prompts = yield from _tried("prompts read", lambda: load_prompts(settings))
         loaded = yield from _tried(

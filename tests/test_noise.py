@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -141,20 +142,17 @@ def test_initial_weights_leave_torchs_own_generator_as_it_was() -> None:
         assert torch.equal(torch.nn.Linear(3, 2).weight, first)
 
 
-def test_large_initial_weights_are_the_same_for_every_number_of_threads() -> None:
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
+def test_large_initial_weights_are_the_same_for_every_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_rng_state()
     with torch.random.fork_rng([]):  # in one piece, from torch's own generator
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=noise.generator("weights", 3))))
         whole = torch.nn.Embedding(1100, 2000).weight.detach()
     found = []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            with noise.initial_weights(3):
-                found.append(torch.nn.Embedding(1100, 2000).weight.detach())
-                found.append(torch.nn.Linear(2000, 1100, dtype=torch.bfloat16).weight.detach())
-    finally:
-        torch.set_num_threads(threads)
+    for number in (1, 2):
+        monkeypatch.setattr(os, "cpu_count", lambda number=number: number)
+        with noise.initial_weights(3):
+            found.append(torch.nn.Embedding(1100, 2000).weight.detach())
+            found.append(torch.nn.Linear(2000, 1100, dtype=torch.bfloat16).weight.detach())
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(found[0], whole)
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -82,10 +83,10 @@ def undisturbed(device: torch.device) -> contextlib.AbstractContextManager[None]
 def initial_weights(seed: int) -> Iterator[None]:
     """Within this context a model that a library builds is on the CPU and has weights that depend on ``seed`` alone.
 
-    torch's own generator, which libraries draw from, is afterwards as before. Large tensors are drawn by all threads.
+    torch's own generator, which libraries draw from, is afterwards as before. Large tensors are drawn by all cores.
     """
     first = int(torch.randint(2**62, (1,), generator=generator("weights", seed)))
-    with torch.random.fork_rng([]), torch.device("cpu"), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with torch.random.fork_rng([]), torch.device("cpu"), ThreadPoolExecutor(os.cpu_count()) as threads:
         torch.default_generator.manual_seed(first)
         with _InPieces(seed, threads):
             yield
