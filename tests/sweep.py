@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, logging
 from safebench import settings as s
 from safebench.errors import SafebenchError
 from safebench.world.policy import Policy, adapt
+from safebench.world.probes import probe_length
 from safebench.world.rollout import Rollout, encode, sample
 from tests.tiny import CPU, draws
 from tests.tiny_models import MODEL_TYPES, PAD, VOCABULARY, NotBuilt, tiny_model
@@ -109,6 +110,10 @@ def examine(model_type: str, base: PreTrainedModel | None = None) -> Verdict:
     return verdict
 
 
+LONG = 40
+"""Tokens of the row that is as long as a run's; the tiny models' windows are shorter."""
+
+
 def adapted(base: PreTrainedModel, *, recomputing: bool) -> Policy:
     """Return the policy that safebench makes of a model, with an adapter on every linear layer."""
     model = s.Model(
@@ -117,7 +122,7 @@ def adapted(base: PreTrainedModel, *, recomputing: bool) -> Policy:
     with warnings.catch_warnings():
         # transformers' new name for gradient checkpointing, asked for by peft under the old one.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return adapt(base, tokenizer(), model, 0, CPU)
+        return probe_length(adapt(base, tokenizer(), model, 0, CPU), model.name, LONG)
 
 
 def path_of(policy: Policy) -> str:

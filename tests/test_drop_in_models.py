@@ -72,6 +72,18 @@ def test_without_reference_a_plain_model_keeps_a_frozen_copy(tmp_path: Path) -> 
     assert not torch.equal(reference, now)
 
 
+def test_targets_that_match_in_part_are_told(tmp_path: Path) -> None:
+    peft_config = LoraConfig(r=2, target_modules=["q_proj", "c_attn"], task_type="CAUSAL_LM")
+    with pytest.warns(UserWarning, match="has no layer called c_attn: the adapter is on its other targets alone"):
+        trainer(tmp_path, peft_config=peft_config)
+
+
+def test_layers_without_an_adapter_are_told(tmp_path: Path) -> None:
+    peft_config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0], task_type="CAUSAL_LM")
+    with pytest.warns(UserWarning, match="1 of the 2 layers model.layers of model have no adapter: 1"):
+        trainer(tmp_path, peft_config=peft_config)
+
+
 def test_a_given_reference_is_the_reference(tmp_path: Path) -> None:
     other = policy_model(seed=5)
     made = trainer(tmp_path, ref_model=other)

@@ -28,6 +28,7 @@ from safebench.trl.objects import (
     trained,
 )
 from safebench.world import noise, probes
+from safebench.world.adapters import left_out
 from safebench.world.forward import no_dropout, recompute
 from safebench.world.loading import naming, quiet_libraries
 from safebench.world.models import with_pad
@@ -118,7 +119,8 @@ def _make_policy(
     if args.gradient_checkpointing:
         recompute(model)
     placed("model", model, device)
-    policy = Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16))
+    told = left_out(model, "model") if isinstance(model, PeftModel) else ()
+    policy = Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16), notices=told)
     policy.tokenizer = padding_within(tokenizer, int(base.get_input_embeddings().weight.shape[0]))
     _refuse_other_vocabulary(policy)
     return probes.probe(policy, "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -153,7 +154,10 @@ class Parts:
             rows.vocabulary = int(policy.base.get_input_embeddings().weight.shape[0])
         self.settings = settings_of(args, own_value_model=value_model is not None, stops=bool(policy.stop_ids))
         prompts = read_prompts(self._rows)
+        told = len(policy.notices)
         policy = probe_length(policy, "model", longest_row(self.settings, policy, prompts))
+        for text in policy.notices[told:]:
+            warnings.warn(text, UserWarning, stacklevel=4)
         self._critic = make_critic(self.settings.critic, policy, value_model, args.seed)
         reward = make_reward(reward_model, policy, args.local_rollout_forward_batch_size)
         self._world = World(policy, prompts, reward, None)

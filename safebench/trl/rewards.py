@@ -78,7 +78,7 @@ def make_reward(model: Any, policy: Policy, chunk: int) -> Reward:
     if isinstance(model, nn.Module):
         return cast(Reward, ClassifierReward(model, policy, chunk))
     if isinstance(model, str):
-        return load_reward(model, policy.device)
+        return load_reward(model, policy.device, apart=policy.tokenizer.chat_template is not None)
     if hasattr(model, "score") or hasattr(model, "score_rollout"):
         return cast(Reward, model)
     if callable(model):

@@ -94,6 +94,18 @@ def _targets(base: PreTrainedModel, linear: list[str], wanted: tuple[str, ...]) 
     return "|".join(map(re.escape, exact))
 
 
+def left_out(adapted: PeftModel, name: str) -> tuple[str, ...]:
+    """Return what an adapter's target names leave out: names that no layer has, and layers without adapter."""
+    told = []
+    layers = list(getattr(adapted.base_model, "targeted_module_names", ()))  # kinds that adapt no layer have none
+    for config in adapted.peft_config.values():
+        targets = getattr(config, "target_modules", None)
+        named = sorted(targets) if isinstance(targets, list | tuple | set | frozenset) else []
+        if unmatched := [t for t in named if not any(_fits(t, path) for path in layers)]:
+            told.append(f"{name} has no layer called {', '.join(unmatched)}: the adapter is on its other targets alone")
+    return (*told, *bare_layers(adapted, name))
+
+
 def bare_layers(adapted: PeftModel, name: str) -> tuple[str, ...]:
     """Return a notice where some of a model's repeated layers have no adapter."""
     found = []
