@@ -147,6 +147,16 @@ def test_best_of_n_is_drawn_once_and_told(call: Any, here: Path, tmp_path_factor
     assert (again[1], again[2]) == (out, ""), "nothing is drawn twice"
 
 
+def test_best_of_n_says_what_a_run_says_of_its_prompts(call: Any, here: Path) -> None:
+    parts = make_parts(here / "parts")
+    sets = [part for one in overrides(parts) if "prompts.name" not in one for part in ("--set", one)]
+    texts = [f"a prompt {i}" for i in range(30)] + ["a prompt 1"]
+    (here / "twice.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    code, _, err = call("best-of-n", "--draws", "1", *sets, "--prompts", str(here / "twice.txt"))
+    assert code == 0
+    assert "twice.txt that repeat an earlier prompt and are left out: 1 (row 31)" in err
+
+
 def test_a_history_of_another_trainer_becomes_a_run(call: Any, here: Path) -> None:
     recorded = Path(__file__).parent / "data" / "trl-1.12.0-ppo.jsonl"
     code, out, _ = call("import", str(recorded), "--as", "theirs", "--model", "tiny", "--seed", "3")

@@ -51,6 +51,8 @@ def draw(asked: Asked, draws: int, root: Path) -> None:
                 settings, root, draws=draws, progress=lambda at, of: count("replies of the initial policy", at, of)
             )
         record = best_of_n.read(folder)
+        for notice in record.manifest.get("notices", ()):
+            print(f"note: {notice}", file=sys.stderr)
         print(f"best by proxy of n replies to each of {record.prompts} held-out prompts, mean over prompts ± 95 %")
         print(columns(_rows(record)))
         print(f"files: {folder}")

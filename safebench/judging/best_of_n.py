@@ -94,6 +94,7 @@ def _begin(folder: Path, settings: Settings, world: World, draws: int, device: t
         "prompts": len(world.prompts.heldout),
         "draws": draws,
         "settings": _matter(settings, draws),
+        "notices": list(world.notices),
         "vocabulary": world.policy.vocabulary,
         "started": now(),
         "command": shlex.join(_command(settings, draws)),
