@@ -23,6 +23,10 @@ CRASH_KINDS = (
     "ratio_blowout",
 )
 
+ALARM_KINDS = ("kl_spike", "kl_runaway", "entropy_explosion", "value_divergence", "ratio_blowout")
+"""Kinds that may announce harm; every other kind is a harm (crash specification, version 2)."""
+HARM_KINDS = tuple(kind for kind in CRASH_KINDS if kind not in ALARM_KINDS)
+
 LOSS_TERMS = ("policy", "value", "penalty", "entropy", "kl")
 
 

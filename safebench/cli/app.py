@@ -45,6 +45,7 @@ for _name, _command in (
     ("diff", evidence_commands.diff),
     ("sensitivity", evidence_commands.sensitivity),
     ("keep", evidence_commands.keep),
+    ("alarms", evidence_commands.alarms),
     ("rescore", evidence_commands.rescore),
     ("best-of-n", evidence_commands.best_of_n),
     ("import", evidence_commands.import_),

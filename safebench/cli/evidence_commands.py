@@ -89,6 +89,13 @@ def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: optio
     keep(run, out, results)
 
 
+def alarms(run: options.RunNames = None, results: options.Root = RESULTS) -> None:
+    """Say for each kind of alarm what it was worth over recorded runs: how often harm followed, and how much later."""
+    from safebench.cli.looking import alarms
+
+    alarms(run or (), results)
+
+
 def rescore(
     run: options.RunsOrExperiments,
     reward: options.NewJudge,

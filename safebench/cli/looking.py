@@ -1,13 +1,19 @@
-"""Look at single runs: their curves, and how two of them differ."""
+"""Look at recorded runs: their curves, how two of them differ, and what their alarms were worth."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from safebench.cli.results import locate, locate_all
+from safebench.cli.tables import columns
+from safebench.errors import UsageError
 from safebench.evidence import runs
 from safebench.evidence.runs import Run
+from safebench.evidence.statistics import Estimate
+from safebench.metrics import ALARM_KINDS
+from safebench.report.cells import DASH
 
 
 def plot(names: Sequence[str], out: Path, root: Path) -> None:
@@ -41,6 +47,32 @@ def keep(names: Sequence[str], out: Path, root: Path) -> None:
 
     for folder in _folders(names, root):
         print(keep(folder, out))
+
+
+def alarms(names: Sequence[str], root: Path) -> None:
+    """Print what each kind of alarm was worth over the runs; runs that cannot be read are told and left out."""
+    from safebench.evidence.alarms import Worth, chance, course_of, worth
+
+    found = [runs.read(folder) for folder in _folders(names, root)] if names else runs.find(root)
+    for run in (run for run in found if run.status == "damaged"):
+        print(f"note: {run.folder} is left out: {run.message}", file=sys.stderr)
+    courses = [course_of(run) for run in found if run.status != "damaged"]
+    if not courses:
+        raise UsageError(f"no runs in {root}", "Make some with `safebench run`, or name their folder by --results.")
+
+    def share(estimate: Estimate) -> str:
+        of = f"{round(estimate.value * estimate.n)} of {estimate.n}" if estimate.n else "0 of 0"
+        return f"{of} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+    def line(one: Worth) -> tuple[str, ...]:
+        return one.kind, share(one.preceded), share(one.followed), DASH if one.lead is None else f"{one.lead:g}"
+
+    harmed = sum(bool(one.harms) for one in courses)
+    print(f"{len(courses)} runs, {harmed} of them harmed; shares with 95 % intervals")
+    lines = [line(worth(courses, kind)) for kind in ALARM_KINDS]
+    print(columns([("ALARM", "HARMS IT PRECEDED", "FIRINGS THAT HARM FOLLOWED", "LEAD [steps]"), *lines]))
+    any_step = chance(courses)
+    print(f"a harm followed {share(any_step)} of all steps: a firing at random would be worth as much")
 
 
 def _folders(names: Sequence[str], root: Path) -> list[Path]:
