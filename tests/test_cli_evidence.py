@@ -12,6 +12,7 @@ import pytest
 from safebench.cli import main
 from safebench.cli.counting import counting
 from safebench.evidence import runs
+from safebench.metrics import ALARM_KINDS
 from tests.runs import make_parts, overrides
 from tests.synthetic import collapsing, healthy, write_run
 
@@ -145,6 +146,20 @@ def test_best_of_n_is_drawn_once_and_told(call: Any, here: Path, tmp_path_factor
     assert "replies of the initial policy" in err
     again = call("best-of-n", "--draws", "4", *sets)
     assert (again[1], again[2]) == (out, ""), "nothing is drawn twice"
+
+
+def test_alarms_are_weighed_over_all_runs_or_those_named(call: Any, here: Path) -> None:
+    reference = str(Path(__file__).parents[1] / "results" / "reference")
+    code, out, _ = call("alarms", "--results", reference)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("runs: 10, harmed: ")
+    assert [line.split()[0] for line in lines[2:7]] == list(ALARM_KINDS)
+    one = call("alarms", "embedded/ppo/seed-0", "--results", reference)
+    assert (one[0], one[1].splitlines()[0].split(",")[0]) == (0, "runs: 1")
+    code, _, err = call("alarms")
+    assert code == 2
+    assert "no runs in results" in err and "safebench run" in err
 
 
 def test_best_of_n_says_what_a_run_says_of_its_prompts(call: Any, here: Path) -> None:

@@ -68,7 +68,7 @@ def alarms(names: Sequence[str], root: Path) -> None:
         return one.kind, share(one.preceded), share(one.followed), DASH if one.lead is None else f"{one.lead:g}"
 
     harmed = sum(bool(one.harms) for one in courses)
-    print(f"{len(courses)} runs, {harmed} of them harmed; shares with 95 % intervals")
+    print(f"runs: {len(courses)}, harmed: {harmed}; shares with 95 % intervals")
     lines = [line(worth(courses, kind)) for kind in ALARM_KINDS]
     print(columns([("ALARM", "HARMS IT PRECEDED", "FIRINGS THAT HARM FOLLOWED", "LEAD [steps]"), *lines]))
     any_step = chance(courses)
