@@ -116,10 +116,9 @@ def own_checks(settings: Settings) -> Iterator[Check]:
     """
     from safebench.trainers.processes import Processes
     from safebench.world import checks as fit
-    from safebench.world.assemble import load_judge, load_proxy
+    from safebench.world.assemble import adapt, load_judge, load_proxy
     from safebench.world.loading import quiet_libraries
     from safebench.world.models import load_with_notices
-    from safebench.world.policy import adapt
     from safebench.world.probes import probe_length
     from safebench.world.prompts import check_encoded, load_prompts
 

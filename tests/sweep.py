@@ -27,7 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, logging
 
 from safebench import settings as s
 from safebench.errors import SafebenchError
-from safebench.world.policy import Policy, adapt
+from safebench.world.assemble import adapt
+from safebench.world.policy import Policy
 from safebench.world.probes import probe_length
 from safebench.world.rollout import Rollout, encode, sample
 from tests.tiny import CPU, draws

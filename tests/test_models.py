@@ -23,9 +23,9 @@ from safebench import settings as s
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
 from safebench.world import checks
 from safebench.world.adapters import attach
+from safebench.world.assemble import adapt
 from safebench.world.loading import quiet_libraries
 from safebench.world.models import load_tokenizer, load_whole, load_with_notices
-from safebench.world.policy import adapt
 from safebench.world.rewards import load_reward
 from tests.tiny import CPU, END, PAD, qwen2_config, tiny_tokenizer
 

@@ -35,8 +35,9 @@ from transformers import (
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
 from safebench.world import forward, probes
+from safebench.world.assemble import adapt
 from safebench.world.loading import quiet_libraries
-from safebench.world.policy import Policy, adapt
+from safebench.world.policy import Policy
 from tests.tiny import (
     CPU,
     END,

@@ -24,7 +24,8 @@ from safebench.trainers.experience import measure
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
 from safebench.world import talk
-from safebench.world.policy import Policy, adapt, frozen_copy
+from safebench.world.assemble import adapt
+from safebench.world.policy import Policy, frozen_copy
 from safebench.world.prompts import Prompts
 from safebench.world.rewards import FunctionReward
 from safebench.world.rollout import Rollout

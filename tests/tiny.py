@@ -19,9 +19,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from safebench import catalog
 from safebench import settings as s
-from safebench.world.assemble import World
+from safebench.world.assemble import World, adapt
 from safebench.world.models import load_model
-from safebench.world.policy import Policy, adapt
+from safebench.world.policy import Policy
 from safebench.world.prompts import Prompts, encode_prompt
 from safebench.world.rewards import FunctionReward, RewardFunction
 from safebench.world.rollout import Encoded, Rollout, encode, sample

@@ -19,8 +19,8 @@ from safebench.trainers.critic import reply_states
 from safebench.trainers.describe import Row
 from safebench.trainers.experience import Measured, spread
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import World
-from safebench.world.policy import Policy, adapt
+from safebench.world.assemble import World, adapt
+from safebench.world.policy import Policy
 from safebench.world.rollout import Rollout
 from tests.tiny import CPU, tiny_policy, tiny_settings, tiny_world
 

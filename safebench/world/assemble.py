@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safebench import settings as s
 from safebench.settings import Settings
+from safebench.world import adapters, probes
 from safebench.world.checks import check_fit, longest_row
+from safebench.world.forward import no_dropout, recompute
 from safebench.world.models import load_with_notices
-from safebench.world.policy import Policy, adapt
-from safebench.world.probes import probe_length
+from safebench.world.policy import Policy, frozen_copy, stop_ids
 from safebench.world.prompts import Prompts, check_encoded, load_prompts
 from safebench.world.rewards import Reward, load_reward
 
@@ -42,8 +44,35 @@ def assemble(settings: Settings, device: torch.device) -> World:
     judge = load_judge(settings, tokenizer, prompts, device)
     policy = adapt(base, tokenizer, settings.model, settings.seed, device)
     policy.notices = (*notices, *policy.notices, *check_fit(settings, policy, prompts))
-    policy = probe_length(policy, settings.model.name, longest_row(settings, policy, prompts))
+    policy = probes.probe_length(policy, settings.model.name, longest_row(settings, policy, prompts))
     return World(policy, prompts, reward, judge)
+
+
+def adapt(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: s.Model, seed: int, device: torch.device
+) -> Policy:
+    """Return the policy that the settings make of ``base``: with a fresh LoRA adapter, or trained as a whole.
+
+    The adapter starts as in peft (B zero, A uniform by Kaiming), drawn from the run's seed alone. The model's
+    own dropout is off for good, in rollouts and updates alike: the ratio is 1 before the first update, unless
+    the settings ask for dropout in the adapter. Without an adapter the reference is a frozen copy of ``base``.
+    Raises ``BadResource`` where the model's own logits are not those that the run would use (``probes``).
+    """
+    no_dropout(base)
+    base.to(device)
+    reference = frozen_copy(base) if model.lora is None else None
+    if model.lora is None:
+        adapted, notices = base.requires_grad_(True), tuple[str, ...]()
+    else:
+        adapted, notices = adapters.attach(base, model.name, model.lora, seed)
+    adapted.eval()
+    if model.gradient_checkpointing:
+        recompute(adapted)
+    adapted.to(device)
+    policy = Policy(
+        adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision, notices=notices
+    )
+    return probes.probe(policy, model.name)
 
 
 def load_proxy(

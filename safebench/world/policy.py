@@ -13,11 +13,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safebench import settings as s
 from safebench.errors import BadResource, UsageError
 from safebench.rl.output import OutputLayer
-from safebench.world import adapters, forward, noise, probes
-from safebench.world.forward import ForwardPath, no_dropout, recompute
+from safebench.world import forward, noise
+from safebench.world.forward import ForwardPath
 from safebench.world.loading import passing
 
 
@@ -180,33 +179,6 @@ class Policy:
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-
-def adapt(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: s.Model, seed: int, device: torch.device
-) -> Policy:
-    """Return the policy that the settings make of ``base``: with a fresh LoRA adapter, or trained as a whole.
-
-    The adapter starts as in peft (B zero, A uniform by Kaiming), drawn from the run's seed alone. The model's
-    own dropout is off for good, in rollouts and updates alike: the ratio is 1 before the first update, unless
-    the settings ask for dropout in the adapter. Without an adapter the reference is a frozen copy of ``base``.
-    Raises ``BadResource`` where the model's own logits are not those that the run would use (``probes``).
-    """
-    no_dropout(base)
-    base.to(device)
-    reference = frozen_copy(base) if model.lora is None else None
-    if model.lora is None:
-        adapted, notices = base.requires_grad_(True), tuple[str, ...]()
-    else:
-        adapted, notices = adapters.attach(base, model.name, model.lora, seed)
-    adapted.eval()
-    if model.gradient_checkpointing:
-        recompute(adapted)
-    adapted.to(device)
-    policy = Policy(
-        adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision, notices=notices
-    )
-    return probes.probe(policy, model.name)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
