@@ -137,7 +137,7 @@ def test_a_plain_model_agrees() -> None:
 
 BROKEN: dict[str, dict[str, Any]] = {
     "two passes": {
-        "safebench.world.policy.no_dropout": lambda base: None,
+        "safebench.world.assemble.no_dropout": lambda base: None,
         "safebench.world.forward._at_rest": lambda module, function, *inputs: function(*inputs),
     },
     "logits": {"safebench.rl.output.OutputLayer._formed": lambda self, product: 1.1 * product},
@@ -150,6 +150,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 def test_the_sweep_sees(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probes, which would refuse the model before, are off."""
     monkeypatch.setattr("safebench.world.probes.probe", lambda policy, name: policy)
+    monkeypatch.setattr("tests.sweep.probe_length", lambda policy, name, tokens: policy)
     for place, instead in BROKEN[what].items():
         monkeypatch.setattr(place, instead)
     verdict = examine("opt")
