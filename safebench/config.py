@@ -19,6 +19,8 @@ from safebench.names import nearest
 from safebench.settings import Settings
 
 DEFAULT = "default"
+LARGE = {"cuda": "large", "cpu": "large-cpu"}
+"""By device, the preset that another model than the embedded one takes by itself."""
 NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute"})
 """Keys that do not change what a run computes, so the hash leaves them out."""
 

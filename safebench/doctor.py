@@ -85,9 +85,8 @@ def checks(root: Path, online: bool) -> Iterator[Check]:
 def verdicts() -> Iterator[Verdict]:
     """Say of every model of the catalogue, and of the paper's set-up, whether it fits here."""
     for entry in catalog.entries("models"):
-        hub = entry.kind == "hub"
-        small = ["model.dtype=bfloat16", "model.gradient_checkpointing=true"] if hub else []
-        settings = config.resolve("ppo", overrides=[f"model.name={entry.name}", *small])
+        preset = config.LARGE[device_kind()] if entry.kind == "hub" else None
+        settings = config.resolve("ppo", preset=preset, overrides=[f"model.name={entry.name}"])
         yield _verdict(entry.name, settings, weights(entry))
     paper = config.resolve("ppo", preset="paper")
     yield _verdict("--preset paper", paper, "GPU advised" if device_kind() == "cpu" else "")

@@ -474,18 +474,25 @@ def test_device_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "preset"),
+    ("words", "preset", "dtype"),
     [
-        (["--model", "qwen2.5-3b"], "safe@large"),
-        (["--model", "qwen2.5-3b", "--preset", "default"], "safe"),
-        (["--model", "qwen2.5-3b", "--preset", "paper"], "safe@paper"),
-        (["--model", "embedded"], "safe"),
-        ([], "safe"),
+        (["--model", "qwen2.5-3b", "--set", "compute.device=cuda"], "safe@large", "bfloat16"),
+        (["--model", "qwen2.5-3b", "--set", "compute.device=cpu"], "safe@large-cpu", "float32"),
+        (["--model", "qwen2.5-3b", "--preset", "large"], "safe@large", "bfloat16"),
+        (["--model", "qwen2.5-3b", "--preset", "default"], "safe", "float32"),
+        (["--model", "qwen2.5-3b", "--preset", "paper"], "safe@paper", "bfloat16"),
+        (["--model", "embedded"], "safe", "float32"),
+        ([], "safe", "float32"),
     ],
 )
 def test_another_model_brings_the_sizes_of_large_models(
-    words: list[str], preset: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], preset: str, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = yaml.safe_load(Said(capsys, "run", "safe", *words, "--dry-run").out)
-    assert shown["experiment"] == preset
-    assert (shown["model"]["dtype"] == "bfloat16") == (preset in ("safe@large", "safe@paper"))
+    assert (shown["experiment"], shown["model"]["dtype"]) == (preset, dtype)
+
+
+def test_large_differs_between_devices_in_precision_alone() -> None:
+    cuda, cpu = (config.resolve("safe", preset=config.LARGE[kind]).model_dump() for kind in ("cuda", "cpu"))
+    assert cuda["model"].pop("dtype") != cpu["model"].pop("dtype")
+    assert {key for key in cuda if cuda[key] != cpu[key]} == {"experiment"}

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safebench import config
+from safebench.doctor import device_kind
 from safebench.errors import UsageError
 from safebench.settings import Settings
 
-LARGE, EMBEDDED = "large", "embedded"
+EMBEDDED = "embedded"
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -68,15 +69,19 @@ class Asked:
             "trust_remote_code": list(self.trust) or None,
         }
         given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-        chosen = preset or self._default_preset(experiment)
-        return config.resolve(experiment, preset=chosen, files=self.files, overrides=[*given, *self.overrides])
+        overrides = [*given, *self.overrides]
+        chosen = preset or self._default_preset(experiment, overrides)
+        return config.resolve(experiment, preset=chosen, files=self.files, overrides=overrides)
 
-    def _default_preset(self, experiment: str) -> str | None:
-        """Return ``large`` where --model names another model than the embedded one and nobody chose a preset.
+    def _default_preset(self, experiment: str, overrides: Sequence[str]) -> str | None:
+        """Return the device's ``large`` preset where --model names another model than the embedded one.
 
         The embedded world's precision and learning rate would serve no larger model.
         """
-        return LARGE if self.model not in (None, EMBEDDED) and "@" not in experiment else None
+        if self.model in (None, EMBEDDED) or "@" in experiment:
+            return None
+        device = config.resolve(experiment, files=self.files, overrides=overrides).compute.device
+        return config.LARGE[device_kind(device)]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -23,7 +23,7 @@ def doctor(online: bool, results: Path) -> int:
         rows.append((MARKS[verdict.ok], verdict.name, needs, verdict.text))
     print(columns(rows))
     print()
-    print("Needs are estimates for ppo; models from the hub in bfloat16 with gradient checkpointing.")
+    print("Needs are estimates for ppo; models from the hub with the preset that --model takes by itself.")
     print("--random-weights needs no download.")
     return 3 if any(check.ok is False for check in found) else 0
 

@@ -39,6 +39,9 @@ UNLIKE = (RuntimeError, TypeError, AttributeError, ValueError, LookupError, Asse
 """What a model that is run otherwise than it expects may raise; another path may do."""
 TOKENS = 12
 """Tokens of a probe's longer row; the shorter one has seven."""
+TRAINED = 4
+"""Tokens of the longer row of a training pass, the shorter has two: what it is asked does not depend on length, and a
+backward pass in bfloat16 on a CPU takes half a second per token of half a billion weights."""
 PADDINGS: tuple[Literal["left", "left, own places", "right"], ...] = ("left", "left, own places", "right")
 DECODINGS: tuple[Literal["cache", "cache, no mask", "whole"], ...] = ("cache", "cache, no mask", "whole")
 SINGLY = 4
@@ -215,7 +218,8 @@ class ModelProbe:
     @torch.no_grad()
     def path(self) -> ForwardPath:
         """Return how the model's logits are reached, and how it is sampled from."""
-        return self._sampling_path(self.measuring_path())
+        path = self.measuring_path()
+        return self._sampling_path(path, self._last_logits(path, *_padded(self.ids, self.ids[:-5], self.pad)))
 
     @torch.no_grad()
     def measuring_path(self) -> ForwardPath:
@@ -300,12 +304,14 @@ class ModelProbe:
     @torch.no_grad()
     def long_path(self, path: ForwardPath) -> ForwardPath:
         """Return the path with the way of sampling that agrees in rows this long; refuse where whole passes do not."""
-        self.check_length(path)
-        return self._sampling_path(path)
+        return self._sampling_path(path, self.check_length(path))
 
     @torch.no_grad()
-    def check_length(self, path: ForwardPath) -> None:
-        """Refuse a path by which rows this long, and rows padded to this length, say something else than alone."""
+    def check_length(self, path: ForwardPath) -> Tensor:
+        """Refuse a path by which rows this long, and rows padded to this length, say something else than alone.
+
+        Returns the last logits [2, SINGLY + 1, V] of both rows by one whole pass.
+        """
         rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
         ours = self._last_logits(path, rows, mask)
         for row, said in zip((self.ids, self.ids[:-5]), ours, strict=True):
@@ -316,12 +322,12 @@ class ModelProbe:
                     f"{apart}",
                     "Use shorter prompts or replies, or another model.",
                 )
+        return ours
 
     def _check_causal(self, path: ForwardPath) -> None:
         """Refuse a model whose tokens see what follows them."""
-        ones = torch.ones_like(self.ids[None])
-        other = torch.cat([self.ids[:-1], self.ids[:1]])
-        apart = gap(*(self._logits(path, ids[None], ones)[:, :-1] for ids in (self.ids, other)))
+        rows = torch.stack([self.ids, torch.cat([self.ids[:-1], self.ids[:1]])])
+        apart = gap(*self._logits(path, rows, torch.ones_like(rows))[:, :-1])
         if apart.share > self.tolerance:
             raise self._refusal(
                 f"another last token changes a logit before it from {apart.own:.6g} to {apart.ours:.6g}: "
@@ -358,10 +364,9 @@ class ModelProbe:
             said = said or apart
         raise self._refusal(f"{what}: {said}", hint)
 
-    def _sampling_path(self, path: ForwardPath) -> ForwardPath:
-        """Return the path with the way of sampling that agrees with one whole pass."""
+    def _sampling_path(self, path: ForwardPath, whole: Tensor) -> ForwardPath:
+        """Return the path with the way of sampling whose logits are ``whole``, ``_last_logits`` of one whole pass."""
         rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
-        whole = self._last_logits(path, rows, mask)
         first = DECODINGS.index(path.decoding if path.padding != "right" else "whole")
         return self._first_like(
             whole,
@@ -413,7 +418,7 @@ def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
     trained = policy.trainable()
     if not trained:
         return ()
-    rows, mask = _padded(ids, ids[: TOKENS - 5], _pad(policy))
+    rows, mask = _padded(ids[:TRAINED], ids[: TRAINED - 2], _pad(policy))
     real = mask.bool()
     moved = {key: p for key, p in trained.items() if "lora_B" in key}
     with _without_dropout(policy), _moved(list(moved.values()), lambda p: p + 0.02):
