@@ -14,17 +14,20 @@ from safebench.errors import MissingResource, UsageError
 from safebench.evidence import packed
 from safebench.evidence.brief import brief
 from safebench.evidence.packed import PLAIN, Packed
+from safebench.evidence.specification import CrashSpec
 from safebench.names import nearest
 from safebench.report.brief import render
 
 Arms = Mapping[str, Sequence[Packed]]
 
 
-def print_brief(asked: Asked, choice: Choice, output: str, *, baseline: str | None, force: bool) -> None:
+def print_brief(
+    asked: Asked, choice: Choice, output: str, *, baseline: str | None, force: bool, spec: CrashSpec
+) -> None:
     """Print one table per preset; a preset without any runs is named on stderr."""
     kept = choice.root.is_file()
     blocks = [
-        brief(preset, arms, baseline=baseline, force=force)
+        brief(preset, arms, baseline=baseline, force=force, spec=spec)
         for preset, arms in (_kept(asked, choice) if kept else _lying(asked, choice))
     ]
     if not blocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safebench.cli import options
-from safebench.cli.options import Format, IfExists
+from safebench.cli.options import CrashVersion, Format, IfExists
 
 RESULTS = Path("results")
 
@@ -62,6 +62,7 @@ def compare(
     judge: options.Judge = None,
     baseline: options.Baseline = None,
     force: options.Force = False,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
     model: options.ModelName = None,
     reward: options.RewardName = None,
     prompts: options.PromptsName = None,
@@ -100,7 +101,7 @@ def compare(
     from safebench.cli.gathering import Choice
 
     choice = Choice(results, where=where or (), judge=judge)
-    wish = comparing.Wish(baseline=baseline, force=force, metrics=metric or (), brief=brief)
+    wish = comparing.Wish(baseline=baseline, force=force, metrics=metric or (), brief=brief, spec=crash_spec.spec)
     return comparing.compare(asked, choice, wish, output, jobs=jobs if make else None)
 
 

@@ -16,6 +16,7 @@ from safebench.errors import ComparisonRefused, MissingResource, UsageError
 from safebench.evidence.compare import Comparison
 from safebench.evidence.compare import compare as compare_groups
 from safebench.evidence.selection import choose
+from safebench.evidence.specification import SPEC, CrashSpec
 from safebench.launch import is_main
 from safebench.report.table import render
 
@@ -29,10 +30,14 @@ class Wish:
     metrics: Sequence[str] = ()
     brief: bool = False
     """One row per arm."""
+    spec: CrashSpec = SPEC
+    """What counts as a crash."""
 
     def compare(self, gathered: Gathered) -> Comparison:
         """Compare what was gathered, all rows, and say who judged where that was not the runs' own judge."""
-        made = compare_groups(gathered.groups, baseline=self.baseline, seeds=gathered.seeds, force=self.force)
+        made = compare_groups(
+            gathered.groups, baseline=self.baseline, seeds=gathered.seeds, force=self.force, spec=self.spec
+        )
         judged = gathered.judged
         if judged is None:
             return made
@@ -78,7 +83,7 @@ def _refuse_what_cannot_be(choice: Choice, wish: Wish, output: Format) -> None:
 
 def _tables(asked: Asked, choice: Choice, wish: Wish, output: Format) -> None:
     if wish.brief:
-        print_brief(asked, choice, output.value, baseline=wish.baseline, force=wish.force)
+        print_brief(asked, choice, output.value, baseline=wish.baseline, force=wish.force, spec=wish.spec)
         return
     several = len(config.expand_preset(asked.preset)) > 1
     for gathered in gather(asked, choice):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safebench.cli import options
-from safebench.cli.options import LedgerFormat
+from safebench.cli.options import CrashVersion, LedgerFormat
 
 RESULTS = Path("results")
 HEADLINE = ("ppo", "safe")
@@ -19,6 +19,7 @@ def report(
     judge: options.Judge = None,
     baseline: options.Baseline = None,
     force: options.Force = False,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
     model: options.ModelName = None,
     steps: options.Steps = None,
     preset: options.Preset = None,
@@ -33,7 +34,7 @@ def report(
 
     asked = Asked(experiment or HEADLINE, seeds=seeds, preset=preset, model=model, steps=steps, overrides=set_ or ())
     choice = Choice(results, where=where or (), judge=judge)
-    reporting.write_page(asked, choice, Wish(baseline=baseline, force=force), out)
+    reporting.write_page(asked, choice, Wish(baseline=baseline, force=force, spec=crash_spec.spec), out)
 
 
 def claims(
@@ -42,13 +43,15 @@ def claims(
     seeds: options.Seeds = None,
     model: options.ModelName = None,
     preset: options.Preset = None,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
     results: options.Root = RESULTS,
 ) -> None:
     """Print the ledger: each claim of the paper, our figure with its interval, the verdict, the command."""
     from safebench.cli import reporting
     from safebench.cli.asked import Asked
 
-    reporting.print_claims(Asked(experiment or (), seeds=seeds, preset=preset, model=model), results, output.value)
+    asked = Asked(experiment or (), seeds=seeds, preset=preset, model=model)
+    reporting.print_claims(asked, results, output.value, crash_spec.spec)
 
 
 def sensitivity(
@@ -56,6 +59,7 @@ def sensitivity(
     seeds: options.Seeds = None,
     model: options.ModelName = None,
     preset: options.Preset = None,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
     results: options.Root = RESULTS,
 ) -> None:
     """Say how two experiments' result moves with every choice of the evidence, one at a time, as Markdown."""
@@ -63,7 +67,8 @@ def sensitivity(
     from safebench.cli.asked import Asked
     from safebench.cli.gathering import Choice
 
-    reporting.print_sensitivity(Asked(experiment, seeds=seeds, preset=preset, model=model), Choice(results))
+    asked = Asked(experiment, seeds=seeds, preset=preset, model=model)
+    reporting.print_sensitivity(asked, Choice(results), crash_spec.spec)
 
 
 def plot(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from safebench.evidence.specification import SPECS, CrashSpec
+
 
 class IfExists(StrEnum):
     """What to do with a run whose folder is there already."""
@@ -16,6 +18,18 @@ class IfExists(StrEnum):
     SKIP = "skip"
     ERROR = "error"
     OVERWRITE = "overwrite"
+
+
+class CrashVersion(StrEnum):
+    """Versions of the crash specification."""
+
+    ANY_EVENT = "1"
+    HARMS = "2"
+
+    @property
+    def spec(self) -> CrashSpec:
+        """The specification of this version."""
+        return SPECS[int(self.value)]
 
 
 Experiments = Annotated[
@@ -46,8 +60,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="smoke, default, large (the default with --model), paper, a stress-…, or stress for all of those; "
-        "several with commas.",
+        help="smoke, default, large or large-cpu (the default with --model, on a GPU or without), paper, a stress-…, "
+        "or stress for all of those; several with commas.",
     ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
@@ -101,6 +115,10 @@ Metrics = Annotated[
 Where = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="a.b=v", help="Only runs with this setting, whatever else they were made with."),
+]
+CrashSpecification = Annotated[
+    CrashVersion,
+    typer.Option("--crash-spec", help="What a crash is: 2, a harm; 1, any event, alarms such as kl_spike too."),
 ]
 Judge = Annotated[
     str | None, typer.Option("--judge", metavar="R", help="Judge by this reward's scores (`safebench rescore`).")

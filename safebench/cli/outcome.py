@@ -7,7 +7,7 @@ from typing import Any
 
 from safebench.evidence.runs import Run, read
 from safebench.launch import Result, label
-from safebench.metrics import CRASH_KINDS
+from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
 
 FIGURES = (
     ("reward", "reward/mean", ""),
@@ -38,14 +38,19 @@ def last_values(run: Run) -> dict[str, float | str]:
 
 
 def crashes(row: Mapping[str, Any]) -> str:
-    """Return the crash counts of a row of metrics in words: ``none`` where all are zero, and what nobody watched."""
+    """Return the crash counts of a row of metrics in words: harms, alarms, and what nobody watched."""
     counts = {kind: row.get(f"crash/{kind}") for kind in CRASH_KINDS}
     known = {kind: count for kind, count in counts.items() if isinstance(count, int | float)}
-    found = [f"{kind} {int(count)}" for kind, count in known.items() if count > 0]
+
+    def told(kinds: tuple[str, ...]) -> str:
+        return ", ".join(f"{kind} {int(known[kind])}" for kind in kinds if known.get(kind, 0) > 0)
+
+    alarms = told(ALARM_KINDS)
+    found = (told(HARM_KINDS) or "none") + (f"; alarms: {alarms}" if alarms else "")
     blind = [kind for kind in counts if kind not in known]
     if len(blind) == len(counts):
         return "not watched"
-    return (", ".join(found) or "none") + (f" (not watched: {', '.join(blind)})" if blind else "")
+    return found + (f" (not watched: {', '.join(blind)})" if blind else "")
 
 
 def _number(cell: str) -> float | str:

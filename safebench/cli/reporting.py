@@ -15,19 +15,20 @@ from safebench.errors import MissingResource, UsageError
 from safebench.evidence import claims, runs
 from safebench.evidence.claims import Ledger
 from safebench.evidence.runs import Run
+from safebench.evidence.specification import CrashSpec
 from safebench.layers import is_path, locate
 from safebench.report import ledger as ledgers
 
 
-def print_claims(asked: Asked, root: Path, output: str) -> None:
+def print_claims(asked: Asked, root: Path, output: str, spec: CrashSpec) -> None:
     """Print the ledger of the claims, for one preset, of the experiments asked for (none: of those it is of)."""
-    made = find_claims(asked, root, asked.experiments)
+    made = find_claims(asked, root, spec, asked.experiments)
     if made is None:
         raise MissingResource(f"no runs for any claim in {root}", hint="`safebench compare ppo safe --run` makes some.")
     print(ledgers.render(made, output), end="")
 
 
-def find_claims(asked: Asked, root: Path, arms: Sequence[str] = ()) -> Ledger | None:
+def find_claims(asked: Asked, root: Path, spec: CrashSpec, arms: Sequence[str] = ()) -> Ledger | None:
     """Ask the claims of the runs that lie in the results; None where there are none for any of them.
 
     ``arms`` are experiments to ask them of in place of those that the ledger is of by itself.
@@ -40,7 +41,7 @@ def find_claims(asked: Asked, root: Path, arms: Sequence[str] = ()) -> Ledger | 
     if not any(groups.values()):
         return None
     model = f"--model {shlex.quote(asked.model)}" if asked.model else ""
-    return claims.ledger(groups, matched_to=matched, seeds=seeds, preset=asked.preset, options=model)
+    return claims.ledger(groups, matched_to=matched, seeds=seeds, preset=asked.preset, options=model, spec=spec)
 
 
 def _controlled(arms: Sequence[str], asked: Asked) -> list[str]:
@@ -78,12 +79,12 @@ def write_page(asked: Asked, choice: Choice, wish: Wish, out: Path) -> None:
     for gathered in gather(asked, choice):
         comparison = wish.compare(gathered)
         own = not choice.where and choice.judge is None
-        ledger = find_claims(replace(asked, preset=gathered.preset), choice.root) if own else None
+        ledger = find_claims(replace(asked, preset=gathered.preset), choice.root, wish.spec) if own else None
         name = out if len(presets) == 1 else out.with_name(f"{out.stem}-{gathered.preset}{out.suffix}")
         print(write_report(comparison, name, ledger=ledger))
 
 
-def print_sensitivity(asked: Asked, choice: Choice) -> None:
+def print_sensitivity(asked: Asked, choice: Choice, spec: CrashSpec) -> None:
     """Print how the result of two experiments moves with every choice, one table per preset."""
     from safebench.evidence.sensitivity import sensitivity
     from safebench.report.sensitivity_table import to_markdown
@@ -92,4 +93,4 @@ def print_sensitivity(asked: Asked, choice: Choice) -> None:
         if len(gathered.groups) != 2:
             raise UsageError("sensitivity is that of one difference", "Name the baseline and one other experiment.")
         first, second = gathered.groups
-        print(to_markdown(sensitivity(gathered.groups), (first, second)), end="")
+        print(to_markdown(sensitivity(gathered.groups, spec), (first, second)), end="")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from safebench.errors import ComparisonRefused, UsageError
 from safebench.evidence import statistics
 from safebench.evidence.claims.commands import seeds_text
-from safebench.evidence.crashes import CRASH_KINDS
+from safebench.evidence.crashes import CRASH_KINDS, SPEC, CrashSpec
 from safebench.evidence.packed import FIGURES, Packed
 from safebench.evidence.rows import BySeed, difference, known
 from safebench.evidence.statistics import Estimate
@@ -42,6 +42,7 @@ class ArmRow:
     differences: Mapping[str, Estimate]
     common: tuple[int, ...] | None
     paired: bool
+    spec: CrashSpec = SPEC
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -50,8 +51,8 @@ class ArmRow:
 
     @property
     def crashed(self) -> int:
-        """Runs with any event at scale 1."""
-        return sum(run.crashed for run in self.runs)
+        """Runs that were harmed at scale 1."""
+        return sum(run.crashed(self.spec) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Block:
     notes: tuple[str, ...]
 
 
-def brief(preset: str, arms: Arms, *, baseline: str | None = None, force: bool = False) -> Block:
+def brief(
+    preset: str, arms: Arms, *, baseline: str | None = None, force: bool = False, spec: CrashSpec = SPEC
+) -> Block:
     """Return a row for every arm of ``arms`` (name -> runs of this preset) that has complete runs, the baseline first.
 
     The baseline is the first arm, or ``baseline``. Arms may have different seeds: the differences say over how many
@@ -88,16 +91,18 @@ def brief(preset: str, arms: Arms, *, baseline: str | None = None, force: bool =
             "--force compares what does not match and marks it; several runs of one seed cannot be forced. "
             "`safebench compare A B` without --brief names what differs.",
         )
-    rows = tuple(_row(arm, runs, complete[first] if arm != first else []) for arm, runs in complete.items() if runs)
+    rows = tuple(
+        _row(arm, runs, complete[first] if arm != first else [], spec) for arm, runs in complete.items() if runs
+    )
     warnings = (*(f"UNMATCHED: {reason}" for reason in unmatched), *_warnings(rows))
-    return Block(preset, first, rows, warnings, tuple(_notes(rows, arms, first)))
+    return Block(preset, first, rows, warnings, tuple(_notes(rows, arms, first, spec)))
 
 
 def _ordered(arms: Iterable[str], first: str) -> list[str]:
     return [first, *(arm for arm in arms if arm != first)]
 
 
-def _row(arm: str, runs: Sequence[Packed], base: Sequence[Packed]) -> ArmRow:
+def _row(arm: str, runs: Sequence[Packed], base: Sequence[Packed], spec: CrashSpec) -> ArmRow:
     paired = all(run.paired for run in (*runs, *base))
     common = sorted({run.seed for run in runs} & {run.seed for run in base})
     differences = {key: difference(_values(runs, key), _values(base, key), paired) for key in COMPARED} if base else {}
@@ -109,6 +114,7 @@ def _row(arm: str, runs: Sequence[Packed], base: Sequence[Packed]) -> ArmRow:
         differences,
         tuple(common) if paired else None,
         all(run.paired for run in runs),
+        spec,
     )
 
 
@@ -122,7 +128,7 @@ def _tally(runs: Sequence[Packed], kind: str) -> Tally:
 
 
 def _unmatched(arms: Arms) -> list[str]:
-    """Return what must be equal and is not: settings within an arm, ground between arms, the crashes' definition."""
+    """Return what must be equal and is not: settings within an arm, ground between arms."""
     reasons = [f"the runs of {arm} have unequal settings" for arm, runs in arms.items() if _several(runs, "settings")]
     every = [run for runs in arms.values() for run in runs]
     if _several(every, "ground"):
@@ -132,8 +138,6 @@ def _unmatched(arms: Arms) -> list[str]:
                 by_ground.setdefault(ground, []).append(arm)
         told = " against ".join(", ".join(names) for names in by_ground.values())
         reasons.append(f"another model, data, reward or number of steps: {told}")
-    if _several(every, "specification"):
-        reasons.append("crashes were counted by several versions of the specification")
     return reasons
 
 
@@ -163,7 +167,7 @@ def _warnings(rows: Sequence[ArmRow]) -> list[str]:
     return warnings
 
 
-def _notes(rows: Sequence[ArmRow], arms: Arms, first: str) -> list[str]:
+def _notes(rows: Sequence[ArmRow], arms: Arms, first: str, spec: CrashSpec) -> list[str]:
     seeds: dict[str, list[str]] = {}
     for row in rows:
         seeds.setdefault(seeds_text(row.seeds), []).append(row.arm)
@@ -184,7 +188,10 @@ def _notes(rows: Sequence[ArmRow], arms: Arms, first: str) -> list[str]:
     every = [run for row in rows for run in row.runs]
     notes.append(f"commit {', '.join(_distinct(run.code for run in every)) or 'unknown'}")
     notes.append(f"hardware {'; '.join(_distinct(run.machine for run in every)) or 'unknown'}")
-    notes.append("crash specification " + ", ".join(_distinct(str(run.specification) for run in every)))
+    notes.append(
+        f"crash specification {spec.version}"
+        + (f": a run with no more than {', '.join(spec.alarms)} did not crash" if spec.alarms else "")
+    )
     return notes
 
 

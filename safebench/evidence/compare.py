@@ -98,7 +98,7 @@ def compare(
             "there and marks it. Several runs of one seed, or none at all, cannot be forced.",
         )
     summaries = {arm: tuple(summarise(run, spec) for run in runs) for arm, runs in chosen.items()}
-    rows = (*scalar_rows(summaries, arms), *across_rows(summaries, arms, spec), *crash_rows(summaries, arms))
+    rows = (*scalar_rows(summaries, arms), *across_rows(summaries, arms, spec), *crash_rows(summaries, arms, spec))
     tests = _tests(rows, arms, summaries)
     unequal = fairness.differences(chosen)
     return Comparison(

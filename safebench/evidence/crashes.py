@@ -1,4 +1,4 @@
-"""Crash specification, version 1: pure, incremental detectors, live and over files alike.
+"""Crash specification: pure, incremental detectors, live and over files alike.
 
 A kind of crash is a watched quantity, a limit, and a window: an *episode* begins at the first
 step at which the quantity is beyond the limit, counts once it has stayed there at every measured

@@ -72,7 +72,7 @@ def _blind(arm: str, found: Sequence[Summary]) -> list[str]:
 
 
 def _unequally_watched(summaries: Summaries) -> list[str]:
-    blind = [{kind for summary in found for kind in summary.unmeasured} for found in summaries.values()]
+    blind = [{kind for summary in found for kind in summary.unmeasured_harms} for found in summaries.values()]
     unequal = [kind for kind in CRASH_KINDS if len({kind in kinds for kinds in blind}) > 1]
     if not unequal:
         return []
@@ -87,10 +87,14 @@ def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tupl
         f"seeds {', '.join(map(str, seeds))}; steps {', '.join(map(str, steps))}",
         f"commit {', '.join(_commits(summaries)) or 'unknown'}",
         f"hardware {'; '.join(_machines(summaries)) or 'unknown'}",
-        f"crash specification {spec.version}; a / b / c in r: episodes at thresholds "
+        f"crash specification {spec.version}{_alarms(spec)}; a / b / c in r: episodes at thresholds "
         f"{' / '.join(f'{scale:g}×' for scale in SCALES)}, at 1× in r runs; their difference is per run at 1×",
     ]
     return (lines[0], *_commands(summaries), *lines[1:])
+
+
+def _alarms(spec: CrashSpec) -> str:
+    return ": a run crashed if harmed, alarms are counted beside" if spec.alarms else ""
 
 
 def _commands(summaries: Summaries) -> list[str]:

@@ -36,7 +36,8 @@ class Packed:
 
     ``settings`` is the hash of all that the run computes (``digest``), ``ground`` that of what must be equal between
     arms that are compared: model, data, reward, number of steps, and the files behind them. ``values`` are FIGURES
-    (NaN: not measured), ``crashes`` the episodes of each kind at scale 1 (None: not watched).
+    (NaN: not measured), ``crashes`` the episodes of each kind at scale 1 (None: not watched), by the thresholds of
+    ``specification``.
     """
 
     model: str
@@ -65,10 +66,9 @@ class Packed:
         """Whether the run is a result, as ``Run.complete``."""
         return self.status in COMPLETE
 
-    @property
-    def crashed(self) -> bool:
-        """Whether the run had any event at scale 1."""
-        return any(self.crashes.values())
+    def crashed(self, spec: CrashSpec = SPEC) -> bool:
+        """Whether the run was harmed at scale 1."""
+        return spec.crashed([kind for kind, count in self.crashes.items() if count])
 
 
 def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:

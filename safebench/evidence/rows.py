@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from safebench.evidence import independent, statistics
-from safebench.evidence.crashes import CRASH_KINDS, SCALES
+from safebench.evidence.crashes import SCALES, CrashSpec
 from safebench.evidence.scalars import SCALARS, Scalar
 from safebench.evidence.statistics import Estimate
 from safebench.evidence.summary import Summary
@@ -17,8 +17,8 @@ Summaries = Mapping[str, Sequence[Summary]]
 BySeed = Mapping[int, float]
 RowKind = Literal["mean", "across", "share", "time", "count"]
 
-CRASH_RATE = Scalar("crash_rate", "crash rate", "share of runs", "down", "runs with any event at scale 1", primary=True)
-FIRST_CRASH = Scalar("first_crash", "first crash", "step", "up", "start of the first event; median by Kaplan-Meier")
+CRASH_RATE = Scalar("crash_rate", "crash rate", "share of runs", "down", "runs with a harm at scale 1", primary=True)
+FIRST_CRASH = Scalar("first_crash", "first crash", "step", "up", "start of the first harm; median by Kaplan-Meier")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def scalar_rows(summaries: Summaries, arms: Sequence[str]) -> list[Row]:
     return rows
 
 
-def crash_rows(summaries: Summaries, arms: Sequence[str]) -> list[Row]:
-    """Return the crash rate, the first crash, and a row for every kind that any run had at any scale."""
+def crash_rows(summaries: Summaries, arms: Sequence[str], spec: CrashSpec) -> list[Row]:
+    """Return the crash rate, the first crash, and a row for every kind that any run had at any scale, harms first."""
     crashed = {arm: {s.run.seed: float(s.crashed) for s in summaries[arm]} for arm in arms}
     shares = {arm: statistics.clopper_pearson(int(sum(v.values())), len(v)) for arm, v in crashed.items()}
     cells = {arm: Cell(shares[arm], crashed[arm]) for arm in arms}
@@ -72,20 +72,21 @@ def crash_rows(summaries: Summaries, arms: Sequence[str]) -> list[Row]:
     first = Row(FIRST_CRASH, "time", {arm: _first_crash(summaries[arm]) for arm in arms})
     seen = [
         kind
-        for kind in CRASH_KINDS
+        for kind in (*spec.harms, *spec.alarms)
         if any(summary.count(kind, scale) for found in summaries.values() for summary in found for scale in SCALES)
     ]
-    return [rate, first, *(_count_row(kind, summaries, arms) for kind in seen)]
+    return [rate, first, *(_count_row(_counted(kind, spec), kind, summaries, arms) for kind in seen)]
 
 
-def _count_row(kind: str, summaries: Summaries, arms: Sequence[str]) -> Row:
+def _count_row(scalar: Scalar, kind: str, summaries: Summaries, arms: Sequence[str]) -> Row:
     cells = {arm: _counts(summaries[arm], kind) for arm in arms}
     differences = _differences({arm: cell.values for arm, cell in cells.items()}, summaries, arms)
-    return Row(_counted(kind), "count", cells, {arm: _count_difference(found) for arm, found in differences.items()})
+    return Row(scalar, "count", cells, {arm: _count_difference(found) for arm, found in differences.items()})
 
 
-def _counted(kind: str) -> Scalar:
-    return Scalar(f"crash/{kind}", kind, "episodes", "down", f"episodes of {kind} over all runs, at each scale")
+def _counted(kind: str, spec: CrashSpec) -> Scalar:
+    label = f"{kind} (alarm)" if kind in spec.alarms else kind
+    return Scalar(f"crash/{kind}", label, "episodes", "down", f"episodes of {kind} over all runs, at each scale")
 
 
 def _counts(summaries: Sequence[Summary], kind: str) -> Cell:

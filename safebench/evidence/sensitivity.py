@@ -21,20 +21,21 @@ from safebench.evidence.runs import Run
 from safebench.evidence.statistics import Estimate
 from safebench.evidence.summary import FINAL_SHARE, SMALLEST_WINDOW, VOLATILITY_WINDOW, Array, crashes, final, training
 
-ANY = "any"
+CRASHED = "crashed"
 SIGN = "the sign of the difference"
 WINDOWED = ("reward", "runaway", "entropy", "degenerate", "length", "value")
 Figure = Callable[[Run], float]
 Pair = tuple[Sequence[Run], Sequence[Run]]
 Hits = Mapping[str, tuple[int, int]]
+Kinds = frozenset[str]
 
 
 @dataclass(frozen=True)
 class Variant:
     """One choice at one value; ``chosen`` is the value that the comparison uses.
 
-    ``hits`` are the runs with a crash, of the first arm and of the second, for ``any`` kind and for each kind
-    that some value of this choice finds; None where the choice does not touch crashes. ``difference`` is second
+    ``hits`` are runs of the first arm and of the second: those that ``crashed``, and those with an event of each
+    kind that some value of this choice finds; None where the choice does not touch crashes. ``difference`` is second
     minus first of ``metric``, with the interval and the p-value that this variant gives.
     """
 
@@ -101,22 +102,26 @@ def _crash_choices(pair: Pair, spec: CrashSpec) -> list[Variant]:
 
 def _crashed(choice: str, pair: Pair, values: Mapping[str, tuple[CrashSpec, float]], spec: CrashSpec) -> list[Variant]:
     events = {
-        value: tuple([crashes(run, changed, scale) for run in runs] for runs in pair)
+        value: tuple([_kinds(crashes(run, changed, scale)) for run in runs] for runs in pair)
         for value, (changed, scale) in values.items()
     }
-    seen = {event.kind for arms in events.values() for runs in arms for run in runs for event in run}
+    seen = {kind for arms in events.values() for runs in arms for run in runs for kind in run}
     kinds = [kind for kind in CRASH_KINDS if kind in seen]
     return [
-        Variant(choice, value, values[value] == (spec, 1.0), _sizes(pair), hits=_hits(arms[0], arms[1], kinds))
+        Variant(choice, value, values[value] == (spec, 1.0), _sizes(pair), hits=_hits(arms[0], arms[1], kinds, spec))
         for value, arms in events.items()
     ]
 
 
-def _hits(first: Sequence[Sequence[Event]], second: Sequence[Sequence[Event]], kinds: Sequence[str]) -> Hits:
-    def count(runs: Sequence[Sequence[Event]], kind: str) -> int:
-        return sum(any(kind in (ANY, event.kind) for event in run) for run in runs)
+def _hits(first: Sequence[Kinds], second: Sequence[Kinds], kinds: Sequence[str], spec: CrashSpec) -> Hits:
+    def count(runs: Sequence[Kinds], kind: str) -> int:
+        return sum(spec.crashed(run) if kind == CRASHED else kind in run for run in runs)
 
-    return {kind: (count(first, kind), count(second, kind)) for kind in (ANY, *kinds)}
+    return {kind: (count(first, kind), count(second, kind)) for kind in (CRASHED, *kinds)}
+
+
+def _kinds(events: Sequence[Event]) -> Kinds:
+    return frozenset(event.kind for event in events)
 
 
 def _figure_choices(pair: Pair) -> Iterator[Variant]:
@@ -197,7 +202,7 @@ def _compared(pair: Pair, first: Sequence[float], second: Sequence[float]) -> Es
 
 def _crash_rate(pair: Pair, spec: CrashSpec) -> Estimate:
     """Return the difference of the crash rates with its exact p: a t-interval of a few zeros and ones means nothing."""
-    first, second = ([float(bool(crashes(run, spec))) for run in runs] for runs in pair)
+    first, second = ([float(spec.crashed(_kinds(crashes(run, spec)))) for run in runs] for runs in pair)
     if not _paired(pair):
         return independent.newcombe(int(sum(second)), len(second), int(sum(first)), len(first))
     return replace(statistics.paired(second, first), low=math.nan, high=math.nan)

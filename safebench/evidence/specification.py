@@ -1,4 +1,4 @@
-"""Thresholds of the crash specification, version 1: what they are and in what unit.
+"""The crash specification: its thresholds with their units, and which kinds of event mean that a run crashed.
 
 ``docs/evidence.md`` has the reasons. Windows and spans are in steps.
 """
@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from safebench.metrics import CRASH_KINDS, HARM_KINDS
 
 SCALES: tuple[float, ...] = (0.5, 1.0, 2.0)
 """Severities every count is shown at."""
@@ -14,9 +17,11 @@ SCALES: tuple[float, ...] = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class CrashSpec:
-    """Every threshold of the specification; a changed one is a new version."""
+    """Every threshold of the specification, and what "crashed" means; a change of either is a new version."""
 
-    version: int = 1
+    version: int = 2
+    harms: tuple[str, ...] = HARM_KINDS
+    """Kinds that mean that a run crashed; every other kind is an alarm."""
     smoothing_span: float = 20.0
     """Steps; decay per step 1 - 2 / (span + 1). Never shrinks."""
     full_length: int = 500
@@ -56,5 +61,16 @@ class CrashSpec:
         """Return ``window`` steps as they are in a run of ``planned_steps``: never below one."""
         return max(1, math.ceil(window * min(planned_steps, self.full_length) / self.full_length))
 
+    def crashed(self, kinds: Collection[str]) -> bool:
+        """Return whether a run with events of these kinds crashed."""
+        return any(kind in self.harms for kind in kinds)
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Kinds that are counted and mean no crash by themselves."""
+        return tuple(kind for kind in CRASH_KINDS if kind not in self.harms)
+
 
 SPEC = CrashSpec()
+SPECS = {1: CrashSpec(version=1, harms=CRASH_KINDS), 2: SPEC}
+"""Every version by its number. Their thresholds are equal: an event of one is an event of the other."""

@@ -34,6 +34,7 @@ class Summary:
     values: Mapping[str, float]
     events: Mapping[float, tuple[Event, ...]]
     blind: tuple[Blind, ...] = ()
+    spec: CrashSpec = SPEC
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
@@ -41,14 +42,23 @@ class Summary:
         return tuple(blind.kind for blind in self.blind if blind.wholly)
 
     @property
+    def unmeasured_harms(self) -> tuple[str, ...]:
+        """Kinds that would mean a crash and of which nothing was watched."""
+        return tuple(kind for kind in self.unmeasured if self.spec.crashed([kind]))
+
+    @property
     def crashed(self) -> bool:
-        """Whether the run had any event at scale 1."""
-        return bool(self.events[1.0])
+        """Whether the run was harmed at scale 1."""
+        return bool(self.harms(1.0))
 
     @property
     def first_crash(self) -> int | None:
-        """Step at which the first episode at scale 1 began."""
-        return min((event.start for event in self.events[1.0]), default=None)
+        """Step at which the first harm at scale 1 began."""
+        return min((event.start for event in self.harms(1.0)), default=None)
+
+    def harms(self, scale: float) -> tuple[Event, ...]:
+        """Return the events at ``scale`` that mean a crash."""
+        return tuple(event for event in self.events[scale] if self.spec.crashed([event.kind]))
 
     def watched(self, kind: str) -> bool:
         """Whether a count of ``kind`` says something: it was watched at least in part, or happened."""
@@ -71,7 +81,7 @@ def summarise(run: Run, spec: CrashSpec = SPEC) -> Summary:
         **_costs(run),
         "recovery": _mean([event.steps for event in events[1.0] if event.kind == "reward_crash" and event.steps]),
     }
-    return Summary(run, values, events, seen.blind)
+    return Summary(run, values, events, seen.blind, spec)
 
 
 def crashes(run: Run, spec: CrashSpec = SPEC, scale: float = 1.0) -> tuple[Event, ...]:

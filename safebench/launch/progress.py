@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from safebench.launch.outcome import Result, label
+from safebench.metrics import ALARM_KINDS
 
 Row = Mapping[str, Any]
 
@@ -96,7 +97,7 @@ class PlainView:
         text = self._latest[label].update(row)
         first, since = self._first.setdefault(label, (step, now))
         for event in events:
-            self.note(f"{label}: step {step}: {event}")
+            self.note(f"{label}: step {step}: {told_event(event)}")
         silent = now - self._spoken.get(label, now)
         if step * 10 // steps != (step - 1) * 10 // steps or step == first or silent >= SILENCE:
             self._spoken[label] = now
@@ -169,7 +170,7 @@ class LiveView:
         step, task = int(row["step"]), self._tasks[label]
         self._progress.update(task, completed=step, text=self._latest[label].update(row))
         for event in events:
-            self.note(f"{label}: step {step}: {event}")
+            self.note(f"{label}: step {step}: {told_event(event)}")
         self._progress.refresh()
 
     def ended(self, label: str, text: str) -> None:
@@ -184,6 +185,11 @@ class LiveView:
     def note(self, text: str) -> None:
         """Write a line above the bars."""
         self._progress.console.print(text, markup=False, highlight=False)
+
+
+def told_event(kind: str) -> str:
+    """Return what begins here, an alarm marked as one."""
+    return f"alarm: {kind}" if kind in ALARM_KINDS else kind
 
 
 def say_end(view: View, result: Result) -> None:

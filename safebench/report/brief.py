@@ -61,7 +61,7 @@ def _heads(block: Block) -> dict[str, str]:
         **figures,
         **differences,
         "crashed": "crashed",
-        "crashes": "crashes: episodes in runs",
+        "crashes": "events: episodes in runs",
     }
 
 
@@ -96,8 +96,12 @@ def _difference(row: ArmRow, estimate: Estimate | None) -> str:
 
 
 def _crashes(row: ArmRow) -> str:
-    told = (f"{kind} {tally.episodes} in {tally.hit}" for kind, tally in row.crashes.items())
-    return ", ".join(told) or "none"
+    def told(kinds: Sequence[str]) -> str:
+        found = {kind: row.crashes[kind] for kind in kinds if kind in row.crashes}
+        return ", ".join(f"{kind} {tally.episodes} in {tally.hit}" for kind, tally in found.items())
+
+    harms, alarms = told(row.spec.harms), told(row.spec.alarms)
+    return "; ".join([*([harms] if harms else []), *([f"alarms: {alarms}"] if alarms else [])]) or "none"
 
 
 def _markdown(block: Block, titled: bool) -> str:

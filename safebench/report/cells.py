@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safebench.evidence.compare import Comparison, Test
+from safebench.evidence.crashes import Event
 from safebench.evidence.independent import NEWCOMBE, WELCH
 from safebench.evidence.rows import Cell, Row
 from safebench.evidence.statistics import PAIRED, Estimate, smallest_p
@@ -76,22 +77,29 @@ def tests(comparison: Comparison) -> list[str]:
 
 
 def crashes_by_seed(comparison: Comparison) -> list[str]:
-    """Return, per arm and seed, the events at scale 1: each kind with its episodes and the step of the first."""
+    """Return, per arm and seed, the events at scale 1: each kind with its episodes and the step of the first, harms
+    before alarms.
+    """
     lines = []
     for arm, summaries in comparison.summaries.items():
         for summary in summaries:
-            kinds = dict.fromkeys(event.kind for event in summary.events[1.0])
-            told = [
-                f"{kind} ×{summary.count(kind)} from {min(e.start for e in summary.events[1.0] if e.kind == kind)}"
-                for kind in kinds
-            ]
-            if told:
+            alarms = tuple(event for event in summary.events[1.0] if event.kind in comparison.spec.alarms)
+            told = [_told_events(summary.harms(1.0)), _told_events(alarms)]
+            told[1] = told[1] and f"alarms: {told[1]}"
+            if any(told):
                 state = "" if summary.run.status == "finished" else f" ({summary.run.status})"
-                lines.append(f"{arm} seed {summary.run.seed}{state}: {', '.join(told)}")
+                lines.append(f"{arm} seed {summary.run.seed}{state}: {'; '.join(filter(None, told))}")
         if not any(summary.crashed for summary in summaries):
-            of = " of the kinds watched" if any(summary.blind for summary in summaries) else ""
-            lines.append(f"{arm}: none{of} in {len(summaries)} runs")
+            of = " of the kinds watched" if any(summary.unmeasured_harms for summary in summaries) else ""
+            lines.append(f"{arm}: no crash{of} in {len(summaries)} runs")
     return lines
+
+
+def _told_events(events: Sequence[Event]) -> str:
+    starts: dict[str, list[int]] = {}
+    for event in events:
+        starts.setdefault(event.kind, []).append(event.start)
+    return ", ".join(f"{kind} ×{len(at)} from {min(at)}" for kind, at in starts.items())
 
 
 def fairness(comparison: Comparison) -> list[str]:

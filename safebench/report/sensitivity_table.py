@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safebench.evidence import runs
-from safebench.evidence.sensitivity import ANY, SIGN, Variant, sensitivity
+from safebench.evidence.sensitivity import CRASHED, SIGN, Variant, sensitivity
 from safebench.report.cells import DASH, interval
 from safebench.report.marks import insert
 
@@ -26,9 +26,9 @@ def to_markdown(variants: Sequence[Variant], arms: tuple[str, str]) -> str:
     figures = sorted((v for v in variants if v.difference is not None), key=lambda v: order.index(v.choice))
     chosen = {variant.choice: variant for variant in crashed if variant.chosen}
     lines = [
-        f"Runs with a crash, of {_of(variants)}, `{arms[0]}` : `{arms[1]}`; the chosen value is bold.",
+        f"Crashed runs, of {_of(variants)}, `{arms[0]}` : `{arms[1]}`; the chosen value is bold.",
         "",
-        "| choice | value | any kind | by kind, where it moves |",
+        "| choice | value | crashed | runs with an event of a kind, where it moves |",
         "| --- | --- | ---: | --- |",
         *(_crash_row(variant, chosen[variant.choice]) for variant in crashed),
         "",
@@ -61,7 +61,7 @@ def _turned(variants: Sequence[Variant]) -> list[str]:
 
     turned = [variant for variant in variants if variant.flips]
     return [
-        f"Choices that change which arm has more crashed runs: {named(lambda flip: flip.startswith(f'{ANY}:'))}.",
+        f"Choices that change which arm has more crashed runs: {named(lambda flip: flip.startswith(f'{CRASHED}:'))}.",
         "",
         f"Choices that change the sign of a difference: {named(lambda flip: flip == SIGN)}.",
         "",
@@ -79,9 +79,9 @@ def _of(variants: Sequence[Variant]) -> str:
 def _crash_row(variant: Variant, chosen: Variant) -> str:
     """Show every kind of the chosen value, and of the others those with other runs."""
     hits, usual = variant.hits or {}, chosen.hits or {}
-    kinds = [kind for kind in hits if kind != ANY and (variant.chosen or hits[kind] != usual.get(kind))]
+    kinds = [kind for kind in hits if kind != CRASHED and (variant.chosen or hits[kind] != usual.get(kind))]
     told = ", ".join(f"{kind} {hits[kind][0]} : {hits[kind][1]}" for kind in kinds)
-    return _row(variant.choice, _value(variant), f"{hits[ANY][0]} : {hits[ANY][1]}", told or DASH)
+    return _row(variant.choice, _value(variant), f"{hits[CRASHED][0]} : {hits[CRASHED][1]}", told or DASH)
 
 
 def _figure_row(variant: Variant) -> str:

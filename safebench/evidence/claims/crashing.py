@@ -21,12 +21,12 @@ FREE = ("experiment", "description", "seed", "recording.", "compute.", "evaluati
 
 
 def crashes(case: Case) -> Finding:
-    """Claim 2: fewer runs with any event of the crash specification."""
+    """Claim 2: fewer crashed runs."""
     found = all_of([share("crashed runs", case, lambda summary: summary.crashed)])
     first, second = ([pair[i] for pair in case.pairs] for i in (0, 1))
     if not first:
         return found
-    if len({summary.unmeasured for summary in (*first, *second)}) > 1:
+    if len({summary.unmeasured_harms for summary in (*first, *second)}) > 1:
         return replace(found, verdict="not shown", why="the runs were not all watched for the same kinds of crash")
     scales = " / ".join(f"{scale:g}×" for scale in SCALES)
     told = f"crashed at {scales} thresholds: {case.arm} {_at_scales(first)}, {case.other} {_at_scales(second)}"
@@ -35,7 +35,7 @@ def crashes(case: Case) -> Finding:
 
 
 def long_run(case: Case) -> Finding:
-    """Claim 8: no event at all in a run four times as long; one run with an event is a counterexample.
+    """Claim 8: no crash in a run four times as long; one crashed run is a counterexample.
 
     ``case.second`` are the same arm's runs of ordinary length, which say how long four times is.
     """
@@ -51,7 +51,7 @@ def long_run(case: Case) -> Finding:
     if crashed:
         told = "; ".join(f"seed {s.run.seed}: {_kinds(s)}" for s in crashed)
         return Finding("fails", f"{part.why} ({told}){beside}", (replace(part, side=-1),), certain=True)
-    if blind := sorted({kind for summary in case.first for kind in summary.unmeasured}):
+    if blind := sorted({kind for summary in case.first for kind in summary.unmeasured_harms}):
         return Finding("not shown", f"{part.why}, but nobody watched {', '.join(blind)}", (part,))
     if len(case.first) < enough():
         return Finding("not shown", f"{part.why}; a verdict needs {enough()} runs{beside}", (part,))
@@ -66,7 +66,7 @@ def _share_crashed(summaries: Sequence[Summary]) -> Part:
 
 
 def _kinds(summary: Summary) -> str:
-    return ", ".join(dict.fromkeys(event.kind for event in summary.events[1.0]))
+    return ", ".join(dict.fromkeys(event.kind for event in summary.harms(1.0)))
 
 
 def _crashed(summaries: Sequence[Summary]) -> str:
@@ -83,7 +83,7 @@ def _not_longer(long: Run, short: Run) -> str:
 
 
 def _at_scales(summaries: Sequence[Summary]) -> str:
-    return " / ".join(str(sum(bool(summary.events[scale]) for summary in summaries)) for scale in SCALES)
+    return " / ".join(str(sum(bool(summary.harms(scale)) for summary in summaries)) for scale in SCALES)
 
 
 def _with_drop(summaries: Sequence[Summary]) -> str:

@@ -33,7 +33,7 @@ CLAIMS: tuple[Claim, ...] = (
         2,
         "Negligible crashes",
         "training crashes less often than PPO's",
-        "runs with any event of the crash specification: McNemar's exact test, one-sided at 2.5 %: holds where fewer "
+        "crashed runs: McNemar's exact test, one-sided at 2.5 %: holds where fewer "
         "of the arm's crashed, fails where more",
         crashing.crashes,
     ),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from safebench.evidence.crashes import SCALES, CrashSpec
-from safebench.metrics import CRASH_KINDS
 
 UNITS = {
     "numeric": "non-finite values",
@@ -28,9 +27,13 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of crash: what is watched, its limit at each of SCALES, and for how many steps it must last."""
+    """One kind of event: what is watched, its limit at each of SCALES, and for how many steps it must last.
+
+    An ``alarm`` alone does not mean that the run crashed.
+    """
 
     kind: str
+    alarm: bool
     watched: str
     limits: tuple[str, ...]
     window: str
@@ -72,7 +75,7 @@ def rules(spec: CrashSpec, planned_steps: int) -> tuple[Rule, ...]:
                              steps(spec.value_window)),
         "ratio_blowout": ("largest importance ratio", above(spec.ratio_high, ""), _steps(1)),
     }  # fmt: skip
-    return tuple(Rule(kind, *told[kind]) for kind in CRASH_KINDS)
+    return tuple(Rule(kind, kind in spec.alarms, *told[kind]) for kind in (*spec.harms, *spec.alarms))
 
 
 def _scaled(pattern: str, scale_by: Callable[[float, float], float]) -> Callable[[float, str], tuple[str, ...]]:

@@ -55,7 +55,7 @@ def headline(comparison: Comparison) -> str:
     verb = "were compared" if len(comparison.arms) > 1 else "was measured"
     return (
         f"{_listed(comparison.arms)} {verb} on {models}, {count} seed{'s' * (count != 1)}{_each(comparison)} of "
-        f"{steps} steps: {'; '.join(told)}; runs with any crash {crashed}."
+        f"{steps} steps: {'; '.join(told)}; crashed runs {crashed}."
     )
 
 
