@@ -188,10 +188,8 @@ def _notes(rows: Sequence[ArmRow], arms: Arms, first: str, spec: CrashSpec) -> l
     every = [run for row in rows for run in row.runs]
     notes.append(f"commit {', '.join(_distinct(run.code for run in every)) or 'unknown'}")
     notes.append(f"hardware {'; '.join(_distinct(run.machine for run in every)) or 'unknown'}")
-    notes.append(
-        f"crash specification {spec.version}"
-        + (f": a run with no more than {', '.join(spec.alarms)} did not crash" if spec.alarms else "")
-    )
+    beside = f": {', '.join(spec.alarms)} are alarms, which alone mean no crash" if spec.alarms else ""
+    notes.append(f"crash specification {spec.version}{beside}")
     return notes
 
 
