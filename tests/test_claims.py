@@ -205,7 +205,7 @@ def test_no_verdict_speaks_for_an_arm_whose_runs_broke_off():
 # Claim 2: crashes
 
 
-def crashed_arms(first, second, kind="kl_spike"):
+def crashed_arms(first, second, kind="degenerate"):
     arms = ([summary(seed, [kind] * hit) for seed, hit in enumerate(hits)] for hits in (first, second))
     return case(*arms)
 
@@ -426,8 +426,10 @@ def test_the_pid_serves_where_something_is_worse_without_it(safe_run, changed, s
 
 
 def test_crashes_count_among_what_gets_worse(safe_run):
-    found = ablations.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "kl_spike")))
+    found = ablations.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "degenerate")))
     assert (found.verdict, sides(found)) == ("holds", [0, 1, 0])
+    alarmed = ablations.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "kl_spike")))
+    assert sides(alarmed) == [0, 0, 0]
 
 
 def test_an_ablation_must_leave_out_that_part_alone(safe_run):
@@ -527,8 +529,9 @@ def test_long_runs_stay_whole():
     assert "at this length ppo: 6 of 6 runs crashed" in found.why
     assert crashing.long_run(long_case(seeds=5)).verdict == "not shown"
     for seeds in (3, 6):  # a counterexample needs no statistics
-        found = crashing.long_run(long_case(seeds, ["kl_runaway"]))
-        assert (found.verdict, found.certain) == ("fails", True) and "seed 2: kl_runaway" in found.why
+        found = crashing.long_run(long_case(seeds, ["degenerate", "kl_runaway"]))
+        assert (found.verdict, found.certain) == ("fails", True) and "(seed 2: degenerate)" in found.why
+    assert crashing.long_run(long_case(6, ["kl_runaway"])).verdict == "holds"  # an alarm is no crash
     assert crashing.long_run(case([])).verdict == "not shown"
 
 

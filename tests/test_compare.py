@@ -291,7 +291,7 @@ def test_a_seed_that_one_arm_did_not_measure_makes_no_pair(tmp_path):
 
 def test_a_run_that_broke_off_was_seen_until_its_last_step(tmp_path):
     curves = healthy(0, 40)
-    crashed = {**curves, "update/ratio_max": [None, *[1.0] * 29, 20.0, *[1.0] * 10]}
+    crashed = {**curves, "loss/policy": [None, *[0.1] * 29, math.nan, *[0.1] * 10]}
     write_run(tmp_path, "ppo", 0, {key: values[:21] for key, values in curves.items()}, steps=40, state="interrupted")
     write_run(tmp_path, "ppo", 1, crashed)
     write_run(tmp_path, "ppo", 2, curves)
@@ -406,9 +406,10 @@ def test_what_was_never_measured_is_not_watched_and_never_no_crash(tmp_path):
 def test_an_arm_without_events_says_that_it_was_not_watched_for_all(tmp_path):
     curves = healthy(0, 40)
     write_run(tmp_path, "safe", 0, curves)
-    assert "safe: none in 1 runs" in table.render(compare.compare(groups(tmp_path, "safe")), "table")
+    assert "safe: no crash in 1 runs" in table.render(compare.compare(groups(tmp_path, "safe")), "table")
     write_run(tmp_path, "ppo", 0, {**curves, "eval/judge": [None] * 41})
-    assert "ppo: none of the kinds watched in 1 runs" in table.render(compare.compare(groups(tmp_path, "ppo")), "table")
+    text = table.render(compare.compare(groups(tmp_path, "ppo")), "table")
+    assert "ppo: no crash of the kinds watched in 1 runs" in text
 
 
 def test_holm_counts_the_primary_metrics_that_could_not_be_measured(tmp_path):
@@ -465,7 +466,7 @@ def test_the_terminal_table_fits_and_has_every_row(comparison):
         (line,) = [line for line in lines if unit in line]
         assert ("↑" in line, "↓" in line) == (row.scalar.direction == "up", row.scalar.direction == "down")
         assert line.lstrip().startswith("* ") == row.scalar.primary
-    assert "crash specification 1" in text and "seeds 0, 1, 2, 3, 4; steps 100" in text
+    assert "crash specification 2" in text and "seeds 0, 1, 2, 3, 4; steps 100" in text
 
 
 def test_many_arms_are_split_over_tables_that_fit(root):
@@ -488,7 +489,7 @@ def test_csv_and_json_hold_the_figures(comparison):
     content = json.loads(table.render(comparison, "json"))
     metric = next(metric for metric in content["metrics"] if metric["key"] == "judge_final")
     assert metric["cells"]["ppo"]["by_seed"]["2"] == comparison.row("judge_final").cells["ppo"].values[2]
-    assert content["crash_specification"]["version"] == 1
+    assert content["crash_specification"]["version"] == 2
     assert content["runs"]["ppo"][0]["events"]["1"][0]["kind"] == "kl_spike"
     assert content["runs"]["ppo"][0]["folder"] == "embedded/ppo/seed-0"
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, Detectors, Event, detect, detect_scales
+from safebench.evidence.specification import SPECS
 from safebench.metrics import KEYS
 
 LONG = 500  # planned steps from which windows have their full length
@@ -327,4 +328,12 @@ def test_strings_of_a_csv_give_the_same_events(rows):
 
 def test_thresholds_are_the_specification():
     assert replace(SPEC) == SPEC
-    assert (SPEC.version, SPEC.smoothing_span, SPEC.reward_drop, SPEC.kl_target) == (1, 20.0, 1.0, 0.3)
+    assert (SPEC.version, SPEC.smoothing_span, SPEC.reward_drop, SPEC.kl_target) == (2, 20.0, 1.0, 0.3)
+    for version, spec in SPECS.items():  # kept counts of one version serve the other
+        assert replace(spec, version=SPEC.version, harms=SPEC.harms) == SPEC and spec.version == version
+
+
+def test_harms_and_alarms_share_all_kinds():
+    assert sorted((*SPEC.harms, *SPEC.alarms)) == sorted(CRASH_KINDS) and SPECS[1].alarms == ()
+    assert [SPEC.crashed(kinds) for kinds in ([], ["kl_spike"], ["kl_spike", "degenerate"])] == [False, False, True]
+    assert [SPECS[1].crashed(kinds) for kinds in ([], ["kl_spike"])] == [False, True]

@@ -153,7 +153,7 @@ def test_plain_lines_say_tenths_crashes_and_the_time_left() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0] == "ppo seed 0: 100 steps"
     assert lines[2] == "ppo seed 0: step 10/100  reward 0.1  3 min 00 s left"
-    assert "ppo seed 0: step 55: kl_spike" in lines
+    assert "ppo seed 0: step 55: alarm: kl_spike" in lines
     assert lines[-1] == "ppo seed 0: finished (3 min 22 s)"
     assert len(lines) == 1 + 11 + 1 + 1
 
@@ -184,7 +184,7 @@ def test_live_bars_end_with_the_cursor_shown(capsys: pytest.CaptureFixture[str])
         view.ended("a", "finished")
     out, err = capsys.readouterr()
     assert out == "", "stdout is for data"
-    assert "a: step 1: kl_spike" in err
+    assert "a: step 1: alarm: kl_spike" in err
     assert "a: finished" in err
 
 

@@ -19,7 +19,7 @@ from safebench.evidence.compare import compare
 from safebench.evidence.crashes import SPEC
 from safebench.evidence.rescored import judged_by
 from safebench.evidence.specification import CrashSpec
-from safebench.metrics import CRASH_KINDS
+from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
 from safebench.report import cells
 from safebench.report.page import write_report
 from safebench.report.page.curves import band, curves
@@ -117,7 +117,7 @@ def test_the_headline_is_computed_and_warnings_are_loud(page, comparison):
         "ppo and safe were compared on embedded, 3 seeds each of 40 steps: held-out judge reward at the end "
         f"ppo {cells.interval(judge['ppo'].estimate)}, safe {cells.interval(judge['safe'].estimate)}; "
         f"mean KL ppo {cells.interval(kl['ppo'].estimate)}, safe {cells.interval(kl['safe'].estimate)} nats/token; "
-        "runs with any crash ppo 2 of 3, safe 0 of 3."
+        "crashed runs ppo 2 of 3, safe 0 of 3."
     ) in page.text
     assert comparison.warnings
     box = page.raw[page.raw.index('<div class="warning"') : page.raw.index('<div class="cards">')]
@@ -310,7 +310,7 @@ def test_a_prompt_that_differs_between_arms_is_not_put_side_by_side(tmp_path):
 
 def test_the_specification_shows_its_own_numbers():
     told = {rule.kind: rule for rule in rules(SPEC, 120)}
-    assert tuple(told) == CRASH_KINDS
+    assert tuple(told) == (*HARM_KINDS, *ALARM_KINDS) and all(told[kind].alarm for kind in ALARM_KINDS)
     assert told["kl_runaway"].limits == ("> 0.45 nats/token", "> 0.9 nats/token", "> 1.8 nats/token")
     assert told["entropy_collapse"].limits[0] == "< 0.4 of its first value"
     assert told["kl_spike"].limits[2] == "> max(10 × median, 1) nats/token"
@@ -362,7 +362,7 @@ def test_it_can_be_made_again_from_what_it_says(page, comparison):
     for footer in comparison.footers:
         assert footer in page.text.replace("command  ", "command ")
     assert "safebench run ppo safe" in page.text and "012345678" in page.text and "Some CPU" in page.text
-    assert "crash specification, version 1" in page.text.lower()
+    assert "crash specification, version 2" in page.text.lower()
 
 
 @pytest.mark.parametrize(

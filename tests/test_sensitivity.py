@@ -63,13 +63,13 @@ def test_every_choice_has_one_chosen_value_and_alternatives(variants):
 def test_the_chosen_values_are_the_comparisons(groups, variants):
     found = compare.compare(groups)
     hits = {
-        row.scalar.label: (row.cells["ppo"].hit, row.cells["safe"].hit)
+        row.scalar.label.removesuffix(" (alarm)"): (row.cells["ppo"].hit, row.cells["safe"].hit)
         for row in found.rows
         if row.kind in ("count", "share")
     }
     for variant in (variant for variant in variants if variant.chosen and variant.hits is not None):
-        assert variant.hits["any"] == hits["crash rate"]
-        assert {kind: hits[kind] for kind in variant.hits if kind != "any" and kind in hits} == {
+        assert variant.hits["crashed"] == hits["crash rate"]
+        assert {kind: hits[kind] for kind in variant.hits if kind != "crashed" and kind in hits} == {
             kind: count for kind, count in variant.hits.items() if kind in hits
         }
     labels = {

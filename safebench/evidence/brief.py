@@ -11,6 +11,7 @@ from safebench.evidence.claims.commands import seeds_text
 from safebench.evidence.crashes import CRASH_KINDS, SPEC, CrashSpec
 from safebench.evidence.packed import FIGURES, Packed
 from safebench.evidence.rows import BySeed, difference, known
+from safebench.evidence.specification import SPECS
 from safebench.evidence.statistics import Estimate
 
 COMPARED = ("judge_final", "kl_mean")
@@ -128,7 +129,7 @@ def _tally(runs: Sequence[Packed], kind: str) -> Tally:
 
 
 def _unmatched(arms: Arms) -> list[str]:
-    """Return what must be equal and is not: settings within an arm, ground between arms."""
+    """Return what must be equal and is not: settings within an arm, ground between arms, the events' thresholds."""
     reasons = [f"the runs of {arm} have unequal settings" for arm, runs in arms.items() if _several(runs, "settings")]
     every = [run for runs in arms.values() for run in runs]
     if _several(every, "ground"):
@@ -138,6 +139,9 @@ def _unmatched(arms: Arms) -> list[str]:
                 by_ground.setdefault(ground, []).append(arm)
         told = " against ".join(", ".join(names) for names in by_ground.values())
         reasons.append(f"another model, data, reward or number of steps: {told}")
+    if unknown := sorted({run.specification for run in every} - SPECS.keys()):
+        versions = ", ".join(map(str, unknown))
+        reasons.append(f"crashes were counted by specification {versions}, whose thresholds are not known here")
     return reasons
 
 

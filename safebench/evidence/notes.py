@@ -72,11 +72,13 @@ def _blind(arm: str, found: Sequence[Summary]) -> list[str]:
 
 
 def _unequally_watched(summaries: Summaries) -> list[str]:
-    blind = [{kind for summary in found for kind in summary.unmeasured_harms} for found in summaries.values()]
+    blind = [{kind for summary in found for kind in summary.unmeasured} for found in summaries.values()]
     unequal = [kind for kind in CRASH_KINDS if len({kind in kinds for kinds in blind}) > 1]
     if not unequal:
         return []
-    return [f"not every arm was watched for {', '.join(unequal)}: their crash rates do not compare"]
+    harms = {kind for found in summaries.values() for summary in found for kind in summary.unmeasured_harms}
+    what = "crash rates" if harms & {*unequal} else "counts"
+    return [f"not every arm was watched for {', '.join(unequal)}: their {what} do not compare"]
 
 
 def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tuple[str, ...]:
