@@ -102,8 +102,30 @@ def test_diff_names_settings_and_the_step_at_which_curves_part(call: Any, compar
 def test_sensitivity_is_that_of_two_experiments(call: Any, compared: Path) -> None:
     code, out, _ = call("sensitivity", "ppo", "safe")
     assert code == 0
-    assert "Runs with a crash, of 2, `ppo` : `safe`" in out
+    assert "Crashed runs, of 2, `ppo` : `safe`" in out
     assert call("sensitivity", "ppo")[0] == 2
+
+
+def test_each_version_of_the_crash_specification_can_be_asked_for(call: Any, here: Path) -> None:
+    spiking = {**healthy(0), "update/ratio_max": [None, *[20.0] * 100]}  # an alarm, no harm
+    write_run(here / "results", "ppo", 0, spiking)
+    write_run(here / "results", "safe", 0, collapsing(0))
+    shares = {}
+    for version in ("1", "2"):
+        chosen = ("--crash-spec", version)
+        code, out, _ = call("compare", "ppo", "safe", "--metric", "crash_rate", "--format", "csv", *chosen)
+        assert code == 0
+        rows = list(csv.DictReader(out.splitlines()))
+        shares[version] = {row["arm"]: float(row["value"]) for row in rows if not row["baseline"]}
+        brief = json.loads(call("compare", "ppo", "safe", "--brief", "--format", "json", *chosen)[1])
+        assert {arm["arm"]: arm["crashed"] for arm in brief[0]["arms"]} == shares[version]
+        assert f"specification {version}" in " ".join(brief[0]["notes"])
+        assert call("claims", *chosen)[1].count(f"rash specification {version}") == 1
+        assert f"version {version}" in Path(call("report", *chosen)[1].strip()).read_text(encoding="utf-8")
+        told = "1 : 1" if version == "1" else "0 : 1"
+        assert f"| severity | **1×** | {told} |" in call("sensitivity", "ppo", "safe", *chosen)[1]
+    assert shares == {"1": {"ppo": 1, "safe": 1}, "2": {"ppo": 0, "safe": 1}}
+    assert call("compare", "ppo", "safe", "--crash-spec", "3")[0] == 2
 
 
 def test_an_old_run_is_judged_again_and_compared_by_it(
