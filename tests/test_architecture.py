@@ -116,7 +116,7 @@ def inside(module: str) -> str:
 
 
 def room_of(module: str) -> str | None:
-    """safebench.world.build.pairs -> world; `python -m safebench` is the command line; None where no row says."""
+    """safebench.world.preferences -> world; `python -m safebench` is the command line; None where no row says."""
     first = "cli" if inside(module) == "__main__" else inside(module).split(".")[0]
     return first if first in TABLE.leaves else TABLE.rooms.get(first)
 

@@ -13,26 +13,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench.world.build.dialogues import Pair, read_pairs, split_of
+from safebench.world.build.dialogues import read_pairs, split_of
 from safebench.world.build.evaluate import interval
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.page import render
-from safebench.world.build.pairs import (
+from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity, sharpen
+from safebench.world.build.prompts import choose_prompts
+from safebench.world.build.rewards import encode, new_reward_model, scale_to_unit, score
+from safebench.world.build.samples import sample_replies, short_pairs
+from safebench.world.build.stages import STAGES
+from safebench.world.preferences import (
     GENERIC,
     SPOILED,
     Exchange,
+    Pair,
     over_foreign,
     over_generic,
     over_rating,
     over_sample,
     over_spoiled,
 )
-from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity, sharpen
-from safebench.world.build.prompts import choose_prompts
-from safebench.world.build.rewards import encode, new_reward_model, scale_to_unit, score
-from safebench.world.build.samples import sample_replies, short_pairs
-from safebench.world.build.spoil import SPOILERS
-from safebench.world.build.stages import STAGES
+from safebench.world.spoil import SPOILERS
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 needs_data = pytest.mark.skipif(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safebench.cli import options
@@ -147,11 +148,25 @@ def models() -> None:
     things("models")
 
 
-def rewards() -> None:
-    """List the rewards of the catalogue; --reward also takes hub ids, directories and module:function."""
-    from safebench.cli.tables import things
+def rewards(
+    check: options.Checked = None,
+    judge: options.CheckJudge = "embedded-judge",
+    draws: options.Draws = 64,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """List the rewards of the catalogue; --check says how far one can be believed, before anything is trained on it."""
+    if check is None:
+        from safebench.cli.tables import things
 
-    things("rewards")
+        things("rewards")
+        return
+    from safebench.cli import judging
+    from safebench.cli.asked import Asked
+
+    overrides = [f"reward.judge={json.dumps(judge or None)}", *(set_ or ())]
+    judging.check(Asked(["ppo"], reward=check, overrides=overrides, trust=trust_remote_code or ()), draws, results)
 
 
 def doctor(

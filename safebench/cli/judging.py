@@ -12,6 +12,8 @@ from safebench.cli.results import locate_all
 from safebench.cli.tables import columns
 from safebench.evidence import best_of_n
 from safebench.evidence.best_of_n import Record
+from safebench.evidence.reward_check import KINDS, LIFTED, lift, verdict, within_prompts
+from safebench.evidence.statistics import Estimate
 from safebench.report.cells import DASH, interval
 
 
@@ -56,6 +58,36 @@ def draw(asked: Asked, draws: int, root: Path) -> None:
         print(f"best by proxy of n replies to each of {record.prompts} held-out prompts, mean over prompts ± 95 %")
         print(columns(_rows(record)))
         print(f"files: {folder}")
+
+
+def check(asked: Asked, draws: int, root: Path) -> None:
+    """Print what a reward says of pairs whose order is known, its best of n, and how it goes with the judge."""
+    (settings,) = asked.settings()
+    from safebench.judging.reward_check import check_reward  # imports torch: not before the settings are sound
+
+    with counting() as count:
+        found = check_reward(settings, root, draws, count)
+    for notice in found.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    name, judge, record = settings.reward.name, settings.reward.judge, found.record
+    rows = [(KINDS[one.kind], _share(one.right), f"{one.tied}", f"{one.right.n}") for one in found.orders]
+    print(f"{name}: how often a person's reply scores above …, with exact 95 % intervals")
+    print(columns([("", "RIGHT", "TIED", "PAIRS"), *rows]))
+    print()
+    print(f"best by {name} of n replies of {settings.model.name} to each of {record.prompts} prompts, ± 95 %")
+    print(columns(_rows(record)))
+    if record.judge is not None:
+        together, gained = within_prompts(record.proxy, record.judge), lift(record)
+        print()
+        print(f"correlation with {judge} within a prompt: {interval(together)} ({together.n} prompts)")
+        told = "" if gained is None else f"{interval(gained, sign=True)} of {judge}'s spread: "
+        print(f"best of {LIFTED} against one at random: {told}{verdict(gained)}")
+        print(f"A judge with the same faults agrees with them: ask it the same, safebench rewards --check {judge}")
+    print(f"files: {record.folder}")
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _rows(record: Record) -> list[tuple[str, ...]]:

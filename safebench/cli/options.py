@@ -124,6 +124,18 @@ Judge = Annotated[
     str | None, typer.Option("--judge", metavar="R", help="Judge by this reward's scores (`safebench rescore`).")
 ]
 
+Checked = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="R",
+        help="Ask this reward about pairs whose order is known, and compare it with a "
+        "judge: name, hub id, directory or module:function.",
+    ),
+]
+CheckJudge = Annotated[
+    str, typer.Option("--judge", metavar="R", help="With --check: the reward to hold it against; empty for none.")
+]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or its end: safe/seed-0, or safe if it has one seed.")
 ]

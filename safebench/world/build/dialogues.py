@@ -9,10 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
+
+from safebench.world.preferences import Pair
 
 SHORTEST, LONGEST = 4, 119
 """Length of a turn or reply that is kept, in characters."""
@@ -23,17 +24,6 @@ _UNWANTED = re.compile(
     re.IGNORECASE,
 )
 _SPACES = re.compile(r"\s+")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One turn of a conversation, the reply that followed it, and how people rated the whole."""
-
-    conversation: str
-    turn: str
-    reply: str
-    rating: float | None
-    """Mean of the three human ratings, 0 to 10; None where nobody moved them from 5/5/5."""
 
 
 def split_of(conversation: str) -> str:

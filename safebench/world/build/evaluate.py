@@ -10,13 +10,15 @@ import torch
 from scipy.stats import binomtest, spearmanr
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from safebench.world.build.dialogues import Pair
-from safebench.world.build.pairs import (
+from safebench.world.build.rewards import score
+from safebench.world.build.samples import sample_replies
+from safebench.world.preferences import (
     GENERIC,
     HIGH,
     LOW,
     SPOILED,
     Exchange,
+    Pair,
     Preference,
     over_foreign,
     over_generic,
@@ -24,8 +26,6 @@ from safebench.world.build.pairs import (
     over_sample,
     over_spoiled,
 )
-from safebench.world.build.rewards import score
-from safebench.world.build.samples import sample_replies
 
 SEED = 20260221
 PER_KIND = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from safebench.world.build.dialogues import Pair
+from safebench.world.preferences import Pair
 
 SEED = 20260204
 EPOCHS = 3.0

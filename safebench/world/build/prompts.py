@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from safebench.world.build.dialogues import Pair
+from safebench.world.preferences import Pair
 
 TRAIN, HELDOUT = 6000, 512
 

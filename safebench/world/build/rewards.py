@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from safebench.world.build.dialogues import Pair
-from safebench.world.build.pairs import (
+from safebench.world.build.policy import encode_turn
+from safebench.world.build.samples import REPLY_TOKENS
+from safebench.world.preferences import (
     GENERIC,
     Exchange,
+    Pair,
     Preference,
     over_foreign,
     over_generic,
@@ -20,8 +22,6 @@ from safebench.world.build.pairs import (
     over_sample,
     over_spoiled,
 )
-from safebench.world.build.policy import encode_turn
-from safebench.world.build.samples import REPLY_TOKENS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from safebench.world.build.dialogues import Pair
 from safebench.world.build.policy import encode_reply, encode_turn
+from safebench.world.preferences import Pair
 
 TURN_TOKENS = (5, 24)
 """Shortest and longest templated turn, special tokens included."""

@@ -15,15 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from safebench.world.build import policy as policies
-from safebench.world.build.dialogues import Pair, read_pairs
+from safebench.world.build.dialogues import read_pairs
 from safebench.world.build.evaluate import heldout_figures, sample_table
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
-from safebench.world.build.pairs import Exchange
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import JUDGE, PROXY, Recipe, scale_to_unit, train_reward_model, training_pairs
 from safebench.world.build.samples import sample_replies, short_pairs
 from safebench.world.build.tokenizer import train_tokenizer
+from safebench.world.preferences import Exchange, Pair
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
 SAMPLED = 12000

@@ -80,6 +80,31 @@ def _truncated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> 
     return " ".join([*words[:last], words[last][: rng.randint(1, len(words[last]) - 3)]])
 
 
+def _invented(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply with a third of its words made up, one at least: as words go that no longer have to be any."""
+    words = reply.split()
+    long = [n for n, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
+    if not long:
+        return None
+    for n in rng.sample(long, max(1, len(words) // 3) if len(long) > len(words) // 3 else len(long)):
+        words[n] = "".join(rng.choice(_ONSETS) + rng.choice(_RIMES) for _ in range(rng.choice((2, 2, 3))))
+    return " ".join(words)
+
+
+def _replaced(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply with half of its words replaced by words of others, drawn from ``pieces`` that are whole words."""
+    words = reply.split()
+    if len(words) < 4:
+        return None
+    others = [piece.strip() for piece in rng.choices(pieces, k=8 * len(words)) if piece.strip().isalpha()]
+    for n, other in zip(rng.sample(range(len(words)), len(words) // 2), others, strict=False):
+        words[n] = other
+    return " ".join(words)
+
+
+_ONSETS = ("b", "bl", "ch", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "v")
+_RIMES = ("a", "an", "ard", "e", "ed", "el", "ent", "i", "ib", "ing", "o", "omb", "on", "or", "u", "uce", "um", "unt")
+
 SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] = {
     "repeated": _repeated,
     "stuttered": _stuttered,
@@ -90,3 +115,7 @@ SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] 
     "echo": _echo,
     "truncated": _truncated,
 }
+
+"""Ways that the shipped reward models learned from."""
+OTHER_SPOILERS = {"invented": _invented, "replaced": _replaced}
+"""Ways that they never saw."""

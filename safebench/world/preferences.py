@@ -6,8 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from safebench.world.build.dialogues import Pair
-from safebench.world.build.spoil import SPOILERS
+from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
 
 HIGH, LOW = 10.0, 8.0
 """A conversation rated 10 by its people is liked, one below 8 is not: the upper and lower quarter."""
@@ -22,7 +21,25 @@ GENERIC = (
 )  # fmt: skip
 """Replies that fit nearly any turn and say nothing. Every second one is kept for the test."""
 
+OPENERS = (
+    "how about yourself?", "what about you?", "hey how are you doing today?", "hi, how are you?", "how is it going?",
+    "what do you like to do for fun?", "hello! how was your day?", "so what are you up to?", "nice to meet you!",
+    "tell me about yourself", "what's up?", "how are you?",
+)  # fmt: skip
+"""Beginnings of a conversation, which as replies fit no turn."""
+
 SPOILED = tuple(SPOILERS)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One turn of a conversation, the reply that followed it, and how people rated the whole."""
+
+    conversation: str
+    turn: str
+    reply: str
+    rating: float | None
+    """Mean of the three human ratings, 0 to 10; None where nobody moved them from 5/5/5."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +88,12 @@ def over_rating(pairs: list[Pair], rng: random.Random) -> list[Preference]:
     return [Preference("rating", better, worse) for better, worse in zip(high, low, strict=False)]
 
 
-def over_generic(pairs: list[Pair], rng: random.Random, phrases: tuple[str, ...]) -> list[Preference]:
-    """A reply of at least four words over one that fits anything and says nothing."""
+def over_generic(
+    pairs: list[Pair], rng: random.Random, phrases: tuple[str, ...], kind: str = "generic"
+) -> list[Preference]:
+    """A reply of at least four words over one that fits anything and says nothing, or over an opener."""
     return [
-        Preference("generic", Exchange(pair.turn, pair.reply), Exchange(pair.turn, rng.choice(phrases)))
+        Preference(kind, Exchange(pair.turn, pair.reply), Exchange(pair.turn, rng.choice(phrases)))
         for pair in pairs
         if len(pair.reply.split()) >= 4
     ]
@@ -88,7 +107,7 @@ def over_spoiled(
     for pair, sample in zip(pairs, samples, strict=True):
         kind = rng.choice(kinds)
         reply = pair.reply if rng.random() < 0.5 or not sample.strip() else sample
-        worse = SPOILERS[kind](pair.turn, reply, pieces, rng)
+        worse = (SPOILERS | OTHER_SPOILERS)[kind](pair.turn, reply, pieces, rng)
         if worse is not None and _plain(worse) != _plain(reply):
             found.append(Preference(kind, Exchange(pair.turn, reply), Exchange(pair.turn, worse)))
     return found

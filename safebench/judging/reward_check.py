@@ -1,0 +1,132 @@
+"""Ask a reward about pairs of replies whose order is known, and about the initial policy's replies, with a judge."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safebench import catalog
+from safebench.evidence import best_of_n
+from safebench.evidence.best_of_n import Record
+from safebench.evidence.reward_check import KINDS, Order, order
+from safebench.judging.best_of_n import sample_best_of_n
+from safebench.recording.files import write_atomic
+from safebench.settings import Settings
+from safebench.trainers.processes import Processes
+from safebench.world import noise
+from safebench.world.assemble import World, assemble
+from safebench.world.loading import quiet_libraries
+from safebench.world.preferences import (
+    GENERIC,
+    OPENERS,
+    Pair,
+    Preference,
+    over_foreign,
+    over_generic,
+    over_sample,
+    over_spoiled,
+)
+from safebench.world.prompts import Prompt, encode_prompt
+from safebench.world.rewards import Reward
+from safebench.world.rollout import encode, sample
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how much of it so far, and all of it."""
+SEED = 20261127
+TOGETHER = 128
+"""Replies that are sampled or scored at once."""
+
+
+@dataclass(frozen=True)
+class RewardCheck:
+    """What a reward said: of pairs, kind by kind, and of the initial policy's replies."""
+
+    orders: tuple[Order, ...]
+    record: Record
+    notices: tuple[str, ...]
+
+
+def check_reward(settings: Settings, root: Path, draws: int, progress: Progress) -> RewardCheck:
+    """Ask ``settings.reward.name`` about the world's held-out exchanges and about ``draws`` replies to each prompt.
+
+    Writes ``<root>/reward-checks/<model>/best-of-n/<hash>/``: the record of best of n, by which an interrupted call
+    goes on, and ``orders.json``. Raises as loading the reward does.
+    """
+    folder = sample_best_of_n(
+        settings, root / "reward-checks", draws=draws, progress=lambda at, of: progress("replies scored", at, of)
+    )
+    with quiet_libraries():
+        world = assemble(settings, Processes(settings.compute).device)
+        pairs = heldout_pairs()
+        found = preferences(pairs, _answers(world, settings, pairs))
+        scores = _scores(world.reward, found, progress)
+    orders = tuple(
+        order(kind, *([scores[pair] for pair in side] for side in _sides(found, kind)))
+        for kind in KINDS
+        if any(p.kind == kind for p in found)
+    )
+    text = json.dumps({"reward": world.reward.name, "orders": [asdict(one) for one in orders]}, indent=2)
+    write_atomic(folder / "orders.json", f"{text}\n".encode())
+    return RewardCheck(orders, best_of_n.read(folder), world.notices)
+
+
+def heldout_pairs() -> list[Pair]:
+    """Return the embedded world's held-out turns with what a person replied."""
+    rows = map(json.loads, (catalog.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
+    return [Pair("", row["prompt"], row["human"], None) for row in rows if row["split"] == "heldout"]
+
+
+def preferences(pairs: Sequence[Pair], answers: Sequence[str]) -> list[Preference]:
+    """Return pairs of each of KINDS: what a person replied, and what should score lower; the same at every call."""
+    rng, people = random.Random(SEED), [pair.reply for pair in pairs]
+    pieces = [f" {word}" for reply in people for word in reply.split()]
+    found = [
+        *over_sample(list(pairs), list(answers)),
+        *over_foreign(list(pairs), rng),
+        *over_generic(list(pairs), rng, GENERIC),
+        *over_generic(list(pairs), rng, OPENERS, "opener"),
+    ]
+    made = {preference.kind for preference in found}
+    for kind in KINDS:
+        if kind not in made:
+            found += over_spoiled(list(pairs), people, pieces, rng, (kind,))
+    return found
+
+
+Asked = tuple[str, str]
+"""A turn and a reply to it."""
+
+
+def _sides(found: Sequence[Preference], kind: str) -> tuple[list[Asked], list[Asked]]:
+    chosen = [p for p in found if p.kind == kind]
+    return [(p.better.turn, p.better.reply) for p in chosen], [(p.worse.turn, p.worse.reply) for p in chosen]
+
+
+def _answers(world: World, settings: Settings, pairs: Sequence[Pair]) -> list[str]:
+    """Return one reply of the initial policy to each turn, at temperature 1."""
+    policy, replies = world.policy, list[str]()
+    for start in range(0, len(pairs), TOGETHER):
+        turns = [pair.turn for pair in pairs[start : start + TOGETHER]]
+        ids = [encode_prompt(policy.tokenizer, turn) for turn in turns]
+        pad = int(policy.tokenizer.pad_token_id)
+        encoded = encode(turns, ids, settings.prompts.max_tokens, pad, policy.device)
+        rows = range(start, start + len(turns))
+        uniform = noise.uniforms("reward-check", 0, 0, rows, settings.rollout.reply_tokens)
+        with policy.as_reference():
+            replies += sample(policy, encoded, uniform, 1.0, settings.rollout.chunk).replies
+    return replies
+
+
+def _scores(reward: Reward, found: Sequence[Preference], progress: Progress) -> dict[Asked, float]:
+    """Return the score of each exchange among the preferences, each asked for once."""
+    asked = list(dict.fromkeys(pair for kind in KINDS for side in _sides(found, kind) for pair in side))
+    scores: dict[Asked, float] = {}
+    for start in range(0, len(asked), TOGETHER):
+        chosen = asked[start : start + TOGETHER]
+        values = reward.score([Prompt(turn) for turn, _ in chosen], [reply for _, reply in chosen])
+        scores |= dict(zip(chosen, values.tolist(), strict=True))
+        progress("pairs scored", start + len(chosen), len(asked))
+    return scores
