@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safebench import settings as s
 from safebench.errors import BadResource, UsageError
 from safebench.world import noise
 from safebench.world.loading import quiet_libraries
+from safebench.world.probes import COARSE, FINE, gap
 
 ALL_LINEAR = "all-linear"
 """In the settings' targets: every linear layer but the output layer."""
@@ -188,18 +190,40 @@ def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> 
 
     Raises ``BadResource`` where a weight of the file is not in the model or one of the adapter's is not in the file.
     """
-    config = PeftConfig.from_pretrained(location)
+    with _understood(location):
+        config = PeftConfig.from_pretrained(location)
     if not base.can_generate():
         config.task_type = None if config.task_type == "CAUSAL_LM" else config.task_type  # below a classifier's adapter
-    with quiet_libraries(), warnings.catch_warnings():
-        # What peft warns of here, partly loaded adapters, is looked for below.
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    with quiet_libraries(), _understood(location):
         adapted: PeftModel = PeftModel.from_pretrained(base, location, config=config)
     # Told to decide by itself, peft would ask the hub whether the base's embedding has changed.
     own: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    # A file may hold weights of the base too, such as an embedding with more tokens.
-    _refuse_partly(location, set(own), {**adapted.state_dict(), **own}, stored)
+    # A file may hold weights of the base too, such as an embedding with more tokens, and a layer that is kept whole
+    # both by its own name and by peft's.
+    whole = {f".{part}.{adapted.active_adapter}.": f".{part}." for part in ("modules_to_save", "trainable_tokens")}
+    there = dict(adapted.state_dict())
+    there |= {key.replace(long, short): w for key, w in there.items() for long, short in whole.items() if long in key}
+    _refuse_partly(location, set(own), {**there, **own}, stored)
     return adapted.eval()
+
+
+@contextlib.contextmanager
+def _understood(location: str) -> Iterator[None]:
+    """Refuse an adapter of whose settings peft says that it ignores them.
+
+    What it warns of besides, weights that it did not load, is looked for by name.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for warning in told:
+        said = " ".join(str(warning.message).split())
+        # Ranks and alphas of layers that a model does not have are told of experts that are not adapted, too.
+        if "ignored" in said or "nexpected keyword" in said:
+            raise BadResource(
+                f"the adapter {location} has settings that are not understood: {said[:300]}",
+                "Take them out of its adapter_config.json if they mean nothing, or install the peft that wrote it.",
+            )
 
 
 def _refuse_partly(location: str, own: set[str], there: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
@@ -222,12 +246,47 @@ def _refuse_partly(location: str, own: set[str], there: Mapping[str, Tensor], st
 
 
 def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
-    """Return the model with its adapter folded into the weights."""
+    """Return the model with its adapter folded into the weights.
+
+    Raises ``BadResource``, with both numbers, where the folded model says something else than base and adapter: where
+    layers share a weight, a fold into one acts in all of them.
+    """
     config: Any = adapted.peft_config[adapted.active_adapter]
     if getattr(config, "is_prompt_learning", False) or not hasattr(adapted.base_model, "merge_and_unload"):
         raise BadResource(
             f"the adapter {location} ({config.peft_type}) cannot be folded into the model's weights",
             "Use a LoRA adapter, or a whole model.",
         )
+    apart = _few_logits(adapted)
     model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    return model.eval()
+    model.eval()
+    # A further adapter belongs on this model, not on the base alone: peft writes this name into its configuration.
+    model.name_or_path = str(Path(location).resolve()) if Path(location).is_dir() else location
+    model.config._name_or_path = model.name_or_path
+    if apart is not None and (folded := _few_logits(model)) is not None:
+        found = gap(apart, folded)
+        if found.share > (FINE if model.dtype == torch.float32 else COARSE):
+            raise BadResource(
+                f"the adapter {location} cannot be folded into the model's weights: with the adapter apart a logit is "
+                f"{found.own:.6g}, folded {found.ours:.6g}; some of its layers share their weights with others",
+                "Untie them (tie_word_embeddings=false) before training the adapter, or merge it yourself and name "
+                "the whole model.",
+            )
+    return model
+
+
+@torch.no_grad()
+def _few_logits(model: Any) -> Tensor | None:
+    """Return what a model says of a few tokens; None where it takes more than tokens."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    table = base.get_input_embeddings()
+    ends = getattr(base.config, "eos_token_id", None)
+    last = ends[0] if isinstance(ends, list) else ends
+    rows = int(table.weight.shape[0])
+    ids = [i * (rows - 1) // 7 for i in range(8) if i * (rows - 1) // 7 != last]
+    row = torch.tensor([[*ids, *([last] if isinstance(last, int) and last < rows else [])]], device=table.weight.device)
+    try:
+        found: Tensor = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
+    except (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError):
+        return None  # what the model is run with shows it again
+    return found

@@ -20,20 +20,21 @@ _LONGEST = 300
 
 
 @contextlib.contextmanager
-def loading(what: str, location: str) -> Iterator[None]:
+def loading(what: str, location: str, hint: str = "") -> Iterator[None]:
     """Name what could not be loaded from where, and the way out; never fall back to something else.
 
-    Whatever a library raises becomes a ``MissingResource``, or a ``BadResource`` where ``location`` is a directory.
+    Whatever a library raises becomes a ``MissingResource``, or a ``BadResource`` where ``location`` is a directory; its
+    way out is then ``hint``, where there is one.
     """
     try:
         yield
     except SafebenchError:
         raise
     except Exception as fault:  # libraries fed with a stranger's files may raise anything
-        raise _named(fault, what, location) from fault
+        raise _named(fault, what, location, hint) from fault
 
 
-def _named(fault: Exception, what: str, location: str) -> SafebenchError:
+def _named(fault: Exception, what: str, location: str, hint: str) -> SafebenchError:
     if (memory := out_of_memory(fault, f"{what} does not fit into memory")) is not None:
         return memory
     message = " ".join(str(fault).split())
@@ -49,7 +50,7 @@ def _named(fault: Exception, what: str, location: str) -> SafebenchError:
     if Path(location).is_dir():
         return BadResource(
             f"{what}: the directory {location} cannot be loaded: {said}",
-            "It needs config.json, model.safetensors and the tokenizer's files.",
+            hint or "It needs config.json, model.safetensors and the tokenizer's files.",
         )
     return MissingResource(
         f"{what}: tried the local cache and the hub for {location!r}, without success: {said}",

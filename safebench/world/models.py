@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +49,12 @@ def load_with_notices(
         return LoadedModel(*_random(source, dtype, seed, device))
     what, code = f"model {model.name}", trusted(source, trust)
     base, notices = load_whole(AutoModelForCausalLM, source.location, what=what, dtype=dtype, trust=code)
-    return LoadedModel(base.to(device), load_tokenizer(source.location, what, trust=code), notices)
+    tokenizer = load_tokenizer(source.location, what, trust=code)
+    if tokenizer.pad_token_id >= (rows := base.get_input_embeddings().weight.shape[0]):
+        beyond = f"padding token {tokenizer.pad_token_id} is beyond its embedding's {rows} rows"
+        notices = (*notices, f"{what}: its {beyond}; its end token pads in its place, masked as ever")
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedModel(base.to(device), tokenizer, notices)
 
 
 def load_whole(
@@ -69,15 +76,21 @@ def _load(
         adapter = adapters.config_of(location)
         if adapter is None:
             return _load_base(auto_class, location, provided, what=what, dtype=dtype, **options)
+    with loading(what, location, _ADAPTER_HINT):
         stored = adapters.weights_of(location)
         place = base_of(location, str(adapter.base_model_name_or_path))
         if auto_class is not AutoModelForCausalLM and (labels := _labels(stored)) is not None:
             options = {"num_labels": labels} | options
     whole = {**stored, **provided}
     base, notices = _load(auto_class, place, whole, what=f"{what}: its adapter's base", dtype=dtype, **options)
-    with loading(what, location):
+    with loading(what, location, _ADAPTER_HINT):
         _resize(base, stored)
-        return adapters.merged(adapters.load(base, location, stored), location), notices
+        adapted = adapters.load(base, location, stored)
+        told = adapters.left_out(adapted, location)
+        return adapters.merged(adapted, location), (*notices, *told)
+
+
+_ADAPTER_HINT = "Load it with the model and the peft that it was trained with: adapter_config.json names them."
 
 
 def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
@@ -88,13 +101,20 @@ def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrain
     if adapter is not None and not (folder.is_dir() and (folder / "tokenizer_config.json").exists()):
         return load_tokenizer(base_of(location, str(adapter.base_model_name_or_path)), what, trust=trust)
     with loading(what, location):
-        return with_pad(AutoTokenizer.from_pretrained(location, trust_remote_code=trust))
+        tokenizer = with_pad(AutoTokenizer.from_pretrained(location, trust_remote_code=trust))
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise BadResource(
+            f"{what}: {location} holds no tokenizer: {type(tokenizer).__name__} came out of it without a single word",
+            "Copy the tokenizer's files (tokenizer.json, tokenizer_config.json) into it.",
+        )
+    return tokenizer
 
 
 def base_of(location: str, name: str) -> str:
     """Return where the base of the adapter in ``location`` lies: a folder here, beside the adapter, or elsewhere."""
     for place in (Path(name), Path(location) / name, Path(location).parent / name):
         if place.is_dir():
+            _refuse_circle(location, place)
             return str(place)
     entry = next((e for e in catalog.entries("models") if e.name == name), None)
     if entry is not None:
@@ -105,6 +125,23 @@ def base_of(location: str, name: str) -> str:
             "Write where its base lies as base_model_name_or_path into adapter_config.json.",
         )
     return name
+
+
+def _refuse_circle(location: str, base: Path) -> None:
+    """Refuse an adapter whose bases lead back to itself."""
+    seen = [Path(location).resolve()]
+    while (file := base / "adapter_config.json").is_file():
+        if base.resolve() in seen:
+            raise BadResource(
+                f"{location} is an adapter whose base is itself" + (" in the end" if len(seen) > 1 else ""),
+                "Write where its base lies as base_model_name_or_path into adapter_config.json.",
+            )
+        seen.append(base.resolve())
+        name = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+        places = [place for place in (Path(name), base / name, base.parent / name) if name and place.is_dir()]
+        if not places:
+            return  # met where it is loaded
+        base = places[0]
 
 
 def _load_base(
@@ -135,7 +172,29 @@ def _load_base(
         )
     _tell_untied(model)
     unused = sorted(found["unexpected_keys"])
-    return model.eval(), (f"{what}: {_some('weights without a place in the model', unused)}",) if unused else ()
+    _refuse_other_head(auto_class, model, unused, location, what)
+    told = [f"{what}: {_some('weights without a place in the model', unused)}"] if unused else []
+    own = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
+    if own and not trust:
+        told.append(f"{what}: its own code ({own}) is not run, but transformers' {type(model).__name__}")
+    return model.eval(), tuple(told)
+
+
+def _refuse_other_head(auto_class: Any, model: PreTrainedModel, unused: list[str], location: str, what: str) -> None:
+    """Refuse a language model whose file holds another head and none for tokens: it was saved as something else.
+
+    A value head, as TRL saves one beside a language model, is none of these.
+    """
+    if auto_class is not AutoModelForCausalLM:
+        return
+    other = re.compile(r"(score|classifier|\w*classification_head|qa_outputs)(\.\w+)*")
+    heads = [key for key in unused if other.fullmatch(key)]
+    if heads:
+        raise BadResource(
+            f"{what}: {location} was saved as another kind of model than a language model: it holds the head "
+            f"{', '.join(heads[:2])}",
+            "Name the language model that it was made from.",
+        )
 
 
 def _refuse_other_kind(auto_class: Any, config: Any, location: str, what: str) -> None:
@@ -167,15 +226,23 @@ def _tell_untied(model: PreTrainedModel) -> None:
 
 def _labels(stored: dict[str, Tensor]) -> int | None:
     """Return how many labels the trained head of a classifier's adapter has."""
-    rows = [w.shape[0] for name, w in stored.items() if name.endswith((".score.weight", ".classifier.weight"))]
-    return int(rows[0]) if rows else None
+    # Of a head of several layers the last has fewest rows.
+    rows = [w.shape[0] for name, w in stored.items() if _HEAD.search(name) and w.dim() == 2]
+    return int(min(rows)) if rows else None
+
+
+_HEAD = re.compile(r"\.(score|summary|classifier|classification_head|logits_proj)(\.(?!lora_)\w+)*\.weight$")
 
 
 def _resize(base: PreTrainedModel, stored: dict[str, Tensor]) -> None:
     """Give the base as many tokens as the adapter was trained with, where it holds the embedding."""
+
+    def _weights_of(name: str) -> tuple[str, ...]:
+        return tuple(f".{name}.{part}weight" for part in ("", "base_layer.", "modules_to_save."))
+
     embedding = base.get_input_embeddings()
     name = next(path for path, module in base.named_modules() if module is embedding)
-    rows = next((w.shape[0] for key, w in stored.items() if key.endswith(f".{name}.weight")), None)
+    rows = next((w.shape[0] for key, w in stored.items() if key.endswith(_weights_of(name))), None)
     if rows is not None and rows != embedding.weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
 

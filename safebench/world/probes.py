@@ -236,14 +236,14 @@ class ModelProbe:
         except UNLIKE:  # a placeholder without its picture, say: the ordinary tokens alone, then
             row = self.ids
             own = self._own(row)
+        if not bool(torch.isfinite(own).all()):
+            raise BadResource(
+                f"{self.name}: its logits are not finite", "Load it in another precision, or mend its weights."
+            )
         if gap(own, self._own(row)).share > self.tolerance:
             raise self._refusal(
                 "two of its own passes over the same tokens differ: something in it is random",
                 "Use another model: what is sampled could not be measured.",
-            )
-        if not bool(torch.isfinite(own).all()):
-            raise BadResource(
-                f"{self.name}: its logits are not finite", "Load it in another precision, or mend its weights."
             )
         found = list(self._attempts(head, row, own))
         best = min(found, key=lambda attempt: attempt[0])
@@ -315,7 +315,15 @@ class ModelProbe:
         rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
         ours = self._last_logits(path, rows, mask)
         for row, said in zip((self.ids, self.ids[:-5]), ours, strict=True):
-            apart = gap(self._own(row)[0, -SINGLY - 1 :], said)
+            own = self._own(row)[0]
+            start = gap(self._own(row[:TOKENS])[0], own[:TOKENS])
+            if start.share > self.tolerance:
+                raise self._refusal(
+                    f"what it says of its first {TOKENS} tokens depends on how many follow, here {len(row)}: {start}",
+                    "Keep prompt and reply shorter than where this begins (--set prompts.max_tokens=…, "
+                    "--set rollout.reply_tokens=…): what is sampled could not be measured.",
+                )
+            apart = gap(own[-SINGLY - 1 :], said)
             if apart.share > self.tolerance:
                 raise self._refusal(
                     f"a row of {len(row)} tokens in a batch {len(self.ids)} wide says something else than alone: "
@@ -570,7 +578,7 @@ def _keep_answer(path: Path, answer: Answer) -> None:
 
 
 def _answer_file(policy: Policy, name: str) -> Path:
-    """Return where the answer lies: under a digest of configuration, weights' shapes and samples, and versions."""
+    """Return where the answer lies: under a digest of configuration, weights, and versions."""
     digest = hashlib.blake2b(digest_size=16)
     tokenizer, adapters = policy.tokenizer, getattr(policy.model, "peft_config", {})
     for part in (
@@ -588,10 +596,18 @@ def _answer_file(policy: Policy, name: str) -> Path:
         checkpointed = [n for n, m in model.named_modules() if getattr(m, "gradient_checkpointing", False)]
         digest.update(repr(checkpointed).encode())
         for key, p in model.named_parameters():
-            few = p.detach().flatten()[:4].float().cpu().tolist() if "lora_" not in key else ()
-            digest.update(f"{key} {tuple(p.shape)} {p.dtype} {p.requires_grad} {few}".encode())
+            held = _held(p.detach()) if "lora_" not in key else ""
+            digest.update(f"{key} {tuple(p.shape)} {p.dtype} {p.requires_grad} {held}".encode())
+        for key, buffer in model.named_buffers():
+            digest.update(f"{key} {tuple(buffer.shape)} {buffer.dtype} {_held(buffer)}".encode())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "safebench" / "probes" / f"{digest.hexdigest()}.json"
+
+
+def _held(x: Tensor) -> str:
+    """Return a few of a tensor's values and a sum of all their bits, which no order and no number of cores changes."""
+    few = x.flatten()[:4].float().cpu().tolist()
+    return f"{few} {int(torch.hash_tensor(x)) if x.numel() else 0}"
 
 
 _DECIDES = (sys.modules[__name__], forward, output)

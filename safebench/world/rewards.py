@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -60,6 +64,8 @@ class ModelReward:
         self.name, self.model, self.chunk, self.label = name, model, chunk, label
         self.reader = Reader(name, tokenizer, token_limit(model, tokenizer), apart=apart)
         self.pad, self.rows = (0, None) if model is None else (_pad_id(name, model, tokenizer), _rows(model))
+        # Decoders count positions from the first column: their padding stands behind.
+        self.left = self.reader.paired and tokenizer.padding_side == "left"
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -83,12 +89,10 @@ class ModelReward:
     def output(self, dialogues: list[Dialogue]) -> Any:
         """Return the model's output for some dialogues, padded to the longest of them."""
         longest = max(len(dialogue.ids) for dialogue in dialogues)
-        # Decoders count positions from the first column: their padding stands behind.
-        left = self.reader.paired and self.reader.tokenizer.padding_side == "left"
 
         def padded(rows: list[list[int]], pad: int) -> Tensor:
             fill = [[pad] * (longest - len(row)) for row in rows]
-            joined = [f + row if left else row + f for f, row in zip(fill, rows, strict=True)]
+            joined = [f + row if self.left else row + f for f, row in zip(fill, rows, strict=True)]
             return torch.tensor(joined, device=self.model.device)
 
         ids = [dialogue.ids for dialogue in dialogues]
@@ -109,8 +113,13 @@ class ModelReward:
         if hasattr(output, "score"):
             own: Tensor = output.score
             return own.float().reshape(len(own), -1)[:, 0].cpu()
-        logits: Tensor = output.logits
+        logits: Tensor = _logits(output)
         return logits.float()[:, self.label].cpu()
+
+
+def _logits(output: Any) -> Any:
+    """Return a classifier's logits, of an output with names or of a mapping."""
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
 
 
 class FunctionReward:
@@ -125,11 +134,41 @@ class FunctionReward:
         """Call the function and check what it returns."""
         return called(
             self.name,
-            lambda: self.function(list(prompts), list(replies)),
+            lambda: self._ask(list(prompts), list(replies)),
             len(replies),
             "Mend it and call the same command again: the run resumes from its last checkpoint.",
             user_code.defined_at(self.function),
         )
+
+    def _ask(self, prompts: list[str], replies: list[str]) -> Sequence[float]:
+        """Call the function, by name where it has our names: then their order does not matter."""
+        if self._by_name:
+            return self.function(prompts=prompts, replies=replies)  # type: ignore[call-arg]
+        return self.function(prompts, replies)
+
+    @cached_property
+    def _by_name(self) -> bool:
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except (TypeError, ValueError):  # of what is not written in Python
+            return False
+        named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        return {"prompts", "replies"} <= named
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Put back what a stranger's code may set for the whole process: gradients, devices, precision, the folder."""
+    grad, dtype, folder = torch.is_grad_enabled(), torch.get_default_dtype(), Path.cwd()
+    device = torch.get_default_device()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device == torch.device("cpu") else device)
+        torch.set_default_dtype(dtype)
+        os.chdir(folder)
 
 
 def called(
@@ -141,8 +180,9 @@ def called(
     entered, the place is where it is ``defined``.
     """
     try:
-        values: Any = function()
-        found = list(values) if _is_list(values) else None
+        with _as_it_was():
+            values: Any = function()
+            found = list(values) if _is_list(values) else None
     except user_code.RAISES as fault:  # no one knows what a stranger's function may raise
         place = user_code.where(fault) or defined
         said = f"the reward function {name} raised {user_code.named(fault)}{f' ({place})' if place else ''}"
@@ -241,6 +281,8 @@ def load_reward(
 _LONG = "tell me about the sea and the wind " * 8
 _SAME = 1e-3
 """Share of the scores' size by which two passes over the same dialogues may differ, on whatever device."""
+_COARSE = 5e-2
+"""The same of passes in half precision over the same dialogues in different batches."""
 _ANSWERS = ("yes", "no, not at all, never")
 
 
@@ -248,7 +290,7 @@ _ANSWERS = ("yes", "no, not at all, never")
 def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
     """Let the reward read two answers to one prompt; refuse one that cannot tell them apart, or has no one score."""
     first, second = reward.reader.read([_LONG] * 2, list(_ANSWERS))
-    if first == second:
+    if first.ids == second.ids:
         raise BadResource(
             f"the reward {reward.name} reads the same tokens whatever the reply is",
             "Its chat template leaves the reply out, or its limit of tokens leaves no room for it.",
@@ -257,7 +299,10 @@ def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
     reward.label = _label(reward, output, label, option)
     scores = reward._scores(output)
     if scores.shape != (2,):
-        raise BadResource(f"the reward {reward.name} gives scores of shape {tuple(scores.shape)} for 2 replies")
+        raise BadResource(
+            f"the reward {reward.name} gives scores of shape {tuple(scores.shape)} for 2 replies",
+            "Its code must return one score per dialogue.",
+        )
     checked(reward.name, scores.tolist(), len(scores))
     if float((scores - reward._scores(again)).abs().max()) > _SAME * float(scores.abs().max()):
         raise BadResource(
@@ -265,16 +310,41 @@ def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
             f"{reward._scores(again).tolist()}: something in it is random",
             "Switch its dropout off, also where its own code calls it as a function.",
         )
+    _choose_side(reward, [first, second])
     reward.reader.forget()
+
+
+def _choose_side(reward: ModelReward, dialogues: list[Dialogue]) -> None:
+    """Pad where a dialogue beside a longer one has the score that it has alone; refuse a model that has no such side.
+
+    Code of a model's own may read the last column, or count positions through the padding.
+    """
+    alone = torch.cat([reward._scores(reward.output([dialogue])) for dialogue in dialogues])
+    exact = next(reward.model.parameters()).dtype == torch.float32
+    most = (_SAME if exact else _COARSE) * max(float(alone.abs().max()), float(alone.max() - alone.min()))
+    tried: list[Tensor] = []
+    for left in (reward.left, not reward.left):
+        reward.left = left
+        tried.append(reward._scores(reward.output(dialogues)))
+        if float((tried[-1] - alone).abs().max()) <= most:
+            return
+    raise BadResource(
+        f"the reward {reward.name} scores the same replies alone as {alone.tolist()} and beside one another as "
+        f"{tried[0].tolist()}: what it says depends on the batch",
+        "Its code must mask what pads a shorter dialogue.",
+    )
 
 
 def _label(reward: ModelReward, output: Any, label: int | str | None, option: str) -> int:
     """Return the output that is the score."""
     if hasattr(output, "score"):
         return 0
-    logits = getattr(output, "logits", None)
+    logits = _logits(output)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise BadResource(f"{type(reward.model).__name__} of the reward {reward.name} gives no logits [B, labels]")
+        raise BadResource(
+            f"{type(reward.model).__name__} of the reward {reward.name} gives no logits [B, labels]",
+            "Its code must return an output with logits, or with a score.",
+        )
     count = int(logits.shape[1])
     names = {int(i): str(n) for i, n in (getattr(reward.model.config, "id2label", None) or {}).items()}
     listed = ", ".join(f"{i} ({names[i]})" if i in names else str(i) for i in range(min(count, 10)))
@@ -340,14 +410,18 @@ def _pad_id(name: str, model: Any, tokenizer: Any) -> int:
 
     A classifier looks for the last token that is no padding by that id, in the configuration of its text part.
     """
-    configs = (model.config, model.config.get_text_config())
+    configs, rows = (model.config, model.config.get_text_config()), _rows(model)
     stated = next((i for c in configs if (i := getattr(c, "pad_token_id", None)) is not None and i >= 0), None)
     pad = next((i for i in (stated, tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), None)
+    if stated is None and pad is not None and pad == tokenizer.eos_token_id:
+        # Alone the model reads the last token, the end token where there is one: it must not be taken for padding.
+        others = [i for i in tokenizer.all_special_ids if i != pad and (rows is None or i < rows)]
+        pad = others[0] if others else (rows or pad + 1) - 1
     if pad is None:
         raise BadResource(
             f"the reward {name} has neither pad nor end token", "Set pad_token in its tokenizer_config.json."
         )
-    if (rows := _rows(model)) is not None and not 0 <= pad < rows:
+    if rows is not None and not 0 <= pad < rows:
         raise _too_few_rows(name, f"padding token {pad}", rows)
     for config in configs:
         config.pad_token_id = pad
@@ -363,7 +437,8 @@ def _takes_types(model: Any, largest: int) -> bool:
 
 
 def _function(location: str) -> RewardFunction:
-    function = user_code.load(location)
+    with _as_it_was():
+        function = user_code.load(location)
     if not callable(function):
         raise UsageError(
             f"the reward {location} is {_article(function)}, not a function",
