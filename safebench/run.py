@@ -131,7 +131,7 @@ class _Drive:
                 self._interrupt(recorder)
             if self.processes.main:
                 part = "model" if self.settings.model.lora is None else "adapter"
-                self.learner.world.policy.model.save_pretrained(self.folder / part)
+                self.learner.world.policy.save(self.folder / part)
             return self._finish(recorder, Status.FINISHED, "")
 
     def _interrupt(self, recorder: Recorder | NullRecorder) -> NoReturn:

@@ -238,3 +238,121 @@ def test_a_template_whose_end_stops_nothing_is_told() -> None:
     assert checks.template_fault(tokenizer, "b c") is None
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert "no place where the reply begins" in str(checks.template_fault(tokenizer, "b c"))
+
+
+def test_an_adapter_whose_layers_share_weights_cannot_be_folded(tmp_path: Path) -> None:
+    """A fold into a tied embedding acts in the output layer too, where the adapter never was."""
+    for number, target in enumerate(("embed_tokens", "lm_head")):
+        base = saved(tmp_path / f"base{number}", tie_word_embeddings=True)
+        with pytest.warns(UserWarning, match="tie"):
+            adapter(tmp_path / f"sft{number}", whole(base), str(base), target_modules=[target, "q_proj"])
+        with pytest.raises(BadResource, match=r"with the adapter apart a logit is .*, folded") as fault:
+            whole(tmp_path / f"sft{number}")
+        assert "tie_word_embeddings=false" in str(fault.value.hint)
+    apart = saved(tmp_path / "apart")
+    there = adapter(tmp_path / "sft", whole(apart), str(apart), target_modules=["embed_tokens", "lm_head"])
+    torch.testing.assert_close(logits(whole(tmp_path / "sft")), logits(there), rtol=0, atol=2e-5)
+
+
+def test_an_adapter_on_a_folded_one_names_that_one(tmp_path: Path) -> None:
+    """What a run saves belongs on base and adapter, not on the bare base."""
+    base = saved(tmp_path / "base")
+    adapter(tmp_path / "sft", whole(base), str(base))
+    first = whole(tmp_path / "sft")
+    adapted, _ = attach(first, "it", s.Lora(rank=2, targets=["q_proj"]), seed=0)
+    with torch.no_grad():
+        for key, p in adapted.named_parameters():
+            p.add_(0.1 if "lora_B" in key else 0.0)
+    adapted.eval().save_pretrained(tmp_path / "run", save_embedding_layers=False)
+    said = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == str(tmp_path / "sft")
+    torch.testing.assert_close(logits(whole(tmp_path / "run")), logits(adapted), rtol=0, atol=2e-5)
+
+
+def test_layers_that_an_adapter_keeps_whole_may_have_more_tokens(tmp_path: Path) -> None:
+    for number, more in enumerate(
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["embed_tokens", "lm_head"]})
+    ):
+        base = saved(tmp_path / f"base{number}")
+        larger = whole(base)
+        larger.resize_token_embeddings(larger.config.vocab_size + 3, mean_resizing=False)
+        config = LoraConfig(r=2, task_type="CAUSAL_LM", **({"target_modules": ["q_proj"]} | more))  # type: ignore[arg-type]
+        with quiet_libraries():
+            made = get_peft_model(larger, config).eval()
+        with torch.no_grad():
+            for p in made.parameters():
+                if p.requires_grad:
+                    p.add_(0.1)
+        made.peft_config["default"].base_model_name_or_path = str(base)
+        made.save_pretrained(tmp_path / f"sft{number}", save_embedding_layers=True)
+        torch.testing.assert_close(logits(whole(tmp_path / f"sft{number}")), logits(made), rtol=0, atol=2e-5)
+
+
+def test_settings_of_an_adapter_that_nobody_understands_are_refused(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    for key, value in (("use_superlora", True), ("alpha_pattern", {"no_such_layer": 99})):
+        folder = tmp_path / key
+        adapter(folder, whole(base), str(base))
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+        with pytest.raises(BadResource, match="has settings that are not understood"):
+            whole(folder)
+
+
+def test_a_target_that_no_layer_has_is_told(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    adapter(tmp_path / "sft", whole(base), str(base), target_modules=["q_proj", "no_such_proj"])
+    found = load_with_notices(s.Model(name=str(tmp_path / "sft")), 0, CPU)
+    assert any("no layer called no_such_proj" in told for told in found.notices)
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    for name, below in (("one", "two"), ("two", "one"), ("self", "self")):
+        adapter(tmp_path / name, whole(base), str(tmp_path / below))
+    for name in ("one", "self"):
+        for load in (whole, lambda folder: load_tokenizer(str(folder), "it")):
+            (tmp_path / name / "tokenizer_config.json").unlink(missing_ok=True)
+            with pytest.raises(BadResource, match="is an adapter whose base is itself"):
+                load(tmp_path / name)
+
+
+def test_the_head_of_another_kind_of_model_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Qwen2ForSequenceClassification, num_labels=1, tie_word_embeddings=True)
+    file = folder / "config.json"
+    for named in (None, ["Qwen2ForRewardModel"]):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": named}))
+        with pytest.raises(BadResource, match=r"another kind of model.*score\.weight"):
+            whole(folder)
+
+
+def test_code_that_is_not_run_is_told(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    file = folder / "config.json"
+    own = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": own}))
+    (told,) = load_with_notices(s.Model(name=str(folder)), 0, CPU).notices
+    assert "own code (modeling_own.OwnForCausalLM) is not run, but transformers' Qwen2ForCausalLM" in told
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(SafebenchError, match="tokenizer"):
+        load_tokenizer(str(folder), "model it")
+
+
+def test_a_padding_token_beyond_the_embedding_is_the_end_token_in_its_place(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    base, tokenizer, notices = load_with_notices(s.Model(name=str(folder)), 0, CPU)
+    rows = base.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= rows:
+        base.resize_token_embeddings(len(tokenizer) - 1)
+        base.save_pretrained(folder)
+        base, tokenizer, notices = load_with_notices(s.Model(name=str(folder)), 0, CPU)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id and "is beyond its embedding's" in notices[0]
+    adapt(base, tokenizer, s.Model(lora=s.Lora(rank=2)), 0, CPU)

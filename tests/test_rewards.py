@@ -290,11 +290,23 @@ def test_a_config_without_pad_id_takes_the_tokenizers(tmp_path: Path, stated: in
     assert reward.score(prompts, replies).tolist() == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_tokenizer_without_pad_token_pads_with_its_end_token(tmp_path: Path) -> None:
+def test_without_a_pad_token_the_end_token_is_still_read(tmp_path: Path) -> None:
+    """Alone such a classifier reads the last token. Padded with the end token it would read the one before it."""
     model = classifier()
     model.config.pad_token_id = None
-    reward = load(tmp_path, model, byte_tokenizer(pad_token=None))
-    assert reward.pad == reward.model.config.pad_token_id == 1
+    tokenizer = byte_tokenizer(pad_token=None)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<end>{% endfor %}"
+    reward = load(tmp_path, model, tokenizer)
+    end = tokenizer.eos_token_id
+    assert reward.pad == reward.model.config.pad_token_id != end
+    model.config.pad_token_id = None
+    scores = reward.score(["a", "a much longer prompt"], ["b", "no"])
+    for score, text in zip(scores, ("a<end>b<end>", "a much longer prompt<end>no<end>"), strict=True):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids[-1] == end
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([ids])).logits.squeeze()
+        torch.testing.assert_close(score, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_is_what_the_config_calls_padding(tmp_path: Path) -> None:
@@ -363,12 +375,16 @@ class OwnReward(PreTrainedModel):
         return self.table
 
     def forward(self, input_ids, attention_mask=None):
+        real = attention_mask.unsqueeze(-1)
         BODY
-        return SequenceClassifierOutput(logits=self.score(states.mean(1)))
+        return SequenceClassifierOutput(logits=self.score(read))
 '''
 
 
-def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str = "states = self.table(input_ids)") -> str:
+MASKED = "read = (self.table(input_ids) * real).sum(1) / real.sum(1)"
+
+
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str = MASKED) -> str:
     """Save a reward model with code of its own, named after the test so that none is cached for another."""
     import importlib.util
 
@@ -406,6 +422,17 @@ def test_own_code_runs_on_request_and_never_by_default(
     assert "own code ran" in capsys.readouterr().out
 
 
+def test_own_code_is_padded_where_a_batch_changes_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = own_code(tmp_path, monkeypatch, "read = self.table(input_ids)[:, -1]")
+    reward = load_reward(last, CPU, trust=(last,))
+    alone = [reward.score([p], [r]).item() for p, r in (("a", "b"), ("a much longer prompt", "no"))]
+    assert reward.score(["a", "a much longer prompt"], ["b", "no"]).tolist() == pytest.approx(alone, rel=1e-6)
+    unmasked = own_code(tmp_path, monkeypatch, "read = self.table(input_ids).mean(1)")
+    with pytest.raises(BadResource, match="what it says depends on the batch") as fault:
+        load_reward(unmasked, CPU, trust=(unmasked,))
+    assert "mask" in str(fault.value.hint)
+
+
 def test_the_catalogues_rewards_with_own_code_are_not_trusted_either() -> None:
     with pytest.raises(UsageError) as fault:
         load_reward("armorm", CPU)
@@ -416,19 +443,19 @@ def test_the_catalogues_rewards_with_own_code_are_not_trusted_either() -> None:
 
 
 def test_a_reward_that_is_random_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = own_code(tmp_path, monkeypatch, "states = nn.functional.dropout(self.table(input_ids), 0.5)")
+    folder = own_code(tmp_path, monkeypatch, "read = nn.functional.dropout(self.table(input_ids), 0.5).mean(1)")
     with pytest.raises(BadResource, match="something in it is random"):
         load_reward(folder, CPU, trust=(folder,))
 
 
 def test_a_forward_pass_that_fails_names_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = own_code(tmp_path, monkeypatch, "states = self.table(input_ids)[:, :, None] @ self.table.weight")
+    folder = own_code(tmp_path, monkeypatch, "read = self.table(input_ids)[:, :, None] @ self.table.weight")
     with pytest.raises(BadResource, match=r"the reward .*own_\d+ fails in its forward pass: RuntimeError"):
         load_reward(folder, CPU, trust=(folder,))
 
 
 def test_memory_that_runs_out_is_told_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = own_code(tmp_path, monkeypatch, "states = torch.empty(2**60)")
+    folder = own_code(tmp_path, monkeypatch, "read = torch.empty(2**60)")
     with pytest.raises(MissingResource, match="does not fit into memory") as fault:
         load_reward(folder, CPU, trust=(folder,))
     assert "rollout.chunk" in str(fault.value.hint)

@@ -170,7 +170,8 @@ def config_of(location: str) -> PeftConfig | None:
             f"{location} holds an adapter and a whole model: which one is meant cannot be told",
             "Move adapter_config.json with its weights to a folder of its own.",
         )
-    config = PeftConfig.from_pretrained(location)
+    with _understood(location):
+        config = PeftConfig.from_pretrained(location)
     if not config.base_model_name_or_path:
         raise BadResource(
             f"{location} is an adapter that does not say what model it belongs to",
@@ -258,7 +259,10 @@ def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
             "Use a LoRA adapter, or a whole model.",
         )
     apart = _few_logits(adapted)
-    model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        # peft warns that a fold into tied weights may lead to complications: they are measured.
+        warnings.filterwarnings("ignore", message=".*tie", category=UserWarning)
+        model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     model.eval()
     # A further adapter belongs on this model, not on the base alone: peft writes this name into its configuration.
     model.name_or_path = str(Path(location).resolve()) if Path(location).is_dir() else location
@@ -277,14 +281,16 @@ def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def _few_logits(model: Any) -> Tensor | None:
-    """Return what a model says of a few tokens; None where it takes more than tokens."""
+    """Return what a model says of four short rows; None where it takes more than tokens."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     table = base.get_input_embeddings()
     ends = getattr(base.config, "eos_token_id", None)
     last = ends[0] if isinstance(ends, list) else ends
     rows = int(table.weight.shape[0])
-    ids = [i * (rows - 1) // 7 for i in range(8) if i * (rows - 1) // 7 != last]
-    row = torch.tensor([[*ids, *([last] if isinstance(last, int) and last < rows else [])]], device=table.weight.device)
+    ids = [i * (rows - 1) // 31 for i in range(32)]
+    row = torch.tensor(ids, device=table.weight.device).view(4, 8)
+    if isinstance(last, int) and last < rows:  # some classifiers read the end token's state, and there is one in a row
+        row = torch.cat([row.masked_fill(row == last, (last + 1) % rows), row.new_full((4, 1), last)], dim=1)
     try:
         found: Tensor = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
     except (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError):

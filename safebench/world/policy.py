@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,6 +176,14 @@ class Policy:
             kept = getattr(layer, "lora_dropout", None)
             found += [m for m in kept.values() if getattr(m, "p", 0) > 0] if isinstance(kept, nn.ModuleDict) else []
         return found
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained into ``folder``: the adapter, or the whole model."""
+        if isinstance(self.model, PeftModel):
+            # The vocabulary is the base's. peft would ask for the base's configuration to see whether it is.
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(folder)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""

@@ -607,7 +607,7 @@ def _answer_file(policy: Policy, name: str) -> Path:
 def _held(x: Tensor) -> str:
     """Return a few of a tensor's values and a sum of all their bits, which no order and no number of cores changes."""
     few = x.flatten()[:4].float().cpu().tolist()
-    return f"{few} {int(torch.hash_tensor(x)) if x.numel() else 0}"
+    return f"{few} {int(torch.hash_tensor(x).view(torch.int64)) if x.numel() else 0}"
 
 
 _DECIDES = (sys.modules[__name__], forward, output)
