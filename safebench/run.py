@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from safebench import catalog, config
-from safebench.errors import Interrupted, UsageError
+from safebench.errors import Interrupted, SafebenchError, UsageError
 from safebench.metrics import MEASURED
 from safebench.recording import checkpoints, hashes, manifest, status
 from safebench.recording.recorder import NullRecorder, Recorder
@@ -88,6 +88,8 @@ def _settle_existing(folder: Path, settings: Settings, if_exists: IfExists, proc
         processes.wait()
         return None
     _refuse_stale(folder, settings)
+    if record.state in ENDED:
+        _refuse_other_files(folder, settings)
     if if_exists == "skip" or record.state in ENDED:
         return RunOutcome(folder, record.state.value, dict(record.summary), fresh=False)
     return None
@@ -100,6 +102,22 @@ def _refuse_stale(folder: Path, settings: Settings) -> None:
         keys = ", ".join(key for key, _, _ in config.changes(settings, there))
         raise UsageError(
             f"{folder} was made with other settings ({keys})",
+            "Move it away, or use --if-exists overwrite to make it anew.",
+        )
+
+
+def _refuse_other_files(folder: Path, settings: Settings) -> None:
+    """A finished result is not that of other prompts, models or reward functions of the same names."""
+    before = manifest.read(folder).get("hashes") or {}
+    try:
+        now = hashes.of_settings(settings)
+    except SafebenchError:
+        return  # what it was made from is no longer here: there is nothing to hold it against
+    # A hub id stands for files that no copy lies here of; sums of files have 64 digits.
+    known = [key for key, found in now.items() if {len(found), len(before.get(key, ""))} == {64}]
+    if other := [key for key in known if now[key] != before[key]]:
+        raise UsageError(
+            f"{folder} was made with other files: {', '.join(other)} changed since",
             "Move it away, or use --if-exists overwrite to make it anew.",
         )
 

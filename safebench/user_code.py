@@ -31,7 +31,10 @@ _INSTALLED = tuple(
 
 _OF_THE_MACHINE = frozenset(
     getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "EISDIR", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "ENOSPC", "EDQUOT", "EIO")
+    for name in (
+        *("ENOENT", "EACCES", "EPERM", "EROFS", "EISDIR", "ENOTDIR", "ENAMETOOLONG", "ELOOP"),
+        *("ENOSPC", "EDQUOT", "EIO"),
+    )
 )
 """Errors of files that no command can foresee: no right to them, another kind of file, no room."""
 

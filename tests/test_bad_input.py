@@ -31,7 +31,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("raising", "raised RuntimeError: out of tea"),
         ("short", "returned 1 values for"),
-        ("nothing", r"returned nan for reply 0 \(16 of 16 are not finite\)"),
+        ("nothing", r"returned nan for reply 0 \(2 of 2 are not finite\)"),
     ],
 )
 def test_a_reward_function_that_fails(parts: Path, tmp_path: Path, function: str, words: str) -> None:
@@ -132,10 +132,17 @@ def test_a_model_that_is_neither_here_nor_reachable(parts: Path, tmp_path: Path)
 
 def test_fewer_prompts_than_a_batch(parts: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.txt"
-    few.write_text("a b\nc d\ne f\ng h\n", encoding="utf-8")
-    with pytest.raises(BadResource, match="fewer than one batch of 8") as fault:
-        run.execute(tiny_run(parts, "ppo", prompts__name=str(few)), tmp_path / "results")
-    assert "rollout.batch=" in str(fault.value.hint)
+    for count in (1, 4):  # too few are held out, whatever the batch
+        few.write_text("".join(f"prompt {i}\n" for i in range(count)), encoding="utf-8")
+        with pytest.raises(BadResource, match="fewer than one batch of 8") as fault:
+            run.execute(tiny_run(parts, "ppo", prompts__name=str(few)), tmp_path / "results")
+        assert "two at least, are held out" in str(fault.value.hint)
+    split = tmp_path / "split.jsonl"
+    rows = [{"prompt": f"prompt {i}", "split": "train" if i < 7 else "heldout"} for i in range(9)]
+    split.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(BadResource, match="7 training prompts, fewer than one batch of 8") as fault:
+        run.execute(tiny_run(parts, "ppo", prompts__name=str(split)), tmp_path / "results")
+    assert "rollout.batch=7" in str(fault.value.hint)
 
 
 def test_long_prompts_lose_their_beginning_and_are_counted(parts: Path, tmp_path: Path) -> None:

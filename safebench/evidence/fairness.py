@@ -96,6 +96,10 @@ def _within(arm: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
     for status in sorted({run.status for run in runs if not run.complete}):
         found = sorted({run.seed for run in runs if run.status == status})
         reasons.append(f"{arm} is {status} in {_seeds(found)}")
+    for key, name in HASHED.items():
+        files = {str(run.manifest.get("hashes", {}).get(key) or "") for run in runs} - {""}
+        if len({text for text in files if not text.startswith("random weights")}) > 1:
+            reasons.append(f"another {name} in some seeds of {arm}: the hash of its files ({key}) differs")
     settings = [filled(run) for run in runs]
     keys = dict.fromkeys(key for flat in settings for key in flat)
     unequal = [key for key in keys if not key.startswith(IGNORED) and not _same(flat.get(key) for flat in settings)]

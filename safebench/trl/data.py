@@ -9,9 +9,16 @@ from typing import Any, TypeVar, cast, overload
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
-from safebench.world.conversations import Messages, encode_messages, is_conversation, read_messages, transcript
+from safebench.world.conversations import (
+    Messages,
+    encode_messages,
+    is_conversation,
+    read_messages,
+    refuse_written,
+    transcript,
+)
 from safebench.world.loading import naming
-from safebench.world.prompts import Prompt, Prompts
+from safebench.world.prompts import Prompt, Prompts, encode_text
 
 Item = TypeVar("Item")
 
@@ -41,11 +48,16 @@ class Lazy(Sequence[Item]):
         return (self.make(i) for i in range(self.size))
 
 
+def _has_text(row: Mapping[str, Any]) -> bool:
+    """Say whether a row has a prompt as a text: policy and reward then read that, whatever stands beside it."""
+    return any(isinstance(row.get(name), str) for name in _TEXTS)
+
+
 class Rows:
     """A data set's prompts: texts and token ids.
 
     A row has ``input_ids`` (used as they are), or a text under ``prompt``, ``query`` or ``text`` (encoded as it is),
-    or a conversation under ``prompt`` or ``messages`` (encoded by the chat template, up to where the reply begins;
+    or else a conversation under ``prompt`` or ``messages`` (encoded by the chat template, up to where the reply begins;
     of ``messages`` an answer at the end is left out). A ``data_collator``, where one is given, makes the ids instead.
     Padding of ids is left out: by the row's ``attention_mask``, or by the pad token.
     """
@@ -87,7 +99,7 @@ class Rows:
     def text(self, index: int) -> Prompt:
         """Return the prompt of a row as text: its own, its conversation's, or what its ids decode to."""
         row = self.row(index)
-        messages = conversation(row, self._where(index))
+        messages = None if _has_text(row) else conversation(row, self._where(index))
         text = next((row[name] for name in _TEXTS if isinstance(row.get(name), str)), None)
         if text is None:
             ids = self.tokens(index) if messages is None else []
@@ -116,7 +128,7 @@ class Rows:
     def _encoded(self, row: Mapping[str, Any], where: str) -> list[int]:
         if "input_ids" in row:
             return self._real(row["input_ids"], row.get("attention_mask"))
-        messages = conversation(row, where)
+        messages = None if _has_text(row) else conversation(row, where)
         if messages is not None:
             return encode_messages(self.tokenizer, messages, where)
         text = next((row[name] for name in _TEXTS if isinstance(row.get(name), str)), None)
@@ -125,7 +137,10 @@ class Rows:
                 f"{where} holds no prompt: {', '.join(name for name in _COLUMNS if name in row)} is no text",
                 "Bring texts, conversations or input_ids.",
             )
-        return list(self.tokenizer(text)["input_ids"])
+        if not text.strip():
+            raise BadResource(f"{where} holds a blank prompt", "Remove it: there is nothing to continue.")
+        refuse_written(text, where)
+        return encode_text(self.tokenizer, text)
 
     def _collated(self, row: Mapping[str, Any]) -> list[int]:
         what = f"data_collator ({type(self.collator).__name__}) on a row of {self.what}"

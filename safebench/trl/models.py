@@ -121,6 +121,9 @@ def _make_policy(
     placed("model", model, device)
     told = left_out(model, "model") if isinstance(model, PeftModel) else ()
     policy = Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16), notices=told)
+    _refuse_unknown_stop(policy)
+    if policy.stop_ids and (generation := getattr(policy.base, "generation_config", None)) is not None:
+        generation.eos_token_id = policy.stop_ids[0]  # as TRL's trainer: what is saved stops where it was trained to
     policy.tokenizer = padding_within(tokenizer, int(base.get_input_embeddings().weight.shape[0]))
     _refuse_other_vocabulary(policy)
     return probes.probe(policy, "model")
@@ -201,6 +204,15 @@ def padding_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedT
     if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
         changed.pad_token = tokenizer.convert_ids_to_tokens(0)
     return with_pad(changed)
+
+
+def _refuse_unknown_stop(policy: Policy) -> None:
+    if policy.stop_ids and not 0 <= policy.stop_ids[0] < policy.vocabulary:
+        raise UsageError(
+            f"the stop token is {policy.stop_ids[0]}, and the model gives logits for {policy.vocabulary} tokens: no "
+            "reply could end",
+            "Set stop_token_id to a token of the model.",
+        )
 
 
 def stop_ids(args: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from safebench.trl.classifiers import Classifier
 from safebench.trl.objects import refuse_shared, trained, unwrapped
 from safebench.world.policy import Policy
 from safebench.world.prompts import Prompt
-from safebench.world.rewards import Reward, called, checked, load_reward
+from safebench.world.rewards import Reward, called, checked, load_reward, named_roles
 from safebench.world.rollout import Rollout
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "input_ids", "attention_mask")
@@ -55,6 +55,7 @@ class FunctionReward:
         self.name = getattr(function, "__name__", type(function).__name__)
         self.trainer_state: Any = None
         self.names = _named(function, self.name)
+        self.roles = None if self.names is not None else named_roles(function, self.name)
 
     def score_rollout(self, rollout: Rollout) -> Tensor:
         """Call the function and check what it returns, [B]."""
@@ -66,8 +67,12 @@ class FunctionReward:
         )
 
     def _call(self, rollout: Rollout) -> Sequence[float]:
+        prompts, replies = [str(prompt) for prompt in rollout.prompts], list(rollout.replies)
+        if self.names is None and self.roles is None:
+            return self.function(prompts, replies)
         if self.names is None:
-            return self.function([str(prompt) for prompt in rollout.prompts], list(rollout.replies))
+            texts = {"prompts": prompts, "replies": replies}
+            return self.function(**{name: texts[role] for name, role in (self.roles or {}).items()})
         given = _arguments(rollout) | {"trainer_state": self.trainer_state}
         wanted = given if "**" in self.names else {name: given[name] for name in self.names if name in given}
         return self.function(**wanted)

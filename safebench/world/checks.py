@@ -25,8 +25,23 @@ def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str
     """
     _refuse_unknown_ids(settings.model.name, policy, _shown(policy, prompts))
     _refuse_lengths(settings, policy, longest_row(settings, policy, prompts))
-    told = (template_fault(policy.tokenizer, prompts.train[0]), end_fault(policy.tokenizer, policy.stop_ids))
+    told = (
+        template_fault(policy.tokenizer, prompts.train[0]),
+        end_fault(policy.tokenizer, policy.stop_ids),
+        _cut(settings.prompts.max_tokens, _shown(policy, prompts)),
+    )
     return tuple(text for text in told if text)
+
+
+def _cut(limit: int, ids: list[list[int]]) -> str | None:
+    """Return what prompts lose to the limit of their length, None where none is longer."""
+    longer = [len(row) for row in ids if len(row) > limit]
+    if not longer:
+        return None
+    return (
+        f"{len(longer)} of the first {len(ids)} prompts are longer than prompts.max_tokens={limit} and lose their "
+        f"beginning, its template and system turn too; --set prompts.max_tokens={max(longer)} keeps them whole"
+    )
 
 
 def longest_row(settings: Settings, policy: Policy, prompts: Prompts) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from safebench.errors import BadResource
 Messages = list[dict[str, Any]]
 """Each has ``role`` and ``content`` (a text), and what else it came with, such as ``tool_calls``."""
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {"human": "user", **dict.fromkeys(("gpt", "model", "bot", "ai"), "assistant")}
 _SHAREGPT_ROLES = {**_ROLES, "chatgpt": "assistant", **{name: name for name in ("user", "assistant", "system", "tool")}}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
 
@@ -65,9 +67,30 @@ def from_transcript(text: str) -> Messages | None:
     messages: Messages = [
         {"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
-    if len(messages) > 1 and messages[-1] == {"role": "assistant", "content": ""}:
+    if len(messages) == 1:
+        return None  # a text that begins with this word: nobody answers in it, nor is asked to
+    if messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()
     return messages
+
+
+def refuse_written(text: str, where: str) -> None:
+    """Refuse a text that is a conversation, or an object, written out: it would be read to the policy as it stands."""
+    start = text.lstrip()[:2]
+    if start not in ("[{", '{"', "{'"):
+        return
+    found: Any = None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(text)
+            break
+    if is_conversation(found):
+        raise BadResource(
+            f"{where} is a conversation that is written out as a text",
+            "Keep it as a list: in JSON Lines or Parquet, such as pandas' to_json(…, orient='records', lines=True).",
+        )
+    if isinstance(found, Mapping) and found:
+        raise BadResource(f"{where} is an object that is written out as a text", "Name JSON Lines .jsonl.")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> str:
@@ -110,7 +133,7 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: st
 
 def _role(turn: Mapping[str, Any], where: str) -> str:
     if isinstance(role := turn.get("role"), str):
-        return _ROLES.get(role, role)
+        return _ROLES.get(role.lower(), role.lower())
     if isinstance(speaker := turn.get("from"), str):
         if speaker not in _SHAREGPT_ROLES:
             raise BadResource(

@@ -36,8 +36,10 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 """Given a table's columns, returns those to read."""
 
 
-def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> list[Row]:
-    """Return the rows of a file, of a local directory or of a hub data set, whose split ``train`` is read.
+def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> tuple[list[Row], tuple[str, ...]]:
+    """Return the rows of a file, of a local directory or of a hub data set, and what of it was not read.
+
+    Of a data set the split ``train`` is read.
 
     Of tables that keep columns apart only ``columns`` and those ``beside`` them are read, all where none of
     ``columns`` is there. Raises ``MissingResource`` for what is not to be had, and ``BadResource`` with the place for
@@ -54,17 +56,17 @@ def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> l
     return _dataset(source, choose) if path.is_dir() else _file(path, choose)
 
 
-def _file(path: Path, choose: Choose) -> list[Row]:
+def _file(path: Path, choose: Choose) -> tuple[list[Row], tuple[str, ...]]:
     """Return the rows of a file, gzipped or not; lines end in a line feed, and nothing else divides them."""
     ending = catalog.prompt_file(path)
     data = _bytes(path)
     if ending == ".parquet":
-        return _parquet(path, data, choose)
+        return _parquet(path, data, choose), ()
     text = _text(path, data)
     if ending in (".csv", ".tsv"):
-        return list(_csv(path, text, "," if ending == ".csv" else "\t"))
+        return list(_csv(path, text, "," if ending == ".csv" else "\t")), ()
     if ending == ".txt":
-        return list(_lines(text))
+        return list(_lines(text)), ()
     return _json(path, text, lines=ending != ".json")
 
 
@@ -74,6 +76,8 @@ def _bytes(path: Path) -> bytes:
     except OSError as fault:
         raise MissingResource(f"{path} cannot be read: {fault.strerror}", "Name a file that can be.") from fault
     if path.suffix.lower() != ".gz":
+        if data.startswith(b"\x1f\x8b"):
+            raise BadResource(f"{path} is gzipped, and its name does not say so", f"Name it {path.name}.gz.")
         return data
     try:
         return gzip.decompress(data)
@@ -152,16 +156,28 @@ def _parquet(path: Path, data: bytes, choose: Choose) -> list[Row]:
     return list(enumerate(rows, 1))
 
 
-def _dataset(source: Entry, choose: Choose) -> list[Row]:
+def _dataset(source: Entry, choose: Choose) -> tuple[list[Row], tuple[str, ...]]:
     """Read the split ``train`` with `datasets`: from the hub, a directory of files, or what ``save_to_disk`` left."""
-    location, what = source.location, f"prompts {source.name}"
+    location, what, others = source.location, f"prompts {source.name}", list[str]()
     with _readable(what, location), _quiet_datasets():
         found = _loaded(what, location)
     if isinstance(found, dict):
         if "train" not in found:
             raise BadResource(f"{what} has no split train; there are {', '.join(map(str, found))}", _one_file(location))
+        others = [str(split) for split in found if split != "train"]
         found = found["train"]
-    return list(enumerate(found.select_columns(list(choose(found.column_names))).to_list(), 1))
+    told = [f"of {what} the split train is read, and not {', '.join(others)}"] if others else []
+    if kinds := _other_kinds(Path(location), found):
+        told.append(f"of {what} no file is read that ends in {', '.join(kinds)}: `datasets` reads one kind alone")
+    return list(enumerate(found.select_columns(list(choose(found.column_names))).to_list(), 1)), tuple(told)
+
+
+def _other_kinds(folder: Path, found: Any) -> list[str]:
+    """Return the endings of files of prompts in a folder of which `datasets` read none."""
+    read = {Path(name).suffix.lower() for name in (found.info.download_checksums or {})}
+    about = {"dataset_infos.json", "state.json", "dataset_dict.json", "dataset_info.json"}
+    there = {file.suffix.lower() for file in folder.rglob("*") if file.is_file() and file.name not in about}
+    return sorted(there & {".jsonl", ".json", ".csv", ".tsv", ".parquet"} - read) if read else []
 
 
 def _loaded(what: str, location: str) -> Any:
@@ -211,11 +227,11 @@ def _quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _json(path: Path, text: str, *, lines: bool) -> list[Row]:
+def _json(path: Path, text: str, *, lines: bool) -> tuple[list[Row], tuple[str, ...]]:
     """Return the rows of an array, of an object that has one list of them, or of JSON Lines, whichever it is."""
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
-        return []
+        return [], ()
     by_lines = lines and text[start] != "["
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
@@ -223,18 +239,24 @@ def _json(path: Path, text: str, *, lines: bool) -> list[Row]:
             json.loads(text)  # More than one value, and not one a line: this says where the second begins.
     except (json.JSONDecodeError, RecursionError) as fault:
         if by_lines:
-            return _json_lines(path, text)
+            return _json_lines(path, text), ()
         raise _not_json(path, fault) from fault
     if text[end:].strip(" \t\r\n"):
-        return _json_lines(path, text)
+        return _json_lines(path, text), ()
     if isinstance(value, list):
-        return list(enumerate(value, 1))
+        return list(enumerate(value, 1)), ()
     if isinstance(value, dict) and not by_lines:
-        return list(enumerate(_rows_within(path, value), 1))
-    return [(1, value)]
+        key, rows = _rows_within(path, value)
+        told = () if key in _USUAL else (f"of {path} the list {key!r} is read",)
+        return list(enumerate(rows, 1)), told
+    return [(1, value)], ()
 
 
-def _rows_within(path: Path, value: dict[str, Any]) -> list[Any]:
+_USUAL = ("data", "rows", "prompts", "prompt", "train", "examples")
+"""Names of the one list of a JSON object that go without saying."""
+
+
+def _rows_within(path: Path, value: dict[str, Any]) -> tuple[str, list[Any]]:
     """Return the one list of rows that an object holds: of objects, or of texts where there is none of objects."""
     lists = {key: item for key, item in value.items() if isinstance(item, list) and item}
     objects = {key: item for key, item in lists.items() if isinstance(item[0], dict)}
@@ -244,7 +266,7 @@ def _rows_within(path: Path, value: dict[str, Any]) -> list[Any]:
             f"{path} is an object with {len(lists)} lists of rows ({', '.join(value) or 'empty'}), where one is needed",
             'Give an array of rows, an object with one list such as {"data": [...]}, or JSON Lines.',
         )
-    return next(iter(lists.values()))
+    return next(iter(lists.items()))
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:

@@ -19,6 +19,7 @@ from safebench.world.conversations import (
     from_transcript,
     is_conversation,
     read_messages,
+    refuse_written,
     render,
     transcript,
 )
@@ -96,7 +97,7 @@ def load_prompts(settings: Settings) -> Prompts:
     where the prompts are fewer than a batch.
     """
     name, column = settings.prompts.name, settings.prompts.column
-    read = read_rows(catalog.prompts_source(name), [column] if column else _COLUMNS, ("input", "split", *_BESIDE))
+    read, told = read_rows(catalog.prompts_source(name), [column] if column else _COLUMNS, ("input", "split", *_BESIDE))
     rows = [(number, _columns(name, number, row)) for number, row in read]
     chosen = _choose(name, rows, column)
     found = [(_prompt(name, number, row, chosen, column), row.get("split")) for number, row in rows]
@@ -111,7 +112,11 @@ def load_prompts(settings: Settings) -> Prompts:
     train = prompts.train[: settings.prompts.limit]
     _refuse_small(settings, len(train), len(prompts.heldout))
     left_out = _told(blank, f"rows of {name} ({len(rows)} in all) that hold no prompt, null or blank, and are left out")
-    notices = [*left_out, *_not_read(name, rows, chosen, column), *prompts.notices]
+    other = _told(
+        [prompt for (prompt, _), (_, row) in zip(found, rows, strict=True) if chosen not in row],
+        f"rows of {name} that have no {chosen}, and of which another column is read",
+    )
+    notices = [*told, *left_out, *other, *_not_read(name, rows, chosen, column), *prompts.notices]
     return Prompts(train, prompts.heldout[: settings.evaluation.prompts], notices=tuple(notices))
 
 
@@ -143,12 +148,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     Raises ``BadResource`` with the prompt's row for a conversation that cannot be encoded, and where nothing is left.
     """
     if tokenizer.chat_template is None and conversation_of(prompt) is None:
-        ids = list(tokenizer(as_text(prompt))["input_ids"])
+        ids = encode_text(tokenizer, as_text(prompt))
     else:
         ids = encode_messages(tokenizer, as_messages(prompt), _where(prompt))
     if not ids:
         raise BadResource(f"{_where(prompt)} has no tokens", "Leave it out: there is nothing to continue.")
     return ids
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text that is to be continued: an end token that the tokenizer appends is left out."""
+    ids, end = list(tokenizer(text)["input_ids"]), tokenizer.eos_token_id
+    appended = len(ids) > 1 and ids[-1] == end and not text.endswith(str(tokenizer.eos_token))
+    return ids[:-1] if appended else ids
 
 
 def check_encoded(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -160,22 +172,37 @@ def check_encoded(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple
     if prompts.train_ids is not None:
         return ()
     lost: dict[str, list[Prompt]] = {}
-    orders: set[tuple[str, ...]] = set()
+    orders: dict[tuple[str, ...], tuple[str, ...]] = {}
     for prompt in (*prompts.train, *prompts.heldout):
         messages = as_messages(prompt)
         order = tuple(message["role"] for message in messages)
-        first = len(orders) < len(orders | {order})
-        orders.add(order)
-        if first:
+        talk = isinstance(prompt, Prompt) and prompt.messages is not None
+        if order not in orders:
             encode_prompt(tokenizer, prompt)
-        if isinstance(prompt, Prompt) and prompt.messages is not None:
+            orders[order] = _unheard(tokenizer, messages, _where(prompt)) if talk else ()
+        if isinstance(prompt, Prompt) and talk:
             text = render(tokenizer, messages, _where(prompt))
-            for role in dict.fromkeys(m["role"] for m in messages if str(m["content"]).strip() not in text):
-                lost.setdefault(role, []).append(prompt)
+            left = [f"the {m['role']} says" for m in messages if str(m["content"]).strip() not in text]
+            left += [f"the {role} says" for role in orders[order]]
+            called = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+            if called != messages and render(tokenizer, called, _where(prompt)) == text:
+                left.append("tools are called with")
+            for what in dict.fromkeys(left):
+                lost.setdefault(what, []).append(prompt)
     return tuple(
-        f"the model's chat template leaves out what the {role} says in {len(rows)} conversations ({_numbers(rows)})"
-        for role, rows in lost.items()
+        f"the model's chat template leaves out what {what} in {len(rows)} conversations ({_numbers(rows)})"
+        for what, rows in lost.items()
     )
+
+
+def _unheard(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, ...]:
+    """Return the roles of which some message is not in what the template makes of these turns, whatever it says."""
+    marked = [{**message, "content": f"turn {number} of it"} for number, message in enumerate(messages)]
+    try:
+        text = render(tokenizer, marked, where)
+    except BadResource:
+        return ()  # a template that looks into the contents: they are looked for as they are
+    return tuple(dict.fromkeys(str(m["role"]) for m in marked if str(m["content"]) not in text))
 
 
 def _where(prompt: str) -> str:
@@ -236,6 +263,7 @@ def _prompt(name: str, number: int, row: Mapping[str, Any], chosen: str, column:
     if _is_null(value):
         return Prompt("", None, number, name)
     if isinstance(value, str) and chosen not in _CONVERSATIONS:
+        refuse_written(value, f"{where}: {chosen}")
         text, messages = _text(where, row, chosen, value), None
     elif is_conversation(value):
         messages = read_messages(value, where, answered=chosen != "prompt")
@@ -262,7 +290,7 @@ def _text(where: str, row: Mapping[str, Any], chosen: str, value: str) -> str:
             raise BadResource(
                 f"{where}: chosen is no transcript that ends with the Assistant's turn", "Give a column of prompts."
             )
-        return before
+        return f"{before}\n\nAssistant:"
     more = row.get("input") if chosen == "instruction" else None
     return f"{value}\n\n{more}" if isinstance(more, str) and more.strip() else value
 
@@ -336,9 +364,10 @@ def _numbers(prompts: Iterable[Prompt]) -> str:
 
 def _refuse_small(settings: Settings, train: int, heldout: int) -> None:
     if train < settings.rollout.batch:
+        few = f"Bring more prompts, or lower the batch with --set rollout.batch={train}."
         raise BadResource(
             f"{settings.prompts.name} has {train} training prompts, fewer than one batch of {settings.rollout.batch}",
-            f"Bring more prompts, or lower the batch with --set rollout.batch={max(1, train)}.",
+            few if train and heldout >= 2 else "Bring more prompts: a tenth of them, two at least, are held out.",
         )
     if heldout < 2:
         raise BadResource(

@@ -125,10 +125,9 @@ def _logits(output: Any) -> Any:
 class FunctionReward:
     """A Python function (prompts, replies) -> floats."""
 
-    notices: tuple[str, ...] = ()
-
     def __init__(self, name: str, function: RewardFunction) -> None:
         self.name, self.function = name, function
+        self.notices: tuple[str, ...] = ()
 
     def score(self, prompts: list[str], replies: list[str]) -> Tensor:
         """Call the function and check what it returns."""
@@ -141,19 +140,48 @@ class FunctionReward:
         )
 
     def _ask(self, prompts: list[str], replies: list[str]) -> Sequence[float]:
-        """Call the function, by name where it has our names: then their order does not matter."""
-        if self._by_name:
-            return self.function(prompts=prompts, replies=replies)  # type: ignore[call-arg]
-        return self.function(prompts, replies)
+        """Call the function: by name where its names say which is which, else by place."""
+        if self._named is None:
+            return self.function(prompts, replies)
+        given = {"prompts": prompts, "replies": replies}
+        return self.function(**{name: given[role] for name, role in self._named.items()})  # type: ignore[call-arg]
 
     @cached_property
-    def _by_name(self) -> bool:
-        try:
-            parameters = inspect.signature(self.function).parameters.values()
-        except (TypeError, ValueError):  # of what is not written in Python
-            return False
-        named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        return {"prompts", "replies"} <= named
+    def _named(self) -> dict[str, str] | None:
+        return named_roles(self.function, self.name)
+
+
+REPLIES, PROMPTS = ("replies", "completions", "responses"), ("prompts", "queries")
+"""What a reward function may call its parameters, beside any names in the order (prompts, replies)."""
+
+
+def named_roles(function: Callable[..., Any], name: str) -> dict[str, str] | None:
+    """Return which parameters of a reward function take the prompts and which the replies; None for that order.
+
+    Of two parameters one name tells. Raises ``UsageError`` where the function needs more than the two.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # of what is not written in Python
+        return None
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = dict.fromkeys(REPLIES, "replies") | dict.fromkeys(PROMPTS, "prompts")
+    roles = {p.name: known[p.name] for p in named if p.name in known}
+    if not roles:
+        return None
+    missing = {"prompts", "replies"} - set(roles.values())
+    more = [p.name for p in named if p.name not in roles and p.default is p.empty]
+    if len(more) == 1 and len(missing) == 1:
+        return {**roles, more[0]: missing.pop()}
+    if more:
+        raise UsageError(
+            f"the reward function {name} needs {', '.join(more)} beside {', '.join(roles)}",
+            "Write def score(prompts, replies); other columns of the prompts are not passed on.",
+        )
+    if "replies" in missing:
+        return None
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return {**roles, "prompts": "prompts"} if anything and "prompts" in missing else roles
 
 
 @contextlib.contextmanager
@@ -183,7 +211,9 @@ def called(
         with _as_it_was():
             values: Any = function()
             found = list(values) if _is_list(values) else None
-    except user_code.RAISES as fault:  # no one knows what a stranger's function may raise
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as fault:  # no one knows what a stranger's function may raise
         place = user_code.where(fault) or defined
         said = f"the reward function {name} raised {user_code.named(fault)}{f' ({place})' if place else ''}"
         raise BadResource(said, hint) from fault
@@ -261,7 +291,10 @@ def load_reward(
     """
     source = catalog.reward_source(name)
     if source.kind == "function":
-        return FunctionReward(name, _function(source.location))
+        found = FunctionReward(name, _function(source.location))
+        if prompts:
+            _listen(found, prompts[0])
+        return found
     what, code = f"reward model {name}", trusted(source, trust)
     _refuse_stated_pad(name, source.location)
     tokenizer = load_tokenizer(source.location, what, trust=code)
@@ -276,6 +309,16 @@ def load_reward(
     _examine(reward, label, option)
     reward.reader.look_at(prompts)
     return reward
+
+
+def _listen(reward: FunctionReward, prompt: str) -> None:
+    """Tell of a function that gives two answers to one prompt the same score, as one that reads prompts alone does."""
+    first, second = reward.score([prompt] * 2, list(_ANSWERS)).tolist()
+    if first == second:
+        reward.notices = (
+            f"the reward {reward.name} gives {_ANSWERS[0]!r} and {_ANSWERS[1]!r} the same score, {first:g}: "
+            "it may not read the reply",
+        )
 
 
 _LONG = "tell me about the sea and the wind " * 8
