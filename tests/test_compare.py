@@ -511,3 +511,17 @@ def test_a_single_arm_has_no_difference(root):
     assert found.tests == () and all(not row.differences for row in found.rows)
     for fmt in table.FORMATS:
         assert table.render(found, fmt)
+
+
+def test_seeds_of_one_arm_have_the_same_files(tmp_path):
+    for arm in ("ppo", "safe"):
+        for seed in range(3):
+            folder = write_run(tmp_path, arm, seed, healthy(seed))
+            if seed == 2:
+                file = folder / "manifest.json"
+                made = json.loads(file.read_text(encoding="utf-8"))
+                made["hashes"] = {**made["hashes"], "reward": "dd"}
+                file.write_text(json.dumps(made), encoding="utf-8")
+    with pytest.raises(ComparisonRefused, match="another reward in some seeds of ppo"):
+        compare.compare(groups(tmp_path, "ppo", "safe"))
+    compare.compare(groups(tmp_path, "ppo", "safe"), seeds=[0, 1])

@@ -353,3 +353,27 @@ def test_what_data_set_and_collator_raise_names_them(tmp_path: Path) -> None:
 
     with pytest.raises(BadResource, match=r"data_collator \(function\) on a row of train_dataset: KeyError: 'labels'"):
         trainer(tmp_path, data_collator=collator).train()
+
+
+def test_policy_and_reward_read_the_same_column() -> None:
+    talk = [{"role": "user", "content": "from the messages"}]
+    rows = Rows("data", [{"prompt": "from the prompt", "messages": talk}], chatting())
+    assert rows.text(0) == "from the prompt" and rows.text(0).messages is None
+    assert rows.tokens(0) == chatting()("from the prompt")["input_ids"]
+
+
+def test_blank_prompts_and_written_conversations_are_refused() -> None:
+    for value, words in (("  ", "blank"), ('[{"role": "user", "content": "a"}]', "written out")):
+        with pytest.raises(BadResource, match=f"row 1 of data.*{words}"):
+            Rows("data", [{"prompt": "a b"}, {"prompt": value}], chatting()).tokens(1)
+
+
+def test_functions_are_called_by_their_names_in_any_order() -> None:
+    for function in (
+        lambda replies, prompts: [float(len(r)) for r in replies],
+        lambda answers, prompts: [float(len(a)) for a in answers],
+    ):
+        swapped = called(function, [{"prompt": "a long prompt here"}, {"prompt": "c"}])
+        rows = [{"prompt": "a long prompt here"}, {"prompt": "c"}]
+        plain = called(lambda prompts, replies: [float(len(r)) for r in replies], rows)
+        assert swapped.tolist() == plain.tolist()

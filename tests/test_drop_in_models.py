@@ -512,3 +512,15 @@ def test_a_checkpoint_of_other_models_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{")
     with pytest.raises(BadResource, match=r"trainer_state.json: JSONDecodeError"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_what_is_saved_stops_where_it_was_trained_to(tmp_path: Path) -> None:
+    made = trainer(tmp_path, config={"stop_token": None, "stop_token_id": 7})
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id == 7
+
+
+def test_a_stop_token_that_the_model_has_no_logit_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the stop token is 4000"):
+        trainer(tmp_path, config={"stop_token": None, "stop_token_id": 4000})

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pandas
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from safebench.errors import BadResource, MissingResource
 from safebench.world.prompts import Prompt, Prompts, as_messages, check_encoded, encode_prompt, load_prompts
@@ -511,3 +512,88 @@ def test_several_configurations_are_named(tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_to_be_had() -> None:
     with pytest.raises(MissingResource, match="organisation/nothing"):
         load(Path("organisation/nothing"))
+
+
+def test_a_conversation_written_out_as_a_text_is_refused(tmp_path: Path) -> None:
+    for number, written in enumerate((json.dumps(TALK), repr(TALK))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(BadResource, match=r"row 1 of .*: prompt is a conversation that is written out"):
+            of_rows(folder, padded([{"prompt": written}]))
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(json.dumps({"prompt": text}) for text in TEXTS), encoding="utf-8")
+    with pytest.raises(BadResource, match="an object that is written out") as fault:
+        load(lines)
+    assert ".jsonl" in str(fault.value.hint)
+    kept = ["[{ is how it begins", '{"a": not JSON}', "[1, 2]"]
+    assert of_rows(tmp_path, padded([{"prompt": text} for text in kept]))[:3] == kept
+
+
+def test_a_text_that_begins_with_a_speakers_name_stays_as_it_is() -> None:
+    plain, chat = tiny_tokenizer(), chatting()
+    for text in ("Human: hi 0\nAssistant:", "Human: a being of some kind", "\n\nHuman: alone"):
+        assert encode_prompt(plain, Prompt(text)) == plain(text)["input_ids"]
+        assert as_messages(text) == [{"role": "user", "content": text}]
+        assert encode_prompt(chat, text) == chat(f"u {text} e z", add_special_tokens=False)["input_ids"]
+    asked = "\n\nHuman: what?\n\nAssistant:"
+    assert as_messages(asked) == [{"role": "user", "content": "what?"}]
+
+
+def test_an_end_token_that_the_tokenizer_appends_ends_no_prompt() -> None:
+    tokenizer = tiny_tokenizer()
+    end = str(tokenizer.eos_token)
+    ids = encode_prompt(tokenizer, "a b")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    assert tokenizer("a b")["input_ids"] == [*ids, tokenizer.eos_token_id]
+    assert encode_prompt(tokenizer, "a b") == ids
+    assert encode_prompt(tokenizer, f"a b{end}")[-1] == tokenizer.eos_token_id, "what the user wrote stays"
+
+
+def test_roles_are_known_by_their_other_names(tmp_path: Path) -> None:
+    talk = [{"role": r, "content": c} for r, c in (("User", "one"), ("Model", "two"), ("HUMAN", "three"))]
+    (prompt, *_) = of_rows(tmp_path, padded([{"messages": [*talk, {"role": "bot", "content": "answer"}]}]))
+    assert [m["role"] for m in as_messages(prompt)] == ["user", "assistant", "user"]
+
+
+def test_what_the_template_leaves_out_is_measured_by_turns_and_tools() -> None:
+    last = chatting("{% for m in messages[-1:] %}{{ m['role'][0] }} {{ m['content'] }} e {% endfor %}z")
+    talk = [{**m, "content": c} for m, c in zip(TALK, ("a", "b", "c", "a b c"), strict=True)]
+    told = check_encoded(Prompts([Prompt("x", talk, 1, "it")], []), last)
+    assert [next(r for r in ("system", "user", "assistant") if f"the {r} says" in t) for t in told] == [
+        "system", "user", "assistant",
+    ]  # fmt: skip
+    calling = [TALK[1], {"role": "assistant", "content": "", "tool_calls": [{"name": "rain"}]}, TALK[3]]
+    (tools,) = check_encoded(Prompts([Prompt("x", calling, 1, "it")], []), chatting())
+    assert "tools are called with" in tools
+
+
+def test_rows_and_lists_of_other_names_are_told(tmp_path: Path) -> None:
+    mixed = load(jsonl(tmp_path / "mixed.jsonl", padded([{"text": "another column"}])))
+    assert any("have no prompt, and of which another column is read: 1 (row 1)" in told for told in mixed.notices)
+    for key, words in (("answers", "the list 'answers' is read"), ("prompts", "")):
+        file = tmp_path / f"{key}.json"
+        file.write_text(json.dumps({"name": "x", key: TEXTS}), encoding="utf-8")
+        notices = " ".join(load(file).notices)
+        assert (words in notices) if words else not notices
+
+
+def test_what_is_not_read_of_a_folder_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "mix"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", [{"prompt": text} for text in TEXTS])
+    jsonl(folder / "test.jsonl", [{"prompt": f"test {text}"} for text in TEXTS])
+    pandas.DataFrame({"prompt": TEXTS}).to_csv(folder / "more.csv", index=False)
+    found = load(folder)
+    assert len(every(found)) == len(TEXTS)
+    assert any("the split train is read, and not test" in told for told in found.notices)
+    assert any("ends in .csv" in told for told in found.notices)
+
+
+def test_gzip_by_another_name_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(gzip.compress(b'{"prompt": "a"}\n', mtime=0))
+    with pytest.raises(BadResource, match="gzipped") as fault:
+        load(file)
+    assert "p.jsonl.gz" in str(fault.value.hint)

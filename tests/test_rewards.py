@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.world.dialogues import Reader, token_limit
 from safebench.world.prompts import as_messages, as_text, encode_prompt
-from safebench.world.rewards import ModelReward, called, load_reward
+from safebench.world.rewards import FunctionReward, ModelReward, called, load_reward
 from safebench.world.rollout import reply_texts
 from tests.tiny import CPU, tiny_tokenizer
 from tests.tiny_rewards import NO_SYSTEM, TURNS, byte_tokenizer, classifier, save
@@ -498,3 +498,48 @@ def test_a_reward_keeps_its_tokenizers_own_words(tmp_path: Path) -> None:
     load(tmp_path, tokenizer=before)
     again = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "rm"))
     assert again.chat_template == before.chat_template
+
+
+@pytest.mark.parametrize(
+    ("function", "seen"),
+    [
+        (lambda prompts, replies: [len(r) for r in replies], "replies"),
+        (lambda replies, prompts: [len(r) for r in replies], "replies"),
+        (lambda completions, **kwargs: [len(c) for c in completions], "replies"),
+        (lambda completions, prompts, **kwargs: [len(c) for c in completions], "replies"),
+        (lambda completions, answer=None, **kwargs: [len(c) for c in completions], "replies"),
+        (lambda responses, queries: [len(r) for r in responses], "replies"),
+        (lambda prompts, answers: [len(a) for a in answers], "replies"),
+        (lambda answers, prompts: [len(a) for a in answers], "replies"),
+        (lambda a, b: [len(x) for x in b], "replies"),
+        (lambda *lists: [len(x) for x in lists[1]], "replies"),
+    ],
+)
+def test_a_function_is_called_by_its_names(function: Any, seen: str) -> None:
+    prompts, replies = ["a long prompt", "another one that is longer"], ["no", "yes"]
+    assert FunctionReward("it", function).score(prompts, replies).tolist() == [2.0, 3.0]
+
+
+def test_a_function_that_needs_more_is_refused() -> None:
+    with pytest.raises(UsageError, match="needs ground_truth beside completions, prompts"):
+        FunctionReward("it", lambda completions, prompts, ground_truth: []).score(["a"], ["b"])
+
+
+def test_a_function_that_does_not_read_the_reply_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deaf_here.py").write_text(
+        "import os, torch\n"
+        "def score(first, second):\n"
+        "    torch.set_grad_enabled(False)\n"
+        "    torch.set_default_device('meta')\n"
+        "    os.chdir('/')\n"
+        "    return [float(len(x)) for x in first]\n"
+        "def odd(first, second):\n"
+        "    raise BaseException('odd')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    reward = load_reward("deaf_here:score", CPU, prompts=["what?"])
+    assert "it may not read the reply" in reward.notices[0]  # type: ignore[attr-defined]
+    assert torch.is_grad_enabled() and torch.zeros(1).device == CPU and Path.cwd() == tmp_path
+    with pytest.raises(BadResource, match=r"BaseException: odd \(deaf_here.py, line 8\)"):
+        load_reward("deaf_here:odd", CPU, prompts=["what?"])

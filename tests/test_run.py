@@ -151,3 +151,21 @@ def test_a_folder_made_with_other_settings_is_refused(parts: Path, tmp_path: Pat
     (folder / "config.yaml").write_text(other, encoding="utf-8")
     with pytest.raises(UsageError, match=r"update\.learning_rate"):
         run.execute(settings, tmp_path)
+
+
+def test_a_finished_run_is_not_that_of_other_files_of_the_same_names(parts: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a b {i}\n" for i in range(40)), encoding="utf-8")
+    settings = tiny_run(parts, "ppo", prompts__name=str(prompts), update__steps=1)
+    folder = run.execute(settings, tmp_path / "results").folder
+    assert not run.execute(settings, tmp_path / "results").fresh
+    text = prompts.read_text(encoding="utf-8")
+    prompts.write_text(text.replace("a b", "c d"), encoding="utf-8")
+    for if_exists in ("resume", "skip"):
+        with pytest.raises(UsageError, match="was made with other files: prompts changed since") as fault:
+            run.execute(settings, tmp_path / "results", if_exists=if_exists)  # type: ignore[arg-type]
+        assert "--if-exists overwrite" in str(fault.value.hint)
+    prompts.unlink()
+    assert not run.execute(settings, tmp_path / "results").fresh, "what is gone says nothing against the result"
+    prompts.write_text(text, encoding="utf-8")
+    assert run.execute(settings, tmp_path / "results").folder == folder

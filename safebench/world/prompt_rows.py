@@ -174,10 +174,18 @@ def _dataset(source: Entry, choose: Choose) -> tuple[list[Row], tuple[str, ...]]
 
 def _other_kinds(folder: Path, found: Any) -> list[str]:
     """Return the endings of files of prompts in a folder of which `datasets` read none."""
-    read = {Path(name).suffix.lower() for name in (found.info.download_checksums or {})}
+    read = _READERS.get(str(found.info.builder_name), frozenset())
     about = {"dataset_infos.json", "state.json", "dataset_dict.json", "dataset_info.json"}
     there = {file.suffix.lower() for file in folder.rglob("*") if file.is_file() and file.name not in about}
-    return sorted(there & {".jsonl", ".json", ".csv", ".tsv", ".parquet"} - read) if read else []
+    return sorted(there & frozenset[str]().union(*_READERS.values()) - read) if read else []
+
+
+_READERS = {
+    "json": frozenset({".json", ".jsonl", ".ndjson"}),
+    "csv": frozenset({".csv", ".tsv"}),
+    "parquet": frozenset({".parquet"}),
+}
+"""Endings of the files of prompts that each builder of `datasets` reads; a text beside them is mostly a licence."""
 
 
 def _loaded(what: str, location: str) -> Any:

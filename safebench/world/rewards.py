@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -128,6 +127,7 @@ class FunctionReward:
     def __init__(self, name: str, function: RewardFunction) -> None:
         self.name, self.function = name, function
         self.notices: tuple[str, ...] = ()
+        self._named = named_roles(function, name)
 
     def score(self, prompts: list[str], replies: list[str]) -> Tensor:
         """Call the function and check what it returns."""
@@ -145,10 +145,6 @@ class FunctionReward:
             return self.function(prompts, replies)
         given = {"prompts": prompts, "replies": replies}
         return self.function(**{name: given[role] for name, role in self._named.items()})  # type: ignore[call-arg]
-
-    @cached_property
-    def _named(self) -> dict[str, str] | None:
-        return named_roles(self.function, self.name)
 
 
 REPLIES, PROMPTS = ("replies", "completions", "responses"), ("prompts", "queries")
