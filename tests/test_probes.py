@@ -278,6 +278,16 @@ def test_long_rows_that_say_something_else_are_refused_with_both_numbers() -> No
         probes.probe_length(policy, "tiny", LONG)
 
 
+def test_positions_that_depend_on_the_rows_length_are_refused_where_rows_get_there() -> None:
+    """A token that is sampled early is measured in a longer row, whose positions are scaled otherwise."""
+    scaled = {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 10_000.0}
+    policy = adapted(made(Qwen2ForCausalLM(qwen2_config(max_position_embeddings=20, rope_parameters=scaled))))
+    assert probes.probe_length(policy, "tiny", 18).path == policy.path
+    with pytest.raises(BadResource, match="first 12 tokens depends on how many follow, here 40: .* own logit") as fault:
+        probes.probe_length(policy, "tiny", LONG)
+    assert "rollout.reply_tokens" in str(fault.value.hint)
+
+
 def test_a_row_beyond_the_models_positions_is_refused() -> None:
     with pytest.raises(BadResource, match=r"tiny \(OPT.*a row of 80 tokens.* ends in IndexError"):
         probes.probe_length(adapted(opt()), "tiny", 80)
@@ -374,6 +384,11 @@ def test_the_answer_is_kept_per_model(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert adapted(gemma(final_logit_softcapping=5.0)).path == first.path
     with pytest.raises(pytest.fail.Exception):
         adapted(gemma(final_logit_softcapping=6.0))
+    damaged = gemma(final_logit_softcapping=5.0)
+    with torch.no_grad():
+        damaged.model.layers[1].mlp.up_proj.weight[-1, -1] += 1  # behind what few values of it would show
+    with pytest.raises(pytest.fail.Exception):
+        adapted(damaged)
     kept[0].write_text(json.dumps({"paths": []}))
     with pytest.raises(pytest.fail.Exception):
         adapted(gemma(final_logit_softcapping=5.0))

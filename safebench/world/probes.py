@@ -316,8 +316,8 @@ class ModelProbe:
         ours = self._last_logits(path, rows, mask)
         for row, said in zip((self.ids, self.ids[:-5]), ours, strict=True):
             own = self._own(row)[0]
-            start = gap(self._own(row[:TOKENS])[0], own[:TOKENS])
-            if start.share > self.tolerance:
+            start = gap(self._own(row[:TOKENS])[0], own[:TOKENS]) if row is self.ids else None
+            if start is not None and start.share > self.tolerance:
                 raise self._refusal(
                     f"what it says of its first {TOKENS} tokens depends on how many follow, here {len(row)}: {start}",
                     "Keep prompt and reply shorter than where this begins (--set prompts.max_tokens=…, "
