@@ -215,7 +215,9 @@ def _readable(what: str, location: str) -> Iterator[None]:
     except (DatasetsError, OSError, ValueError, RuntimeError) as fault:
         # A data set made by a script of its own, which is not run, is a RuntimeError.
         reason = " ".join(f"{fault} {fault.__cause__ or ''}".split())[:300]
-        raise BadResource(f"{what}: `datasets` cannot read {location}: {reason}", _one_file(location)) from fault
+        files = sorted(file for file in Path(location).rglob("*") if here and catalog.prompt_file(file) is not None)
+        hint = f"Name one file of it, such as {files[0]}." if files else _one_file(location)
+        raise BadResource(f"{what}: `datasets` cannot read {location}: {reason}", hint) from fault
 
 
 def _one_file(location: str) -> str:
