@@ -363,7 +363,7 @@ def test_json_holds_everything(whole, partial):
         assert [claim["number"] for claim in content["claims"]] == list(range(1, 11))
         entries = [entry for claim in content["claims"] for entry in claim["entries"]]
         assert [entry["verdict"] for entry in entries] == [entry.verdict for entry in found.entries]
-        assert content["crash_specification"]["version"] == 1 and content["notes"] == list(found.notes)
+        assert content["crash_specification"]["version"] == 2 and content["notes"] == list(found.notes)
     first = content["claims"][0]
     assert first["paper"].startswith("+5.15 %") and "measure" not in first and first["meaning"] and first["claim"]
     entry = first["entries"][0]
