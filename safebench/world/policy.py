@@ -219,3 +219,12 @@ def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
     if not found:
         raise BadResource("the tokenizer has no end-of-sequence token", "Set eos_token in the tokenizer's config.")
     return tuple(sorted(found))
+
+
+def __getattr__(name: str) -> Any:
+    """Give ``adapt`` to callers outside that know it from here; ``assemble`` has it now."""
+    if name == "adapt":
+        from safebench.world.assemble import adapt
+
+        return adapt
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
