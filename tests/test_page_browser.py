@@ -204,6 +204,8 @@ def test_charts_follow_the_colour_scheme(opened):
     page.wait_for_function(
         "getComputedStyle(document.documentElement).getPropertyValue('--paper').trim() === '#14161a'"
     )
+    # The charts are drawn anew behind the change of the style sheet.
+    page.wait_for_function(f"document.querySelector('[data-name=kl-mean]')._fullLayout.font.color !== '{before[0]}'")
     after = page.eval_on_selector("[data-name=kl-mean]", color)
     assert before == ["#1b1d21", "#0072b2"] and after == ["#e8eaed", "#4ba6e8"]
 
