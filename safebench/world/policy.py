@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -224,7 +225,5 @@ def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 def __getattr__(name: str) -> Any:
     """Give ``adapt`` to callers outside that know it from here; ``assemble`` has it now."""
     if name == "adapt":
-        from safebench.world.assemble import adapt
-
-        return adapt
+        return importlib.import_module("safebench.world.assemble").adapt
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
