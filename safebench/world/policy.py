@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import copy
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,5 +225,5 @@ def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 def __getattr__(name: str) -> Any:
     """Give ``adapt`` to callers outside that know it from here; ``assemble`` has it now."""
     if name == "adapt":
-        return importlib.import_module("safebench.world.assemble").adapt
+        return importlib.import_module(".assemble", __package__).adapt
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
