@@ -499,3 +499,15 @@ heavy = {"torch", "transformers", "pandas", "wandb", "tensorboard", "trackio"} &
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "LARGE", 4)
+    file, reads = tmp_path / "weights", []
+    read = manifest._read_and_hash
+    monkeypatch.setattr(manifest, "_read_and_hash", lambda path: reads.append(path) or read(path))
+    file.write_bytes(b"aaaaaaaa")
+    first = manifest.hash_folder(tmp_path)
+    assert manifest.hash_folder(tmp_path) == first and len(reads) == 1
+    file.write_bytes(b"bbbbbbbb")
+    assert manifest.hash_folder(tmp_path) != first and len(reads) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -92,6 +93,22 @@ def hash_folder(path: Path) -> str:
     return total.hexdigest()
 
 
+LARGE = 2**26
+"""Bytes from which a file is read once in a process, unless its size or its times change meanwhile."""
+
+
 def _hash_file(path: Path) -> str:
+    about = path.stat()
+    if about.st_size < LARGE:
+        return _read_and_hash(path)
+    return _hash_large(path.resolve(), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_large(path: Path, size: int, modified: int, changed: int) -> str:
+    return _read_and_hash(path)
+
+
+def _read_and_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
