@@ -31,7 +31,7 @@ from safebench.world import noise, probes
 from safebench.world.adapters import left_out
 from safebench.world.forward import no_dropout, recompute
 from safebench.world.loading import naming, quiet_libraries
-from safebench.world.models import with_pad
+from safebench.world.models import padding_within
 from safebench.world.policy import Policy, frozen_copy
 
 Model: TypeAlias = PeftModel | PreTrainedModel
@@ -188,22 +188,6 @@ def text_tokenizer(processing_class: Any) -> PreTrainedTokenizerBase:
             f"processing_class is a {type(processing_class).__name__}", "Pass the tokenizer of the policy."
         )
     return found
-
-
-def padding_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose pad token the model can read; the given one where it is so, else a copy.
-
-    Masks come from lengths, so any id may pad. ``rows``: of the model's embedding, which a token added to the
-    tokenizer alone lies beyond.
-    """
-    pad = tokenizer.pad_token_id
-    if pad is not None and pad < rows:
-        return tokenizer
-    changed = copy.deepcopy(tokenizer)
-    changed.pad_token = None
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
-        changed.pad_token = tokenizer.convert_ids_to_tokens(0)
-    return with_pad(changed)
 
 
 def _refuse_unknown_stop(policy: Policy) -> None:

@@ -26,7 +26,6 @@ from safebench.trl.models import (
     apart,
     make_critic,
     make_policy,
-    padding_within,
     text_tokenizer,
 )
 from safebench.trl.optimizers import make_optimizers
@@ -36,6 +35,7 @@ from safebench.trl.watch import WatchedLoop
 from safebench.world.assemble import World
 from safebench.world.checks import longest_row
 from safebench.world.loading import naming
+from safebench.world.models import padding_within
 from safebench.world.probes import probe_length
 
 

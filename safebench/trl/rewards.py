@@ -68,11 +68,11 @@ class FunctionReward:
 
     def _call(self, rollout: Rollout) -> Sequence[float]:
         prompts, replies = [str(prompt) for prompt in rollout.prompts], list(rollout.replies)
-        if self.names is None and self.roles is None:
-            return self.function(prompts, replies)
-        if self.names is None:
+        if self.roles is not None:
             texts = {"prompts": prompts, "replies": replies}
-            return self.function(**{name: texts[role] for name, role in (self.roles or {}).items()})
+            return self.function(**{name: texts[role] for name, role in self.roles.items()})
+        if self.names is None:
+            return self.function(prompts, replies)
         given = _arguments(rollout) | {"trainer_state": self.trainer_state}
         wanted = given if "**" in self.names else {name: given[name] for name in self.names if name in given}
         return self.function(**wanted)

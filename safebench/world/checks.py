@@ -23,12 +23,13 @@ def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str
     Refused are token ids that it has no embedding for, an end token that it has no logit for, and lengths beyond its
     table of positions.
     """
-    _refuse_unknown_ids(settings.model.name, policy, _shown(policy, prompts))
+    shown = _shown(policy, prompts)
+    _refuse_unknown_ids(settings.model.name, policy, shown)
     _refuse_lengths(settings, policy, longest_row(settings, policy, prompts))
     told = (
         template_fault(policy.tokenizer, prompts.train[0]),
         end_fault(policy.tokenizer, policy.stop_ids),
-        _cut(settings.prompts.max_tokens, _shown(policy, prompts)),
+        _cut(settings.prompts.max_tokens, shown),
     )
     return tuple(text for text in told if text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Collection, Iterable
@@ -50,11 +51,11 @@ def load_with_notices(
     what, code = f"model {model.name}", trusted(source, trust)
     base, notices = load_whole(AutoModelForCausalLM, source.location, what=what, dtype=dtype, trust=code)
     tokenizer = load_tokenizer(source.location, what, trust=code)
-    if tokenizer.pad_token_id >= (rows := base.get_input_embeddings().weight.shape[0]):
+    padded = padding_within(tokenizer, rows := int(base.get_input_embeddings().weight.shape[0]))
+    if padded is not tokenizer:
         beyond = f"padding token {tokenizer.pad_token_id} is beyond its embedding's {rows} rows"
-        notices = (*notices, f"{what}: its {beyond}; its end token pads in its place, masked as ever")
-        tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(base.to(device), tokenizer, notices)
+        notices = (*notices, f"{what}: its {beyond}; {padded.pad_token} pads in its place, masked as ever")
+    return LoadedModel(base.to(device), padded, notices)
 
 
 def load_whole(
@@ -285,3 +286,19 @@ def with_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
             raise BadResource("the tokenizer has neither pad nor end token", "Set pad_token in tokenizer_config.json.")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def padding_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose pad token the model can read; the given one where it is so, else a copy.
+
+    Masks come from lengths, so any id may pad. ``rows``: of the model's embedding, which a token added to the
+    tokenizer alone lies beyond.
+    """
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad < rows:
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.pad_token = None
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= rows:
+        changed.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return with_pad(changed)
