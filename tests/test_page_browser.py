@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -201,11 +202,10 @@ def test_charts_follow_the_colour_scheme(opened):
     color = "chart => [chart._fullLayout.font.color, chart.data.find(t => t.meta === 'mean').line.color]"
     before = page.eval_on_selector("[data-name=kl-mean]", color)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(
-        "getComputedStyle(document.documentElement).getPropertyValue('--paper').trim() === '#14161a'"
-    )
-    # The charts are drawn anew behind the change of the style sheet.
-    page.wait_for_function(f"document.querySelector('[data-name=kl-mean]')._fullLayout.font.color !== '{before[0]}'")
+    # The charts are drawn anew behind the style sheet. The page's policy forbids Playwright's own polling.
+    deadline = time.monotonic() + 30
+    while page.eval_on_selector("[data-name=kl-mean]", color)[0] == before[0] and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
     after = page.eval_on_selector("[data-name=kl-mean]", color)
     assert before == ["#1b1d21", "#0072b2"] and after == ["#e8eaed", "#4ba6e8"]
 
