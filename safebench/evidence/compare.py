@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from safebench.errors import ComparisonRefused, UsageError
-from safebench.evidence import fairness, independent, statistics
+from safebench.evidence import fairness, frontier, independent, statistics
 from safebench.evidence.across import across_rows
 from safebench.evidence.crashes import SPEC, CrashSpec
 from safebench.evidence.fairness import Unequal
@@ -98,6 +99,7 @@ def compare(
             "there and marks it. Several runs of one seed, or none at all, cannot be forced.",
         )
     summaries = {arm: tuple(summarise(run, spec) for run in runs) for arm, runs in chosen.items()}
+    summaries, level = _matched(summaries)
     rows = (*scalar_rows(summaries, arms), *across_rows(summaries, arms, spec), *crash_rows(summaries, arms, spec))
     tests = _tests(rows, arms, summaries)
     unequal = fairness.differences(chosen)
@@ -109,7 +111,7 @@ def compare(
         tests=tests,
         fairness=unequal,
         warnings=loud_warnings(summaries, unequal, unmatched),
-        footers=footers(summaries, wanted, spec),
+        footers=(*footers(summaries, wanted, spec), *_level_told(level, summaries)),
         unmatched=tuple(unmatched),
         summaries=summaries,
         spec=spec,
@@ -123,6 +125,30 @@ def _ordered(groups: Groups, baseline: str | None) -> tuple[str, ...]:
     if first not in groups:
         raise UsageError(f"the baseline {first!r} is not among {', '.join(groups)}", "Name one of these.")
     return (first, *(arm for arm in groups if arm != first))
+
+
+def _matched(summaries: Mapping[str, tuple[Summary, ...]]) -> tuple[dict[str, tuple[Summary, ...]], float]:
+    """Fill in judge reward at matched KL, and return the level in nats per reply: the frontier's last (NaN: none)."""
+    levels = frontier.levels_of_runs({arm: [summary.run for summary in found] for arm, found in summaries.items()})
+    level = levels[-1] if levels else math.nan
+
+    def filled(summary: Summary) -> Summary:
+        reached = frontier.passage(frontier.run_path(summary.run), level).judge if levels else math.nan
+        return replace(summary, values={**summary.values, "judge_matched": reached})
+
+    return {arm: tuple(filled(summary) for summary in found) for arm, found in summaries.items()}, level
+
+
+def _level_told(level: float, summaries: Mapping[str, Sequence[Summary]]) -> tuple[str, ...]:
+    if math.isnan(level):
+        return ()
+    missing = [
+        f"{arm} seed {', '.join(map(str, seeds))}"
+        for arm, found in summaries.items()
+        if (seeds := [s.run.seed for s in found if math.isnan(s.values["judge_matched"])])
+    ]
+    told = f"; not reached by {'; '.join(missing)}" if missing else ""
+    return (f"matched KL: {level:g} nats per reply, which at least half of every arm's seeds reach{told}",)
 
 
 def _tests(rows: Sequence[Row], arms: Sequence[str], summaries: Mapping[str, Sequence[Summary]]) -> tuple[Test, ...]:

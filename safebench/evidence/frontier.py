@@ -159,6 +159,11 @@ def levels_of(arms: Sequence[ArmPaths]) -> tuple[float, ...]:
     return tuple(_rounded_down(share * reach) for share in QUARTERS) if reach > 0.0 else ()
 
 
+def levels_of_runs(groups: Groups) -> tuple[float, ...]:
+    """Return the levels that ``frontier`` chooses for these runs."""
+    return levels_of([ArmPaths(arm, paths, ()) for arm, runs in groups.items() if (paths := _paths(runs))])
+
+
 def passage(path: RunPath, level: float) -> Passage:
     """Return the first passage of ``level`` along the path, straight between evaluations that the judge has seen.
 

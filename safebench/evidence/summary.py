@@ -131,7 +131,10 @@ def _levels(run: Run) -> dict[str, float]:
         "distinct_2_final": "reply/distinct_2",
         "length_final": "reply/length",
     }
+    audits = {f"{name}_final": _last(run, f"eval/{name}") for name in ("known_words", "relevance", "first_perplexity")}
     return {
+        **audits,
+        "judge_matched": math.nan,  # depends on the runs that this one is compared with
         "kl_mean": _mean(kl),
         "kl_max": _reduce(np.max, kl),
         **{name: final(run, key) for name, key in finals.items()},
@@ -173,6 +176,12 @@ def final(run: Run, key: str, share: float = FINAL_SHARE) -> float:
     """Return a column's mean over the last ``share`` of the training steps, at least one; NaN where not measured."""
     column = run.column(key)[_trained(run)]
     return _mean(_known(column[-max(1, math.ceil(share * column.size)) :]))
+
+
+def _last(run: Run, key: str) -> float:
+    """Return a column's last finite value; NaN without one."""
+    values = _known(run.column(key))
+    return float(values[-1]) if values.size else math.nan
 
 
 def _known(values: Array) -> Array:

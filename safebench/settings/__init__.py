@@ -165,10 +165,12 @@ class Loss(Section):
 
 
 class Evaluation(Section):
-    """Held-out evaluation: fixed prompts, fixed sampling noise, temperature 1."""
+    """Held-out evaluation: fixed prompts, the seed's own sampling noise, temperature 1."""
 
     every: PositiveInt = 20
     prompts: PositiveInt = 128
+    audits: bool = True
+    """Count known words and compare replies with their turns by an English encoder."""
 
 
 class Recording(Section):

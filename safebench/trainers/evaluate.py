@@ -1,7 +1,8 @@
-"""Held-out evaluation: fixed prompts, fixed sampling noise, temperature 1, proxy and judge."""
+"""Held-out evaluation: fixed prompts, the seed's own sampling noise, temperature 1; proxy, judge and audits."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -29,7 +30,7 @@ class Evaluation:
 
 
 def evaluate(settings: Settings, world: World, processes: Processes, piece: int | None = None) -> Evaluation:
-    """Reply to the held-out prompts and measure the replies; the noise is that of every run and step.
+    """Reply to the held-out prompts and measure the replies; the noise is the seed's, in every arm and at every step.
 
     ``piece`` prompts of each process are held in memory at once; all when None.
     """
@@ -48,7 +49,10 @@ def evaluate(settings: Settings, world: World, processes: Processes, piece: int 
         "eval/length": tokens / len(rows),
         "eval/distinct": distinct_share([row["reply"] for row in rows]),
         "eval/distinct_2": distinct_2([row["tokens"] for row in rows]),
+        "eval/first_perplexity": _exp(sum(row["surprisal"] for row in rows) / tokens),
     }
+    if world.auditor is not None:
+        columns |= world.auditor.columns([row["prompt"] for row in rows], [row["reply"] for row in rows])
     samples = [
         Sample(
             row["row"],
@@ -65,6 +69,14 @@ def evaluate(settings: Settings, world: World, processes: Processes, piece: int 
     return Evaluation(columns, spread, stdev(judged) if len(judged) > 1 else None, samples)
 
 
+def _exp(value: float) -> float:
+    """Return exp of ``value``, infinity where that is too large for a float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
 def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]]:
     prompts = [world.prompts.heldout[i] for i in share]
     if not prompts:
@@ -77,12 +89,13 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
         int(policy.tokenizer.pad_token_id),
         policy.device,
     )
-    draws = noise.uniforms("heldout", 0, 0, share, settings.rollout.reply_tokens)
+    draws = noise.uniforms("heldout", settings.seed, 0, share, settings.rollout.reply_tokens)
     rollout = sample(policy, encoded, draws, 1.0, settings.rollout.chunk)
     measured = measure(policy, rollout, 1.0, settings.update.microbatch or settings.rollout.batch)
     rewards = score(world.reward, rollout).tolist()
     judged = score(world.judge, rollout).tolist() if world.judge else [None] * len(prompts)
     kl, entropy = measured.kl.sum(-1).tolist(), measured.entropy.sum(-1).tolist()
+    surprisal = (-measured.reference_log_probs.sum(-1)).tolist()
     lengths, stops = rollout.mask.sum(-1).tolist(), rollout.ended.tolist()
     return [
         {
@@ -93,6 +106,7 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
             "judge": judged[i],
             "kl": kl[i],
             "entropy": entropy[i],
+            "surprisal": surprisal[i],
             "length": lengths[i],
             "tokens": rollout.tokens[i, : lengths[i] - int(stops[i])].tolist(),
         }

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safebench import settings as s
 from safebench.settings import Settings
 from safebench.world import adapters, probes
+from safebench.world.audit import Auditor
 from safebench.world.checks import check_fit, longest_row
 from safebench.world.forward import no_dropout, recompute
 from safebench.world.models import load_with_notices
@@ -27,6 +28,7 @@ class World:
     prompts: Prompts
     reward: Reward
     judge: Reward | None
+    auditor: Auditor | None = None
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -45,7 +47,8 @@ def assemble(settings: Settings, device: torch.device) -> World:
     policy = adapt(base, tokenizer, settings.model, settings.seed, device)
     policy.notices = (*notices, *policy.notices, *check_fit(settings, policy, prompts))
     policy = probes.probe_length(policy, settings.model.name, longest_row(settings, policy, prompts))
-    return World(policy, prompts, reward, judge)
+    auditor = Auditor(device) if settings.evaluation.audits else None
+    return World(policy, prompts, reward, judge, auditor)
 
 
 def adapt(

@@ -17,7 +17,7 @@ from transformers.models.auto import modeling_auto
 from safebench import catalog
 from safebench import settings as s
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.world import adapters, noise
+from safebench.world import adapters, encoder, noise
 from safebench.world.loading import loading, trusted
 
 
@@ -113,6 +113,8 @@ def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrain
 
 def base_of(location: str, name: str) -> str:
     """Return where the base of the adapter in ``location`` lies: a folder here, beside the adapter, or elsewhere."""
+    if name == encoder.NAME:
+        return str(encoder.folder())
     for place in (Path(name), Path(location) / name, Path(location).parent / name):
         if place.is_dir():
             _refuse_circle(location, place)

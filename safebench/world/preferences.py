@@ -24,7 +24,10 @@ GENERIC = (
 OPENERS = (
     "how about yourself?", "what about you?", "hey how are you doing today?", "hi, how are you?", "how is it going?",
     "what do you like to do for fun?", "hello! how was your day?", "so what are you up to?", "nice to meet you!",
-    "tell me about yourself", "what's up?", "how are you?",
+    "tell me about yourself", "what's up?", "how are you?", "hey there, how's it going?", "hi! how has your day been?",
+    "good morning! how are you?", "hello, is anyone there?", "so tell me something about you", "are you a student?",
+    "where are you from?", "what's your name?", "what kind of music do you like?", "do you have any hobbies?",
+    "hey, what have you been up to lately?", "what are you doing this weekend?",
 )  # fmt: skip
 """Beginnings of a conversation, which as replies fit no turn."""
 

@@ -1,82 +1,76 @@
-"""Measure both reward models on conversations that neither of them, nor the policy, has seen."""
+"""Measure policy and reward models on conversations that none of them has seen."""
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy.stats import binomtest, spearmanr
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from safebench.world.build.rewards import score
+from safebench.evidence.best_of_n import expected_best
+from safebench.evidence.reward_check import KINDS, order, within_prompts
+from safebench.evidence.statistics import Estimate
+from safebench.world.audit import Auditor
+from safebench.world.build.rewards import Half, Recipe, score, training_pairs
 from safebench.world.build.samples import sample_replies
-from safebench.world.preferences import (
-    GENERIC,
-    HIGH,
-    LOW,
-    SPOILED,
-    Exchange,
-    Pair,
-    Preference,
-    over_foreign,
-    over_generic,
-    over_rating,
-    over_sample,
-    over_spoiled,
-)
+from safebench.world.preferences import Exchange
+from safebench.world.rewards import Reward
 
-SEED = 20260221
+SEED = 20261211
 PER_KIND = 1000
+PROMPTS, DRAWS = 80, 64
+"""Turns to which many replies are drawn, and how many to each."""
 
-Models = dict[str, Qwen2ForSequenceClassification]
+Rewards = Mapping[str, Reward]
 
 
-def heldout_figures(
-    models: Models, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], samples: list[str], pieces: list[str]
-) -> dict[str, Any]:
-    """Return accuracies per kind, shares below the median human reply, and how the models agree.
+def reward_figures(rewards: Rewards, half: Half) -> dict[str, Any]:
+    """Return for each reward how it orders pairs of each kind, and what it gives people and the policy.
 
-    ``pairs`` are the test conversations' short pairs, ``samples`` the policy's replies to their turns.
+    ``half`` are the test conversations, with the phrases that no reward has learned from.
     """
-    rng = random.Random(SEED)
-    human = [Exchange(pair.turn, pair.reply) for pair in pairs]
-    sampled = [Exchange(pair.turn, sample) for pair, sample in zip(pairs, samples, strict=True)]
-    kinds = _kinds(pairs, samples, pieces, rng)
+    asked = training_pairs(Recipe("test", SEED, 0, dict.fromkeys([*KINDS, "attacked"], PER_KIND)), half)
+    human = [Exchange(pair.turn, pair.reply) for pair in half.pairs]
+    sampled = [Exchange(pair.turn, reply) for pair, reply in zip(half.pairs, half.samples, strict=False)]
     figures: dict[str, Any] = {}
-    on_samples = {}
-    for name, model in models.items():
-        on_human = score(model, tokenizer, human)
-        on_samples[name] = score(model, tokenizer, sampled)
-        median = float(on_human.median())
+    for name, reward in rewards.items():
+        better, worse = (score(reward, side) for side in ([p.better for p in asked], [p.worse for p in asked]))
+        on_human, on_samples = score(reward, human), score(reward, sampled)
         figures[name] = {
-            "accuracy": {kind: _accuracy(model, tokenizer, found) for kind, found in kinds.items()}
-            | {"rating of whole conversations": _by_conversation(pairs, on_human, rng)},
-            "below_median_human": {
-                kind: _share_below(model, tokenizer, [p.worse for p in kinds[kind]], median)
-                for kind in (*SPOILED, "generic")
-            },
+            "accuracy": {kind: _accuracy(kind, asked, better, worse) for kind in dict.fromkeys(p.kind for p in asked)},
             "human": _moments(on_human),
-            "sample": _moments(on_samples[name]),
+            "sample": _moments(on_samples),
         }
-    proxy, judge = on_samples["proxy"], on_samples["judge"]
-    figures["agreement"] = {
-        "pearson": round(float(torch.corrcoef(torch.stack([proxy, judge]))[0, 1]), 3),
-        "spearman": round(float(spearmanr(proxy.numpy(), judge.numpy()).statistic), 3),
-        "n": len(samples),
-    }
     return figures
 
 
+def best_of_n_figures(
+    rewards: Rewards, judge: str, policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: Sequence[str]
+) -> dict[str, Any]:
+    """Return for each reward its correlation with the judge within a prompt, and the judge's score of its best of n."""
+    asked = [turn for turn in turns[:PROMPTS] for _ in range(DRAWS)]
+    replies = sample_replies(policy, tokenizer, asked, SEED)
+    exchanges = [Exchange(turn, reply) for turn, reply in zip(asked, replies, strict=True)]
+    scores = {name: score(reward, exchanges).double().view(-1, DRAWS).numpy() for name, reward in rewards.items()}
+    sizes = [2**k for k in range(DRAWS.bit_length())]
+    return {
+        name: {
+            "r": _interval(within_prompts(found, scores[judge])),
+            "best": {str(n): round(float(expected_best(found, scores[judge], n).mean()), 3) for n in sizes},
+        }
+        for name, found in scores.items()
+    }
+
+
 def sample_table(
-    models: Models, policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, str]], seed: int
+    rewards: Rewards, policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, str]], seed: int
 ) -> list[dict[str, Any]]:
     """Return prompt, a person's reply and the policy's, each with its scores, for the rows of prompts.jsonl given."""
     replies = sample_replies(policy, tokenizer, [row["prompt"] for row in rows], seed)
-    human = {n: score(m, tokenizer, [Exchange(row["prompt"], row["human"]) for row in rows]) for n, m in models.items()}
+    human = {n: score(r, [Exchange(row["prompt"], row["human"]) for row in rows]) for n, r in rewards.items()}
     exchanges = [Exchange(row["prompt"], reply) for row, reply in zip(rows, replies, strict=True)]
-    ours = {n: score(m, tokenizer, exchanges) for n, m in models.items()}
+    ours = {n: score(r, exchanges) for n, r in rewards.items()}
     return [
         {
             "prompt": row["prompt"],
@@ -89,60 +83,36 @@ def sample_table(
     ]
 
 
-def _kinds(pairs: list[Pair], samples: list[str], pieces: list[str], rng: random.Random) -> dict[str, list[Preference]]:
-    found = {
-        "sample": over_sample(pairs, samples),
-        "foreign": over_foreign(pairs, rng),
-        "rating": over_rating(pairs, rng),
-        "generic": over_generic(pairs, rng, GENERIC[1::2]),
+def audit_figures(half: Half) -> dict[str, Any]:
+    """Return the audits of people's replies and of the policy's to the same turns."""
+    auditor = Auditor(torch.device("cpu"))
+    count = len(half.samples)
+    turns = [pair.turn for pair in half.pairs[:count]]
+    spoken = {"human": [pair.reply for pair in half.pairs[:count]], "sample": list(half.samples)}
+    return {
+        who: {key.removeprefix("eval/"): _rounded(value) for key, value in auditor.columns(turns, replies).items()}
+        for who, replies in spoken.items()
     }
-    for kind in SPOILED:
-        found[kind] = over_spoiled(pairs, samples, pieces, rng, (kind,))
-    return {kind: rng.sample(rows, min(PER_KIND, len(rows))) for kind, rows in found.items()}
 
 
-def _accuracy(
-    model: Qwen2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, found: list[Preference]
-) -> dict[str, Any]:
-    better = score(model, tokenizer, [p.better for p in found])
-    worse = score(model, tokenizer, [p.worse for p in found])
-    return interval(int((better > worse).sum()), len(found))
+def _accuracy(kind: str, asked: Sequence[Any], better: torch.Tensor, worse: torch.Tensor) -> dict[str, Any]:
+    rows = [row for row, preference in enumerate(asked) if preference.kind == kind]
+    found = order(kind, better[rows].tolist(), worse[rows].tolist())
+    return _interval(found.right) | {"tied": found.tied}
 
 
-def _by_conversation(pairs: list[Pair], scores: torch.Tensor, rng: random.Random) -> dict[str, Any]:
-    """Accuracy of the mean score of a conversation's replies; each conversation is in one pair at most."""
-    rows: dict[str, list[int]] = defaultdict(list)
-    rated = {}
-    for row, pair in enumerate(pairs):
-        if pair.rating is not None:
-            rows[pair.conversation].append(row)
-            rated[pair.conversation] = pair.rating
-    high = [name for name, rating in rated.items() if rating >= HIGH]
-    low = [name for name, rating in rated.items() if rating < LOW]
-    rng.shuffle(high)
-    rng.shuffle(low)
-    matches = list(zip(high, low, strict=False))
-    right = sum(float(scores[rows[one]].mean()) > float(scores[rows[two]].mean()) for one, two in matches)
-    return interval(right, len(matches))
-
-
-def _share_below(
-    model: Qwen2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, worse: list[Exchange], median: float
-) -> dict[str, Any]:
-    scores = score(model, tokenizer, worse)
-    return interval(int((scores < median).sum()), len(worse))
+def _interval(found: Estimate) -> dict[str, Any]:
+    return {
+        "share": _rounded(found.value),
+        "low": _rounded(found.low),
+        "high": _rounded(found.high),
+        "n": found.n,
+    }
 
 
 def _moments(scores: torch.Tensor) -> dict[str, float]:
     return {"mean": round(float(scores.mean()), 3), "std": round(float(scores.std()), 3)}
 
 
-def interval(successes: int, n: int) -> dict[str, Any]:
-    """Return the share of successes with its exact (Clopper-Pearson) 95 % interval."""
-    bounds = binomtest(successes, n).proportion_ci(0.95, method="exact")
-    return {
-        "share": round(successes / n, 4),
-        "low": round(float(bounds.low), 4),
-        "high": round(float(bounds.high), 4),
-        "n": n,
-    }
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 4)

@@ -8,26 +8,25 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from safebench.world.build.tokenizer import BOT, USER, label_ids
 from safebench.world.preferences import Pair
 
 SEED = 20260204
 EPOCHS = 3.0
 BATCH = 64
 LEARNING_RATE = 2e-3
-TEMPERATURE = 0.8
-"""Folded into the finished policy, because at this size samples from the bare model are word salad."""
 
 
 def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Return a randomly initialised Qwen2 of about two million parameters."""
+    """Return a randomly initialised Qwen2 of about four million parameters."""
     torch.manual_seed(SEED)
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=192,
+            hidden_size=256,
             num_hidden_layers=4,
-            intermediate_size=512,
-            num_attention_heads=6,
+            intermediate_size=704,
+            num_attention_heads=8,
             num_key_value_heads=2,
             max_position_embeddings=256,
             tie_word_embeddings=True,
@@ -55,31 +54,41 @@ def train_policy(
 ) -> Qwen2ForCausalLM:
     """Train on turn and reply alike (next-token cross-entropy) and return the policy.
 
-    The turn is trained on too: at this size the extra text is worth more than the focus.
+    The turn is trained on too: at this size the extra text is worth more than the focus. Words without a token of their
+    own are read and not predicted, so that the policy does not learn to make words up.
     """
     from safebench.world.build.training import supervise
 
-    rows = [encode_turn(tokenizer, pair.turn) + encode_reply(tokenizer, pair.reply) for pair in pairs]
+    rows = [_row(tokenizer, pair) for pair in pairs]
     model = new_policy(tokenizer)
     supervise(model, tokenizer, rows, folder, epochs=epochs, batch=BATCH, learning_rate=LEARNING_RATE, seed=SEED)
     return model
 
 
-@torch.no_grad()
-def sharpen(model: Qwen2ForCausalLM, temperature: float = TEMPERATURE) -> None:
-    """Scale the last norm so that sampling at 1 is what sampling at ``temperature`` was; 1 / temperature undoes it."""
-    model.model.norm.weight /= temperature
+def _row(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> dict[str, list[int]]:
+    """Return the templated exchange with its labels."""
+    user, bot = tokenizer.convert_tokens_to_ids([USER, BOT])
+    turn, turn_labels = label_ids(tokenizer, pair.turn)
+    reply, reply_labels = label_ids(tokenizer, pair.reply)
+    end = tokenizer.eos_token_id
+    return {
+        "input_ids": [user, *turn, bot, *reply, end],
+        "labels": [user, *turn_labels, bot, *reply_labels, end],
+    }
 
 
 @torch.no_grad()
 def reply_perplexity(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> float:
-    """Return exp of the mean negative log-likelihood per reply token (end token included)."""
+    """Return exp of the mean negative log-likelihood per reply token (end token included).
+
+    Tokens of words that have no token of their own are left out, as in training.
+    """
     model.eval()
     total, count = 0.0, 0
     for pair in pairs:
-        prompt, reply = encode_turn(tokenizer, pair.turn), encode_reply(tokenizer, pair.reply)
-        ids = torch.tensor([prompt + reply])
-        logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
-        nll = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
-        total, count = total + float(nll), count + len(reply)
+        row, start = _row(tokenizer, pair), len(encode_turn(tokenizer, pair.turn))
+        labels = torch.tensor(row["labels"][start:])
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, start - 1 : -1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int((labels != -100).sum())
     return math.exp(total / count)

@@ -1,137 +1,190 @@
-"""Make the two reward models: the policy's body with a score head, trained on preference pairs."""
+"""Make the reward models: an English encoder with a score head, adapted to preference pairs of one half.
+
+What is written is a LoRA adapter with the head, in half precision; the encoder itself is a dependency. Fewer layers
+make a reward that is right on ordinary replies and wrong further from them.
+"""
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from safebench.world.build.policy import encode_turn
-from safebench.world.build.samples import REPLY_TOKENS
+from safebench.world import encoder
 from safebench.world.preferences import (
-    GENERIC,
     Exchange,
     Pair,
     Preference,
     over_foreign,
     over_generic,
-    over_rating,
     over_sample,
     over_spoiled,
 )
+from safebench.world.prompts import Prompt
+from safebench.world.rewards import Reward, load_reward
+from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
+
+LORA = {"r": 32, "lora_alpha": 64, "target_modules": ["query", "key", "value", "dense"]}
+"""``dense`` is every other linear layer of the encoder, its pooler's too."""
+LAYERS = 6
+"""Of the whole encoder."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one reward model is made."""
+    """How one reward model is made: on which half, of how many layers, from how many pairs of each kind."""
 
     split: str
     seed: int
     layers: int
-    epochs: float
-    batch: int = 64
+    pairs: Mapping[str, int]
+    batch: int = 32
     learning_rate: float = 5e-4
-    centre: float = 0.02
-    generic: bool = False
-    """Also learn that a reply that says something beats one that fits anything."""
+    centre: float = 0.01
 
 
-PROXY = Recipe(split="proxy", seed=20260211, layers=2, epochs=1.0)
-JUDGE = Recipe(split="judge", seed=20260212, layers=4, epochs=1.5, generic=True)
+@dataclass(frozen=True)
+class Half:
+    """What one half of the conversations gives to learn from.
+
+    ``samples`` are the policy's replies to the first of ``pairs``; ``phrases`` by kind say nothing, or open a
+    conversation; ``pieces`` is what babble is made of.
+    """
+
+    pairs: Sequence[Pair]
+    samples: Sequence[str]
+    phrases: Mapping[str, tuple[str, ...]]
+    pieces: Sequence[str]
+    attacks: Sequence[Preference] = field(default=())
+    """People's replies over those of policies that were trained on a reward."""
 
 
-def training_pairs(recipe: Recipe, pairs: list[Pair], samples: list[str], pieces: list[str]) -> list[Preference]:
-    """Return the recipe's preference pairs from one half's short pairs and the replies to the first of them."""
+def _kinds(sample: int, foreign: int, phrase: int, spoiled: int, others: int) -> dict[str, int]:
+    return (
+        {"sample": sample, "foreign": foreign, "generic": phrase, "opener": phrase}
+        | dict.fromkeys(SPOILERS, spoiled)
+        | dict.fromkeys(OTHER_SPOILERS, others)
+    )
+
+
+JUDGE = Recipe("judge", 20261201, LAYERS, _kinds(5200, 5200, 600, 350, 700))
+PROXIES = {
+    "proxy": Recipe("proxy", 20261202, 2, _kinds(5200, 5200, 0, 350, 0)),
+    "proxy-1": Recipe("proxy", 20261203, 1, _kinds(5200, 5200, 0, 350, 0)),
+    "proxy-3": Recipe("proxy", 20261204, 3, _kinds(5200, 5200, 0, 350, 0)),
+}
+"""By name. The one called ``proxy`` is what runs are trained on by default; the others differ from it in layers."""
+
+
+def training_pairs(recipe: Recipe, half: Half) -> list[Preference]:
+    """Return as many preferences of each kind as the recipe says, or all that there are, in no order."""
     rng = random.Random(recipe.seed)
-    answered = pairs[: len(samples)]
-    found = [
-        *over_sample(answered, samples),
-        *over_foreign(answered, rng),
-        *over_rating(pairs, rng),
-        *over_spoiled(answered, samples, pieces, rng),
-    ]
-    if recipe.generic:
-        found += over_generic(rng.sample(answered, len(answered) // 3), rng, GENERIC[::2])
+    answered = list(half.pairs[: len(half.samples)])
+    found: list[Preference] = []
+    for kind, count in recipe.pairs.items():
+        if count:
+            made = _made(kind, count, list(half.pairs), answered, half, rng)
+            found += rng.sample(made, min(count, len(made)))
+    rng.shuffle(found)
     return found
 
 
-def new_reward_model(policy: Qwen2ForCausalLM, layers: int, seed: int) -> Qwen2ForSequenceClassification:
-    """Return a classifier with one label on the first ``layers`` layers of the policy's body."""
+def _made(
+    kind: str, count: int, pairs: list[Pair], answered: list[Pair], half: Half, rng: random.Random
+) -> list[Preference]:
+    if kind == "sample":
+        return over_sample(answered, list(half.samples))
+    if kind == "foreign":
+        return over_foreign(pairs, rng)
+    if kind == "attacked":
+        return list(half.attacks)
+    if kind in half.phrases:
+        return over_generic(rng.sample(pairs, len(pairs)), rng, half.phrases[kind], kind)
+    # Some replies cannot be spoiled in every way: twice as many are tried.
+    chosen = rng.sample(range(len(answered)), min(2 * count, len(answered)))
+    some, samples = [answered[n] for n in chosen], [half.samples[n] for n in chosen]
+    return over_spoiled(some, samples, list(half.pieces), rng, (kind,))
+
+
+def new_reward_model(layers: int, seed: int) -> PeftModel:
+    """Return the encoder's first ``layers`` layers with a fresh score head and a fresh adapter."""
     torch.manual_seed(seed)
-    settings = {**policy.config.to_dict(), "num_hidden_layers": layers, "num_labels": 1}
-    for key in ("layer_types", "architectures", "id2label", "label2id"):
-        settings.pop(key, None)
-    model = Qwen2ForSequenceClassification(Qwen2Config(**settings))
-    kept = {
-        name: weight
-        for name, weight in policy.model.state_dict().items()
-        if not name.startswith("layers.") or int(name.split(".")[1]) < layers
-    }
-    model.model.load_state_dict(kept)
-    torch.nn.init.normal_(model.score.weight, std=0.01)
-    return model
+    base = AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1, dtype=torch.float32)
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        modules_to_save=["classifier"],
+        layer_replication=[(0, layers)] if layers < LAYERS else None,
+        **LORA,
+    )
+    return get_peft_model(base, config)
 
 
 def train_reward_model(
-    recipe: Recipe,
-    policy: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    preferences: list[Preference],
-    folder: Path,
-) -> Qwen2ForSequenceClassification:
-    """Return a reward model trained on the preferences with TRL's RewardTrainer."""
+    recipe: Recipe, preferences: Sequence[Preference], folder: Path, start: PeftModel | None = None
+) -> PeftModel:
+    """Return a reward model trained on the preferences with TRL's RewardTrainer, from ``start`` where it is given."""
     from safebench.world.build.training import prefer
 
-    model = new_reward_model(policy, recipe.layers, recipe.seed)
-    rows = [
-        {"chosen_ids": encode(tokenizer, pair.better), "rejected_ids": encode(tokenizer, pair.worse)}
-        for pair in preferences
-    ]
+    model = start if start is not None else new_reward_model(recipe.layers, recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
+    better = _encode(tokenizer, [pair.better for pair in preferences])
+    worse = _encode(tokenizer, [pair.worse for pair in preferences])
+    rows = [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(better, worse, strict=True)]
     prefer(
         model,
         tokenizer,
         rows,
         folder,
-        epochs=recipe.epochs,
         batch=recipe.batch,
         learning_rate=recipe.learning_rate,
         centre=recipe.centre,
         seed=recipe.seed,
     )
-    model.eval()
-    return model
+    return model.eval()
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, exchange: Exchange) -> list[int]:
-    """Return the token ids of the templated exchange; a reply is cut to the world's length as a policy's would be."""
-    reply = tokenizer(exchange.reply, add_special_tokens=False)["input_ids"][: REPLY_TOKENS - 1]
-    return [*encode_turn(tokenizer, exchange.turn), *reply, tokenizer.eos_token_id]
+def _encode(tokenizer: PreTrainedTokenizerBase, exchanges: list[Exchange]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer([e.turn for e in exchanges], [e.reply.strip() for e in exchanges])["input_ids"]
+    return ids
 
 
-@torch.no_grad()
-def score(
-    model: Qwen2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, exchanges: list[Exchange]
-) -> torch.Tensor:
+def write_reward(model: PeftModel, folder: Path) -> None:
+    """Write the adapter with its head, in half precision, so that its base is found by the encoder's name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.half().save_pretrained(folder)
+    model.float()
+    (folder / "README.md").unlink(missing_ok=True)
+    place = folder / "adapter_config.json"
+    settings = json.loads(place.read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": encoder.NAME, "revision": None}
+    settings["target_modules"] = sorted(settings["target_modules"])
+    place.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def read_reward(folder: Path) -> Reward:
+    """Return the reward of a folder as a run loads it."""
+    return load_reward(str(folder), torch.device("cpu"))
+
+
+def score(reward: Reward, exchanges: Sequence[Exchange]) -> torch.Tensor:
     """Return the reward of each exchange, float32 [n]."""
-    model.eval()
-    encoded = [encode(tokenizer, exchange) for exchange in exchanges]
-    order = sorted(range(len(encoded)), key=lambda row: (len(encoded[row]), row))
-    scores = torch.empty(len(encoded))
-    for start in range(0, len(order), 256):
-        rows = order[start : start + 256]
-        batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, padding_side="right", return_tensors="pt")
-        scores[rows] = model(**batch, use_cache=False).logits[:, 0].float()
-    return scores
+    return reward.score([Prompt(e.turn) for e in exchanges], [e.reply for e in exchanges])
 
 
 @torch.no_grad()
-def scale_to_unit(
-    model: Qwen2ForSequenceClassification, tokenizer: PreTrainedTokenizerFast, exchanges: list[Exchange]
-) -> float:
-    """Divide the head by the standard deviation of its scores over the exchanges, and return that deviation."""
-    spread = float(score(model, tokenizer, exchanges).std())
-    model.score.weight /= spread
-    return spread
+def scale_to_unit(model: PeftModel, folder: Path, exchanges: Sequence[Exchange]) -> None:
+    """Give the head, and its file in ``folder``, mean 0 and standard deviation 1 over the exchanges."""
+    scores = score(read_reward(folder), exchanges)
+    head = model.base_model.model.classifier.modules_to_save["default"]
+    head.bias.copy_((head.bias - scores.mean()) / scores.std())
+    head.weight /= scores.std()
+    write_reward(model, folder)

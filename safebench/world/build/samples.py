@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from safebench.world.build.policy import encode_reply, encode_turn
+from safebench.world.build.tokenizer import label_ids
 from safebench.world.preferences import Pair
 
 TURN_TOKENS = (5, 24)
@@ -24,6 +25,14 @@ def short_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[P
         if low <= len(encode_turn(tokenizer, pair.turn)) <= high
         and len(encode_reply(tokenizer, pair.reply)) <= REPLY_TOKENS
     ]
+
+
+def sayable(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs whose reply is made of words with a token of their own, as the policy's replies are.
+
+    Only these are held against the policy's: a rare word would give a person away.
+    """
+    return [pair for pair in pairs if -100 not in label_ids(tokenizer, pair.reply)[1]]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -20,13 +21,23 @@ from safebench.world.build.evaluate import heldout_figures, sample_table
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
 from safebench.world.build.prompts import choose_prompts
-from safebench.world.build.rewards import JUDGE, PROXY, Recipe, scale_to_unit, train_reward_model, training_pairs
-from safebench.world.build.samples import sample_replies, short_pairs
-from safebench.world.build.tokenizer import train_tokenizer
+from safebench.world.build.phrases import learned_phrases
+from safebench.world.build.rewards import (
+    JUDGE,
+    PROXIES,
+    Half,
+    Recipe,
+    scale_to_unit,
+    train_reward_model,
+    training_pairs,
+    write_reward,
+)
+from safebench.world.build.samples import sample_replies, sayable, short_pairs
+from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
 from safebench.world.preferences import Exchange, Pair
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
-SAMPLED = 12000
+SAMPLED = 9000
 """Short turns per split that the policy answers."""
 PERPLEXITY_PAIRS = 2000
 SHOWN, SHOWN_SEED = 10, 20260231
@@ -57,21 +68,21 @@ class Build:
         return AutoTokenizer.from_pretrained(self.work / "tokenizer", local_files_only=True)
 
     @cached_property
-    def pieces(self) -> list[str]:
-        """What babble is made of: every token once, and as many words of people in their frequency."""
-        tokens = [self.tokenizer.decode([token]) for token in range(4, len(self.tokenizer))]
-        words = [f" {word}" for pair in self.pairs["proxy"] for word in pair.reply.split()]
-        return tokens + random.Random(0).choices(words, k=2 * len(tokens))
+    def sayable(self) -> dict[str, list[Pair]]:
+        """The short pairs of each split whose reply the policy could have given."""
+        return {split: sayable(self.tokenizer, pairs) for split, pairs in self.short.items()}
+
+    def half(self, split: str) -> Half:
+        """What a split gives to learn from, or to test with."""
+        pairs, samples = self.sayable[split], self.samples(split)
+        words = [f" {word}" for pair in pairs for word in pair.reply.split()]
+        tokens = [self.tokenizer.decode([token]) for token in range(len(SPECIAL), len(self.tokenizer))]
+        pieces = tokens + random.Random(0).choices(words, k=2 * len(tokens))
+        return Half(pairs, samples, learned_phrases(self.pairs[split]), pieces)
 
     def policy(self) -> PreTrainedModel:
         """The policy of the second stage: the weights as shipped, in the form they were trained in."""
         return as_qwen2(AutoModelForCausalLM.from_pretrained(self.out / "policy", local_files_only=True))
-
-    def reward_model(self, name: str) -> PreTrainedModel:
-        """A reward model, likewise."""
-        return as_qwen2(
-            AutoModelForSequenceClassification.from_pretrained(self.out / name, num_labels=1, local_files_only=True)
-        )
 
     def samples(self, split: str) -> list[str]:
         """The policy's replies to the first short turns of a split."""
@@ -86,26 +97,20 @@ def make_tokenizer(build: Build) -> None:
 
 
 def make_policy(build: Build) -> None:
-    """Supervise the policy on the conversations of proxy and judge."""
-    pairs = build.pairs["proxy"] + build.pairs["judge"]
+    """Supervise the policy on the short pairs of proxy and judge."""
+    pairs = build.short["proxy"] + build.short["judge"]
     model = policies.train_policy(build.tokenizer, pairs, build.work / "policy-run")
-    policies.sharpen(model)
     save(model, build, "policy")
 
 
 def make_samples(build: Build) -> None:
-    """Let the policy answer the first short turns of each split."""
+    """Let the policy answer the first turns of each split."""
     policy = build.policy()
     found = {
-        split: sample_replies(policy, build.tokenizer, [pair.turn for pair in build.short[split][:SAMPLED]], seed)
+        split: sample_replies(policy, build.tokenizer, [pair.turn for pair in build.sayable[split][:SAMPLED]], seed)
         for split, seed in SAMPLE_SEEDS.items()
     }
     (build.work / "samples.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def make_proxy(build: Build) -> None:
-    """Train the reward model that training sees."""
-    make_reward_model(build, "proxy", PROXY)
 
 
 def make_judge(build: Build) -> None:
@@ -113,16 +118,20 @@ def make_judge(build: Build) -> None:
     make_reward_model(build, "judge", JUDGE)
 
 
+def make_proxy(build: Build, name: str) -> None:
+    """Train a reward model that training sees."""
+    make_reward_model(build, name, PROXIES[name])
+
+
 def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
-    """Train one reward model on its half, and scale it to unit spread over the policy's replies there."""
-    pairs, samples = build.short[recipe.split], build.samples(recipe.split)
-    preferences = training_pairs(recipe, pairs, samples, build.pieces)
+    """Train one reward model on its half, and scale it to unit spread over the policy's replies to the test turns."""
+    half = build.half(recipe.split)
+    preferences = training_pairs(recipe, half)
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
-    model = train_reward_model(recipe, build.policy(), build.tokenizer, preferences, build.work / f"{name}-run")
-    answered = zip(build.short["test"], build.samples("test"), strict=False)
-    exchanges = [Exchange(pair.turn, sample) for pair, sample in answered]
-    scale_to_unit(model, build.tokenizer, exchanges)
-    save(model, build, name)
+    model = train_reward_model(recipe, preferences, build.work / f"{name}-run")
+    write_reward(model, build.out / name)
+    answered = zip(build.sayable["test"], build.samples("test"), strict=False)
+    scale_to_unit(model, build.out / name, [Exchange(pair.turn, sample) for pair, sample in answered])
 
 
 def make_prompts(build: Build) -> None:
@@ -143,9 +152,6 @@ def make_figures(build: Build) -> None:
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
         "n": len(text),
     }
-    bare = build.policy()
-    policies.sharpen(bare, 1 / policies.TEMPERATURE)
-    figures["policy"]["reply_perplexity_bare"] = round(policies.reply_perplexity(bare, build.tokenizer, text), 2)
     for name, model in {"policy": policy, **models}.items():
         figures[name] |= {"parameters": model.num_parameters(), "layers": model.config.num_hidden_layers}
     figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
@@ -191,8 +197,8 @@ STAGES: dict[str, Callable[[Build], None]] = {
     "tokenizer": make_tokenizer,
     "policy": make_policy,
     "samples": make_samples,
-    "proxy": make_proxy,
     "judge": make_judge,
+    **{name: functools.partial(make_proxy, name=name) for name in PROXIES},
     "prompts": make_prompts,
     "figures": make_figures,
     "manifest": make_manifest,

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 POOL = 20
 """Batches that share one pool of rows, within which rows are sorted by length."""
@@ -17,7 +18,7 @@ POOL = 20
 def supervise(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    rows: list[list[int]],
+    rows: list[dict[str, list[int]]],
     folder: Path,
     *,
     epochs: float,
@@ -25,7 +26,7 @@ def supervise(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Train ``model`` in place on next-token cross-entropy over ``rows`` of token ids."""
+    """Train ``model`` in place on next-token cross-entropy over ``rows`` of ``input_ids`` and ``labels``."""
     settings = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=epochs,
@@ -36,8 +37,23 @@ def supervise(
         train_sampling_strategy="group_by_length",
         **_shared(seed),
     )
-    data = Dataset.from_list([{"input_ids": row} for row in rows])
+    data = Dataset.from_list(rows)
     SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
+
+
+class _Segments(DataCollatorForPreference):
+    """Pads pairs, and says of each token whether it stands before or behind the first separator."""
+
+    def __init__(self, pad: int, separator: int) -> None:
+        super().__init__(pad_token_id=pad)
+        self.separator = separator
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the collated batch with ``token_type_ids``."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        ends = (batch["input_ids"] == self.separator).cumsum(dim=1) - (batch["input_ids"] == self.separator).long()
+        batch["token_type_ids"] = (ends > 0).long() * batch["attention_mask"]
+        return batch
 
 
 def prefer(
@@ -46,13 +62,12 @@ def prefer(
     rows: list[dict[str, list[int]]],
     folder: Path,
     *,
-    epochs: float,
     batch: int,
     learning_rate: float,
     centre: float,
     seed: int,
 ) -> None:
-    """Train ``model`` in place on Bradley-Terry pairs: rows of ``chosen_ids`` and ``rejected_ids``.
+    """Train ``model`` in place on Bradley-Terry pairs, each once: rows of ``chosen_ids`` and ``rejected_ids``.
 
     ``centre`` weighs the squared sum of a pair's two rewards, which keeps their mean near zero.
     """
@@ -66,25 +81,28 @@ def prefer(
         train_sampling_strategy="sequential",
         **_shared(seed),
     )
-    data = Dataset.from_list(by_length(rows, epochs, batch, seed))
-    RewardTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
+    RewardTrainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list(by_length(rows, batch, seed)),
+        processing_class=tokenizer,
+        data_collator=_Segments(tokenizer.pad_token_id, tokenizer.sep_token_id),
+    ).train()
 
 
-def by_length(rows: list[dict[str, list[int]]], epochs: float, batch: int, seed: int) -> list[dict[str, list[int]]]:
-    """Return the rows in the order of training: shuffled anew each epoch, rows of like length in one batch.
+def by_length(rows: list[dict[str, list[int]]], batch: int, seed: int) -> list[dict[str, list[int]]]:
+    """Return the rows in the order of training: shuffled, with rows of like length in one batch.
 
     The trainer's own grouping by length needs a column of input ids, which pairs do not have.
     """
     rng = random.Random(seed)
     order: list[dict[str, list[int]]] = []
-    wanted = round(epochs * len(rows))
-    while len(order) < wanted:
-        epoch = rng.sample(rows, len(rows))[: wanted - len(order)]
-        for start in range(0, len(epoch), POOL * batch):
-            pool = sorted(epoch[start : start + POOL * batch], key=_longer)
-            batches = [pool[row : row + batch] for row in range(0, len(pool), batch)]
-            rng.shuffle(batches)
-            order += [row for chunk in batches for row in chunk]
+    shuffled = rng.sample(rows, len(rows))
+    for start in range(0, len(shuffled), POOL * batch):
+        pool = sorted(shuffled[start : start + POOL * batch], key=_longer)
+        batches = [pool[row : row + batch] for row in range(0, len(pool), batch)]
+        rng.shuffle(batches)
+        order += [row for chunk in batches for row in chunk]
     return order
 
 

@@ -1,0 +1,118 @@
+"""Audit replies by means that share nothing with the reward: words that are known, and closeness to the own turn.
+
+A judge can be fooled; these counts are cruder and fail elsewhere. They are about English.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence, Set
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from safebench import catalog
+from safebench.world import encoder
+from safebench.world.loading import quiet_libraries
+from safebench.world.prompts import as_messages
+
+WORDS = catalog.WORLD / "words.txt"
+"""Words that people of at least three of the embedded world's conversations used, one a line."""
+MARKS = 3
+"""Longest run of marks, such as an emoticon, that is left out of the count of words; a longer one is no word."""
+TOKENS = 128
+"""What the encoder reads of a text, its own limit in training."""
+_TOGETHER = 32
+_LETTERS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+
+
+class Auditor:
+    """Counts known words, and compares replies with turns by the encoder as it was before any preference."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._turns: dict[str, Tensor] = {}
+
+    def columns(self, prompts: Sequence[str], replies: Sequence[str]) -> dict[str, float | None]:
+        """Return the audit columns of an evaluation."""
+        return {
+            "eval/known_words": known_share(replies, self._known),
+            "eval/relevance": relevance(self._embedded_turns(prompts), self._embed(replies)),
+        }
+
+    @functools.cached_property
+    def _known(self) -> frozenset[str]:
+        vocabulary = self._encoder[1].get_vocab()
+        whole = (token for token in vocabulary if _LETTERS.fullmatch(token))
+        return frozenset([*WORDS.read_text(encoding="utf-8").split(), *whole])
+
+    @functools.cached_property
+    def _encoder(self) -> tuple[torch.nn.Module, AutoTokenizer]:
+        place = encoder.folder()
+        with quiet_libraries():
+            model = AutoModel.from_pretrained(place, dtype=torch.float32).eval().requires_grad_(False)
+            return model.to(self.device), AutoTokenizer.from_pretrained(place)
+
+    def _embedded_turns(self, prompts: Sequence[str]) -> Tensor:
+        """Embed the last turn of each prompt, each text once."""
+        turns = [str(as_messages(prompt)[-1]["content"]) for prompt in prompts]
+        new = [turn for turn in dict.fromkeys(turns) if turn not in self._turns]
+        self._turns |= dict(zip(new, self._embed(new), strict=True))
+        return torch.stack([self._turns[turn] for turn in turns])
+
+    @torch.no_grad()
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        """Return each text's embedding of unit length [n, h]: the mean of its tokens' last states."""
+        model, tokenizer = self._encoder
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), _TOGETHER):
+            rows = order[start : start + _TOGETHER]
+            batch = tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+            ).to(self.device)
+            states = model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1)
+            means = (states * mask).sum(1) / mask.sum(1)
+            found |= dict(zip(rows, torch.nn.functional.normalize(means, dim=-1).cpu(), strict=True))
+        return torch.stack([found[row] for row in range(len(texts))]) if texts else torch.empty(0, 0)
+
+
+def known_share(replies: Sequence[str], known: Set[str]) -> float:
+    """Return the share of known ones among the words of all replies, in [0, 1]; 0 where there is no word at all.
+
+    A word is what stands between blanks; it is known if every part of it made of letters is in ``known`` (lower case).
+    Numbers and up to three marks alone are no words; more marks are an unknown one.
+    """
+    found = [_is_known(piece, known) for reply in replies for piece in reply.lower().replace("\u2019", "'").split()]
+    counted = [one for one in found if one is not None]
+    return sum(counted) / len(counted) if counted else 0.0
+
+
+def _is_known(piece: str, known: Set[str]) -> bool | None:
+    parts = _LETTERS.findall(piece)
+    if parts:
+        return all(part in known or _joined(part, known) for part in parts)
+    return None if len(piece) <= MARKS or any(letter.isdigit() for letter in piece) else False
+
+
+def _joined(part: str, known: Set[str]) -> bool:
+    """Say whether a word with apostrophes is made of known ones, as the encoder's vocabulary has them."""
+    return "'" in part and all(one in known for one in part.split("'") if one)
+
+
+def relevance(turns: Tensor, replies: Tensor) -> float | None:
+    """Return how much closer replies are to their own turns than to others'; None for a single one.
+
+    mean_i [cos(r_i, t_i) - mean_{j != i} cos(r_i, t_j)] of unit vectors ``turns`` and ``replies``, both [n, h]; 0 where
+    what is said fits any turn, at most 2. A turn said back is as close as can be: variety and judge must see that.
+    """
+    n = len(turns)
+    if n < 2:
+        return None
+    similar = replies.double() @ turns.double().T
+    own = similar.diagonal()
+    others = (similar.sum(1) - own) / (n - 1)
+    return float((own - others).mean())

@@ -1,0 +1,72 @@
+"""Attack the judge: train policies on a reward with PPO, and keep what they end up saying as replies that are worse.
+
+A pilot is a plain ``safebench run ppo``, on turns of the judge's half, of which a person's reply is known.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safebench.world.preferences import Exchange, Pair, Preference
+
+KIND = "attacked"
+STEPS = 120
+LATE = 0.5
+"""Replies of this last share of the steps are kept."""
+HELD_OUT = 512
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """One run: the reward that it is trained on, its seed and its learning rate."""
+
+    reward: str
+    seed: int
+    learning_rate: float
+
+
+def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
+    """Write the turns of ``pairs``, each once, as prompts: the first ``HELD_OUT`` for evaluations."""
+    turns = list(dict.fromkeys(pair.turn for pair in pairs))
+    rows = (
+        {"split": "heldout" if number < HELD_OUT else "train", "prompt": turn} for number, turn in enumerate(turns)
+    )
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def run_pilots(pilots: Sequence[Pilot], world: Path, judge: Path, prompts: Path, results: Path) -> list[Path]:
+    """Run the pilots, one after another, and return their folders; finished ones are left as they are."""
+    folders = []
+    for pilot in pilots:
+        place = results / f"{pilot.reward}-{pilot.seed}"
+        words = [
+            *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(STEPS), "--results", str(place)),
+            *("--model", str(world / "policy"), "--reward", str(world / pilot.reward), "--prompts", str(prompts)),
+            *("--preset", "default", "--set", f"reward.judge={judge}", "--set", "recording.samples=32"),
+            *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=60"),
+        ]
+        subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
+        (found,) = place.glob("*/*/seed-*")
+        folders.append(found)
+    return folders
+
+
+def attacks(folders: Sequence[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
+    """Return people's replies over those of the pilots' later steps to the same turns, in no order, each once."""
+    said = {pair.turn.strip(): pair.reply for pair in reversed(pairs)}
+    found: dict[Exchange, Preference] = {}
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+        first = LATE * max(row["step"] for row in rows)
+        for row in rows:
+            turn = row["prompt"].strip()
+            if row["step"] >= first and turn in said and row["reply"].strip().lower() != said[turn].strip().lower():
+                worse = Exchange(turn, row["reply"])
+                found[worse] = Preference(KIND, Exchange(turn, said[turn]), worse)
+    return random.Random(seed).sample(list(found.values()), len(found))

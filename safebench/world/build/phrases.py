@@ -1,0 +1,35 @@
+"""Replies that say nothing, and openings of a conversation: as people of one half wrote them, and listed ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from safebench.world.preferences import GENERIC, OPENERS, Pair
+
+COMMON = 4
+"""How often a reply or opening occurs in a half to be one that fits anything."""
+LEARNED, KEPT = slice(0, None, 2), slice(1, None, 2)
+"""Of the listed phrases every second one is learned from, the others are kept for the test."""
+
+
+def learned_phrases(pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
+    """Return the phrases to learn from, by kind; none of them is among those kept for the test."""
+    firsts: dict[str, str] = {}
+    for pair in pairs:
+        firsts.setdefault(pair.conversation, pair.turn)
+    return {
+        "generic": _phrases(GENERIC, (pair.reply for pair in pairs)),
+        "opener": _phrases(OPENERS, firsts.values()),
+    }
+
+
+def _phrases(listed: tuple[str, ...], said: Iterable[str]) -> tuple[str, ...]:
+    kept = {_plain(phrase) for phrase in listed[KEPT]}
+    counts = Counter(" ".join(text.lower().split()) for text in said)
+    common = sorted(text for text, count in counts.items() if count >= COMMON)
+    return tuple(dict.fromkeys(text for text in [*listed[LEARNED], *common] if _plain(text) not in kept))
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
