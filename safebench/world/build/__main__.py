@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safebench.extras import without_trl
 
-THREADS = 2
+THREADS = 1
 """Part of what makes a build repeatable: sums depend on how they are split over threads."""
 
 

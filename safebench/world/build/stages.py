@@ -101,6 +101,7 @@ def make_policy(build: Build) -> None:
     """Supervise the policy on the short pairs of proxy and judge."""
     pairs = build.short["proxy"] + build.short["judge"]
     model = policies.train_policy(build.tokenizer, pairs, build.work / "policy-run")
+    policies.sharpen(model)
     save(model, build, "policy")
 
 
@@ -160,6 +161,9 @@ def make_figures(build: Build) -> None:
         "layers": policy.config.num_hidden_layers,
         "audits": audit_figures(half),
     }
+    bare = build.policy()
+    policies.sharpen(bare, 1 / policies.TEMPERATURE)
+    figures["policy"]["reply_perplexity_bare"] = round(policies.reply_perplexity(bare, build.tokenizer, text), 2)
     figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
     shown = prompt_rows(build.out)["heldout"][:SHOWN]
     figures["replies"] = sample_table(rewards, policy, build.tokenizer, shown, SHOWN_SEED)
