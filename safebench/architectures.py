@@ -102,14 +102,14 @@ def llama(
 
 EMBEDDED: Architecture = {
     "model_type": "llama",
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 704,
     "num_hidden_layers": 4,
-    "num_attention_heads": 6,
+    "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "head_dim": 32,
     "attention_bias": True,
-    "vocab_size": 2048,
+    "vocab_size": 4096,
     "tie_word_embeddings": True,
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-6,

@@ -101,7 +101,7 @@ ARMS: tuple[Entry, ...] = (
 )
 
 MODELS: tuple[Entry, ...] = (
-    _embedded("embedded", "2M chat model in the package, for any CPU", "policy", dims.EMBEDDED),
+    _embedded("embedded", "4M chat model in the package, for any CPU", "policy", dims.EMBEDDED),
     _hub("qwen2.5-0.5b", "Qwen2.5 0.5B base", "Qwen/Qwen2.5-0.5B", "Apache-2.0", dims.QWEN2_5_05B),
     _hub("qwen2.5-1.5b", "Qwen2.5 1.5B base", "Qwen/Qwen2.5-1.5B", "Apache-2.0", dims.QWEN2_5_15B),
     _hub("qwen2.5-3b", "Qwen2.5 3B base, SAFE's policy", "Qwen/Qwen2.5-3B", "Qwen Research", dims.QWEN2_5_3B),
@@ -111,8 +111,10 @@ MODELS: tuple[Entry, ...] = (
 )
 
 REWARDS: tuple[Entry, ...] = (
-    _embedded("embedded-proxy", "learned from human ratings: the half that training sees", "proxy"),
-    _embedded("embedded-judge", "stronger, from the other half: only ever measured", "judge"),
+    _embedded("embedded-proxy", "two layers of an English encoder, from the half that training sees", "proxy"),
+    _embedded("embedded-proxy-1", "the same of one layer: the weakest", "proxy-1"),
+    _embedded("embedded-proxy-3", "the same of three layers: the strongest", "proxy-3"),
+    _embedded("embedded-judge", "the whole encoder, from the other half, hardened: only ever measured", "judge"),
     Entry(
         "safe-heuristic",
         "words counted: what SAFE's release falls back to, at most 0.75",

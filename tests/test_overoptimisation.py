@@ -80,9 +80,10 @@ def test_too_few_evaluations_and_no_first_one_give_no_fit():
 def test_best_of_n_is_fitted_from_two_on():
     sizes = [1, 2, 4, 8, 16]
     kl = [math.log(n) - (n - 1) / n for n in sizes]
+    judge = [0.2 + math.sqrt(x) * (1.0 - 0.2 * math.sqrt(x)) for x in kl]
     curve = [
-        BestOf(n, x, statistics.mean([0.0, 1.0]), statistics.mean([0.2 + math.sqrt(x) * (1.0 - 0.2 * math.sqrt(x))] * 2))
-        for n, x in zip(sizes, kl, strict=True)
+        BestOf(n, x, statistics.mean([0.0, 1.0]), statistics.mean([y, y]))
+        for n, x, y in zip(sizes, kl, judge, strict=True)
     ]
     found = curve_fit(curve)
     assert found is not None

@@ -36,7 +36,8 @@ class Coefficients:
 @dataclass(frozen=True)
 class ArmFit:
     """An arm's fits: means over its seeds with t-intervals. ``peak`` is the KL of the fitted curve's top, nats per
-    reply, the median over the seeds whose curve has one; NaN where none has."""
+    reply, the median over the seeds whose curve has one; NaN where none has.
+    """
 
     arm: str
     alpha: Estimate

@@ -51,7 +51,7 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar("distinct_2_final", "distinct bigrams, final", "share", "up", "reply/distinct_2, last tenth of the steps"),
     Scalar("known_words_final", "known words, end", "share", "up", "last eval/known_words"),
     Scalar("relevance_final", "closeness to the own turn, end", "cosine", "up", "last eval/relevance"),
-    Scalar("first_perplexity_final", "perplexity under the first policy, end", "1", "none", "last eval/first_perplexity"),
+    Scalar("first_perplexity_final", "perplexity under the reference, end", "1", "none", "last eval/first_perplexity"),
     Scalar("length_final", "reply length, final", "tokens", "none", "reply/length, last tenth of the steps"),
     Scalar(
         "volatility",

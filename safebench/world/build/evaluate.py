@@ -64,7 +64,11 @@ def best_of_n_figures(
 
 
 def sample_table(
-    rewards: Rewards, policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, str]], seed: int
+    rewards: Rewards,
+    policy: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict[str, str]],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Return prompt, a person's reply and the policy's, each with its scores, for the rows of prompts.jsonl given."""
     replies = sample_replies(policy, tokenizer, [row["prompt"] for row in rows], seed)

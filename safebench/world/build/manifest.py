@@ -12,7 +12,7 @@ from typing import Any
 
 from safebench.world.build import policy as policies
 from safebench.world.build.evaluate import SEED as EVALUATION_SEED
-from safebench.world.build.rewards import JUDGE, LORA, PROXIES
+from safebench.world.build.rewards import AGAIN, JUDGE, LORA, PROXIES
 
 COMMAND = "python -m safebench.world.build --out safebench/world/embedded --page docs/world.md"
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "accelerate", "datasets", "safetensors", "peft",
@@ -70,9 +70,13 @@ def manifest(
                 "epochs": policies.EPOCHS,
                 "batch": policies.BATCH,
                 "learning_rate": policies.LEARNING_RATE,
+                "temperature": policies.TEMPERATURE,
             },
             "adapter": LORA,
-            **{name: asdict(recipe) for name, recipe in {"judge": JUDGE, **PROXIES}.items()},
+            **{
+                name: asdict(recipe)
+                for name, recipe in {"judge": JUDGE, "judge, after an attack": AGAIN, **PROXIES}.items()
+            },
         },
         "splits": splits,
         "figures": figures,

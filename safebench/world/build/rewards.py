@@ -10,14 +10,16 @@ import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from safebench.world import encoder
+from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import (
     Exchange,
     Pair,
@@ -62,8 +64,10 @@ class Half:
     samples: Sequence[str]
     phrases: Mapping[str, tuple[str, ...]]
     pieces: Sequence[str]
-    attacks: Sequence[Preference] = field(default=())
+    attacks: Sequence[Preference] = ()
     """People's replies over those of policies that were trained on a reward."""
+    near: Sequence[Preference] = ()
+    """The reply that was given over others that a reward takes for good ones; in place of any others."""
 
 
 def _kinds(sample: int, foreign: int, phrase: int, spoiled: int, others: int) -> dict[str, int]:
@@ -75,6 +79,16 @@ def _kinds(sample: int, foreign: int, phrase: int, spoiled: int, others: int) ->
 
 
 JUDGE = Recipe("judge", 20261201, LAYERS, _kinds(5200, 5200, 600, 350, 700))
+AGAIN = Recipe(
+    "judge",
+    20261205,
+    LAYERS,
+    {**_kinds(1500, 1500, 200, 60, 150), "attacked": 1500},
+    learning_rate=2e-4,
+)
+"""A further round of the judge, after an attack."""
+FOREIGN_OF = 3
+"""Of so many replies to other turns the judge's best is held against the reply that was given, after an attack."""
 PROXIES = {
     "proxy": Recipe("proxy", 20261202, 2, _kinds(5200, 5200, 0, 350, 0)),
     "proxy-1": Recipe("proxy", 20261203, 1, _kinds(5200, 5200, 0, 350, 0)),
@@ -102,7 +116,7 @@ def _made(
     if kind == "sample":
         return over_sample(answered, list(half.samples))
     if kind == "foreign":
-        return over_foreign(pairs, rng)
+        return list(half.near) or over_foreign(pairs, rng)
     if kind == "attacked":
         return list(half.attacks)
     if kind in half.phrases:
@@ -113,10 +127,32 @@ def _made(
     return over_spoiled(some, samples, list(half.pieces), rng, (kind,))
 
 
+def near_foreign(pairs: Sequence[Pair], reward: Reward, count: int, seed: int) -> list[Preference]:
+    """Return ``count`` pairs: the reply given over the reward's best of ``FOREIGN_OF`` given to other turns."""
+    rng = random.Random(seed)
+    chosen = rng.sample(list(pairs), min(count, len(pairs)))
+    tries = [over_foreign(chosen, rng) for _ in range(FOREIGN_OF)]
+    by_better: dict[Exchange, list[Preference]] = {}
+    for preference in (one for some in tries for one in some):
+        by_better.setdefault(preference.better, []).append(preference)
+    every = [one for some in by_better.values() for one in some]
+    scores = dict(zip([one.worse for one in every], score(reward, [one.worse for one in every]).tolist(), strict=True))
+    return [max(some, key=lambda one: scores[one.worse]) for some in by_better.values()]
+
+
+def load_trainable(folder: Path) -> PeftModel:
+    """Return a reward model that ``write_reward`` wrote, to be trained on."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    model = new_reward_model(settings["layer_replication"][0][1] if settings["layer_replication"] else LAYERS, 0)
+    set_peft_model_state_dict(model, {k: v.float() for k, v in load_peft_weights(str(folder), device="cpu").items()})
+    return model
+
+
 def new_reward_model(layers: int, seed: int) -> PeftModel:
     """Return the encoder's first ``layers`` layers with a fresh score head and a fresh adapter."""
     torch.manual_seed(seed)
-    base = AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1, dtype=torch.float32)
+    with quiet_libraries():
+        base = AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1, dtype=torch.float32)
     config = LoraConfig(
         task_type="SEQ_CLS",
         modules_to_save=["classifier"],
@@ -168,6 +204,13 @@ def write_reward(model: PeftModel, folder: Path) -> None:
     place.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)
+
+
+def reward_size(folder: Path) -> dict[str, int]:
+    """Return how many parameters a reward's folder holds, and how many of the encoder's layers it stands on."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    layers = settings["layer_replication"][0][1] if settings["layer_replication"] else LAYERS
+    return {"parameters": sum(w.numel() for w in load_peft_weights(str(folder), device="cpu").values()), "layers": layers}
 
 
 def read_reward(folder: Path) -> Reward:

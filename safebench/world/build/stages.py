@@ -13,21 +13,27 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from safebench.world.build import attack
 from safebench.world.build import policy as policies
 from safebench.world.build.dialogues import read_pairs
-from safebench.world.build.evaluate import audit_figures, best_of_n_figures, reward_figures, sample_table
+from safebench.world.build.evaluate import DRAWS, PROMPTS, audit_figures, best_of_n_figures, reward_figures, sample_table
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
-from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.phrases import KEPT, learned_phrases
+from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import (
+    AGAIN,
     JUDGE,
     PROXIES,
     Half,
     Recipe,
+    load_trainable,
+    near_foreign,
     read_reward,
+    reward_size,
     scale_to_unit,
     train_reward_model,
     training_pairs,
@@ -43,6 +49,13 @@ SAMPLED = 9000
 PERPLEXITY_PAIRS = 2000
 SHOWN, SHOWN_SEED = 50, 20260231
 """How many replies the world's page shows, and the seed they are drawn with."""
+
+
+ATTACKS = {
+    0: (attack.Pilot("judge", 9001, 3e-3), attack.Pilot("proxy", 9002, 3e-3)),
+    1: (attack.Pilot("judge", 9003, 3e-3), attack.Pilot("proxy-1", 9004, 3e-3)),
+}
+"""The pilots of each round of attacks."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +129,32 @@ def make_samples(build: Build) -> None:
 
 
 def make_judge(build: Build) -> None:
-    """Train the reward model that training never sees."""
+    """Train the first form of the reward model that training never sees."""
     make_reward_model(build, "judge", JUDGE)
+    shutil.copytree(build.out / "judge", build.work / "judge-0", dirs_exist_ok=True)
+
+
+def attack_judge(build: Build, number: int) -> None:
+    """Train policies on the judge of this round and on a proxy; keep what they end up saying."""
+    judge, prompts = build.work / f"judge-{number}", build.work / "attack-prompts.jsonl"
+    attack.write_prompts(build.sayable["judge"], prompts)
+    pilots = ATTACKS[number]
+    attack.run_pilots(pilots, build.out, judge, prompts, build.work / f"attack-{number}")
+
+
+def harden_judge(build: Build, number: int) -> None:
+    """Train the judge of a round further, with the attacks so far among the replies that are worse."""
+    half, before = build.half("judge"), build.work / f"judge-{number}"
+    folders = [f for n in range(number + 1) for f in sorted((build.work / f"attack-{n}").glob("*/*/*/seed-*"))]
+    recipe = replace(AGAIN, seed=AGAIN.seed + number)
+    found = attack.attacks(folders, half.pairs, recipe.seed)
+    print(f"judge: {len(found)} replies of pilots to turns whose reply is known", flush=True)
+    near = near_foreign(half.pairs, read_reward(before), recipe.pairs["foreign"], recipe.seed)
+    preferences = training_pairs(recipe, replace(half, attacks=found, near=near))
+    print(f"judge: {len(preferences)} preference pairs", flush=True)
+    model = train_reward_model(recipe, preferences, build.work / "judge-run", load_trainable(before))
+    finish_reward_model(build, model, "judge")
+    shutil.copytree(build.out / "judge", build.work / f"judge-{number + 1}", dirs_exist_ok=True)
 
 
 def make_proxy(build: Build, name: str) -> None:
@@ -126,11 +163,15 @@ def make_proxy(build: Build, name: str) -> None:
 
 
 def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
-    """Train one reward model on its half, and scale it to unit spread over the policy's replies to the test turns."""
+    """Train one reward model on its half."""
     half = build.half(recipe.split)
     preferences = training_pairs(recipe, half)
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
-    model = train_reward_model(recipe, preferences, build.work / f"{name}-run")
+    finish_reward_model(build, train_reward_model(recipe, preferences, build.work / f"{name}-run"), name)
+
+
+def finish_reward_model(build: Build, model: PeftModel, name: str) -> None:
+    """Write a reward model, scaled to unit spread over the policy's replies to the test turns."""
     write_reward(model, build.out / name)
     answered = zip(build.sayable["test"], build.samples("test"), strict=False)
     scale_to_unit(model, build.out / name, [Exchange(pair.turn, sample) for pair, sample in answered])
@@ -152,7 +193,8 @@ def make_figures(build: Build) -> None:
     figures = reward_figures(rewards, half)
     turns = [pair.turn for pair in half.pairs]
     for name, found in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
-        figures[name] |= found
+        figures[name] |= found | reward_size(build.out / name)
+    figures["best_of_n"] = {"prompts": PROMPTS, "draws": DRAWS}
     text = half.pairs[:PERPLEXITY_PAIRS]
     figures["policy"] = {
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
@@ -208,8 +250,13 @@ STAGES: dict[str, Callable[[Build], None]] = {
     "tokenizer": make_tokenizer,
     "policy": make_policy,
     "samples": make_samples,
-    "judge": make_judge,
     **{name: functools.partial(make_proxy, name=name) for name in PROXIES},
+    "judge": make_judge,
+    **{
+        f"{name} {number}": functools.partial(stage, number=number)
+        for number in ATTACKS
+        for name, stage in (("attack", attack_judge), ("judge", harden_judge))
+    },
     "prompts": make_prompts,
     "figures": make_figures,
     "manifest": make_manifest,
