@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from safebench import catalog
+from safebench.world.preferences import GENERIC, OPENERS, Pair, over_foreign, over_spoiled
+from safebench.world.prompts import Prompt
+from safebench.world.rewards import load_reward
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 PAGE = Path(__file__).parents[1] / "docs" / "world.md"
+PROXIES = ("proxy", "proxy-1", "proxy-3")
+REWARDS = ("judge", *PROXIES)
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +34,31 @@ def prompts() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def people(prompts) -> list[Pair]:
+    """Held-out turns with a person's reply of at least four words."""
+    rows = [row for row in prompts if row["split"] == "heldout" and len(row["human"].split()) >= 4]
+    return [Pair("", row["prompt"], row["human"], None) for row in rows[:128]]
+
+
+@pytest.fixture(scope="module")
 def tokenizer():
     return AutoTokenizer.from_pretrained(WORLD / "policy")
 
 
 @pytest.fixture(scope="module")
-def policy():
-    return AutoModelForCausalLM.from_pretrained(WORLD / "policy").eval()
+def rewards():
+    return {name: load_reward(f"embedded-{name}", torch.device("cpu")) for name in REWARDS}
 
 
-def reward_model(name: str):
-    return AutoModelForSequenceClassification.from_pretrained(WORLD / name, num_labels=1).eval()
+def scores(reward, exchanges: list[tuple[str, str]]) -> torch.Tensor:
+    return reward.score([Prompt(turn) for turn, _ in exchanges], [reply for _, reply in exchanges])
 
 
-@torch.no_grad()
-def scores(model, tokenizer, exchanges: list[tuple[str, str]]) -> torch.Tensor:
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": turn}, {"role": "assistant", "content": reply}], tokenize=False
-        )
-        for turn, reply in exchanges
-    ]
-    batch = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+def right(reward, pairs) -> float:
+    """Share of the pairs put in the right order."""
+    better = scores(reward, [(pair.better.turn, pair.better.reply) for pair in pairs])
+    worse = scores(reward, [(pair.worse.turn, pair.worse.reply) for pair in pairs])
+    return float((better > worse).float().mean())
 
 
 def test_every_file_is_the_one_that_was_built(manifest):
@@ -72,6 +82,10 @@ def test_page_and_manifest_agree(manifest):
     assert PAGE.read_text(encoding="utf-8") == render(manifest)
 
 
+def test_the_catalogue_has_every_reward():
+    assert {entry.target for entry in catalog.REWARDS if entry.kind == "embedded"} == set(REWARDS)
+
+
 def test_pad_and_end_tokens_differ(tokenizer):
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -84,13 +98,17 @@ def test_tokenizer_round_trip(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("name", ["policy", "proxy", "judge"])
-def test_every_folder_reads_its_own_tokenizer(name, tokenizer):
+def test_a_folder_reads_its_own_tokenizer(tokenizer):
     # A folder of model type qwen2 would be given Qwen2Tokenizer, whose rules are others.
-    own = AutoTokenizer.from_pretrained(WORLD / name)
-    assert len(own) == own.vocab_size == 2048
-    shouted, spoken = own("YES 2018", add_special_tokens=False), tokenizer("yes 2018", add_special_tokens=False)
-    assert shouted["input_ids"] == spoken["input_ids"]
+    assert len(tokenizer) == tokenizer.vocab_size == 4096
+
+
+def test_most_tokens_are_whole_words(tokenizer, prompts):
+    said = [row["human"] for row in prompts if row["split"] == "heldout"]
+    words = sum(len(text.split()) for text in said)
+    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said)
+    # Marks are tokens of their own.
+    assert tokens < 1.35 * words
 
 
 def test_tokenizer_lower_cases_and_straightens_quotes(tokenizer):
@@ -103,11 +121,6 @@ def test_template(tokenizer):
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == "<|user|>hi<|bot|>"
     messages.append({"role": "assistant", "content": "hello"})
     assert tokenizer.apply_chat_template(messages, tokenize=False) == "<|user|>hi<|bot|>hello<|end|>"
-
-
-def test_all_parts_share_one_tokenizer(manifest):
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert len({manifest["files"][f"{part}/{name}"]["sha256"] for part in ("policy", "proxy", "judge")}) == 1, name
 
 
 def test_prompts_are_short_and_each_is_there_once(prompts, tokenizer):
@@ -123,40 +136,40 @@ def test_prompts_are_short_and_each_is_there_once(prompts, tokenizer):
         assert 5 <= len(ids) <= 24, row
 
 
-@pytest.mark.parametrize("name", ["policy", "proxy", "judge"])
-def test_a_plain_load_computes_in_float32(name, policy):
-    model = policy if name == "policy" else reward_model(name)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+def test_a_plain_load_computes_in_float32(rewards):
+    policy = AutoModelForCausalLM.from_pretrained(WORLD / "policy")
+    for model in (policy, *(reward.model for reward in rewards.values())):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["proxy", "judge"])
-def test_padding_does_not_change_a_score(name, tokenizer):
-    model = reward_model(name)
+@pytest.mark.parametrize(("name", "layers"), [("judge", 6), ("proxy", 2), ("proxy-1", 1), ("proxy-3", 3)])
+def test_rewards_stand_on_so_many_layers_of_the_encoder(rewards, name, layers):
+    assert len(rewards[name].model.bert.encoder.layer) == layers
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_padding_does_not_change_a_score(name, rewards):
     short, long = ("hi", "hello"), ("what did you do last weekend?", "i went hiking with my brother and we saw a bear")
-    together = scores(model, tokenizer, [short, long])
-    alone = torch.cat([scores(model, tokenizer, [short]), scores(model, tokenizer, [long])])
+    together = scores(rewards[name], [short, long])
+    alone = torch.cat([scores(rewards[name], [short]), scores(rewards[name], [long])])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["proxy", "judge"])
-def test_people_score_above_the_same_people_spoiled(name, tokenizer, prompts):
-    model = reward_model(name)
-    rows = [row for row in prompts if row["split"] == "heldout" and len(row["human"].split()) >= 4][:128]
-    human = scores(model, tokenizer, [(row["prompt"], row["human"]) for row in rows])
-    spoilt = {
-        "repeated": [" ".join([row["human"].split()[0]] * 12) for row in rows],
-        "empty": ["" for _ in rows],
-        "garbage": ["%$~ x9]q{ kk#" for _ in rows],
-    }
-    for kind, replies in spoilt.items():
-        bad = scores(model, tokenizer, [(row["prompt"], reply) for row, reply in zip(rows, replies, strict=True)])
-        assert (bad < human.median()).float().mean() > 0.9, kind
+@pytest.mark.parametrize("kind", ["repeated", "stuttered", "garbage", "empty", "invented", "shuffled", "echo"])
+def test_the_judge_puts_people_above_the_same_people_spoiled(rewards, people, kind):
+    replies = [pair.reply for pair in people]
+    pieces = [f" {word}" for reply in replies for word in reply.split()]
+    found = over_spoiled(people, replies, pieces, random.Random(0), (kind,))
+    assert len(found) > 50 and right(rewards["judge"], found) > 0.9
 
 
-def test_the_judge_prefers_a_reply_that_says_something(tokenizer, prompts):
-    model = reward_model("judge")
-    rows = [row for row in prompts if row["split"] == "heldout" and len(row["human"].split()) >= 4][:128]
-    human = scores(model, tokenizer, [(row["prompt"], row["human"]) for row in rows])
-    for phrase in ("yeah", "lol", "i don't know", "haha yeah that's cool"):
-        generic = scores(model, tokenizer, [(row["prompt"], phrase) for row in rows])
-        assert (human > generic).float().mean() > 0.75, phrase
+def test_the_judge_knows_what_was_an_answer(rewards, people):
+    found = [pair for seed in range(4) for pair in over_foreign(people, random.Random(seed))]
+    assert right(rewards["judge"], found) > 0.6
+
+
+@pytest.mark.parametrize("phrase", [*GENERIC[1:8:2], *OPENERS[1:8:2]])
+def test_the_judge_prefers_a_reply_that_says_something(rewards, people, phrase):
+    human = scores(rewards["judge"], [(pair.turn, pair.reply) for pair in people])
+    empty = scores(rewards["judge"], [(pair.turn, phrase) for pair in people])
+    assert (human > empty).float().mean() > 0.75

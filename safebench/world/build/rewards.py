@@ -210,7 +210,8 @@ def reward_size(folder: Path) -> dict[str, int]:
     """Return how many parameters a reward's folder holds, and how many of the encoder's layers it stands on."""
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     layers = settings["layer_replication"][0][1] if settings["layer_replication"] else LAYERS
-    return {"parameters": sum(w.numel() for w in load_peft_weights(str(folder), device="cpu").values()), "layers": layers}
+    weights = load_peft_weights(str(folder), device="cpu").values()
+    return {"parameters": sum(weight.numel() for weight in weights), "layers": layers}
 
 
 def read_reward(folder: Path) -> Reward:

@@ -19,7 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from safebench.world.build import attack
 from safebench.world.build import policy as policies
 from safebench.world.build.dialogues import read_pairs
-from safebench.world.build.evaluate import DRAWS, PROMPTS, audit_figures, best_of_n_figures, reward_figures, sample_table
+from safebench.world.build.evaluate import (
+    DRAWS,
+    PROMPTS,
+    audit_figures,
+    best_of_n_figures,
+    reward_figures,
+    sample_table,
+)
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
 from safebench.world.build.phrases import KEPT, learned_phrases
@@ -139,7 +146,8 @@ def attack_judge(build: Build, number: int) -> None:
     judge, prompts = build.work / f"judge-{number}", build.work / "attack-prompts.jsonl"
     attack.write_prompts(build.sayable["judge"], prompts)
     pilots = ATTACKS[number]
-    attack.run_pilots(pilots, build.out, judge, prompts, build.work / f"attack-{number}")
+    steps = attack.STEPS if build.limit is None else 4
+    attack.run_pilots(pilots, build.out, judge, prompts, build.work / f"attack-{number}", steps)
 
 
 def harden_judge(build: Build, number: int) -> None:

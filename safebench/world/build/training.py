@@ -41,7 +41,7 @@ def supervise(
     SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
 
 
-class _Segments(DataCollatorForPreference):
+class Segments(DataCollatorForPreference):
     """Pads pairs, and says of each token whether it stands before or behind the first separator."""
 
     def __init__(self, pad: int, separator: int) -> None:
@@ -86,7 +86,7 @@ def prefer(
         args=settings,
         train_dataset=Dataset.from_list(by_length(rows, batch, seed)),
         processing_class=tokenizer,
-        data_collator=_Segments(tokenizer.pad_token_id, tokenizer.sep_token_id),
+        data_collator=Segments(tokenizer.pad_token_id, tokenizer.sep_token_id),
     ).train()
 
 
