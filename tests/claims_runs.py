@@ -18,8 +18,8 @@ from tests.synthetic import CONSTANTS, healthy, write_run
 SIGMA0, JUDGE_SIGMA0 = CONSTANTS["sigma0"], CONSTANTS["judge_sigma0"]
 COEFFICIENT = 0.1
 VALUES = {
-    "train_reward": 3.0, "kl_max": 0.5, "kl_mean": 0.3, "judge_final": 0.4, "volatility": 0.2, "time_update": 0.5,
-    "memory_peak": 900.0,
+    "train_reward": 3.0, "kl_max": 0.5, "kl_mean": 0.3, "judge_final": 0.4, "judge_matched": 0.4, "volatility": 0.2,
+    "time_update": 0.5, "memory_peak": 900.0,
 }  # fmt: skip
 
 

@@ -85,6 +85,8 @@ def healthy(seed: int, steps: int = 100, every: int = 20) -> dict[str, list[Any]
         "controller/phase": _after_start("climbing" for _ in shape),
         "eval/reward": _at(points, (1.0 * s + 0.1 * float(noise.normal()) for s in shape)),
         "eval/judge": _at(points, (0.4 * s + 0.05 * float(noise.normal()) for s in shape)),
+        "eval/kl": _at(points, (0.25 * s for s in shape)),
+        "eval/length": _at(points, (12.0 for _ in shape)),
         "time/step": _after_start(0.6 + 0.01 * float(noise.random()) for _ in shape),
         "time/evaluate": _at(points, (0.1 for _ in shape)),
         "speed/tokens_per_second": _after_start(700.0 + float(noise.random()) for _ in shape),

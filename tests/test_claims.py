@@ -413,8 +413,8 @@ def test_a_penalty_of_zero_is_not_inert(tmp_path):
         ({"judge_final": 0.3}, 7, "holds"),
         ({"judge_final": 0.3}, 6, "not shown"),  # a third of 5 % takes seven pairs
         ({"judge_final": 0.5}, 7, "fails"),
-        ({"kl_mean": 0.4}, 7, "holds"),
-        ({"kl_mean": 0.4, "judge_final": 0.5}, 7, "not shown"),
+        ({"judge_matched": 0.3}, 7, "holds"),
+        ({"judge_matched": 0.3, "judge_final": 0.5}, 7, "not shown"),
         ({}, 7, "not shown"),
     ],
 )

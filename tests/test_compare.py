@@ -153,7 +153,7 @@ def test_crash_rows(comparison):
 
 
 def test_primary_metrics_are_three_and_holm_is_over_them(comparison):
-    assert [test.scalar.key for test in comparison.tests] == ["judge_final", "kl_mean", "crash_rate"]
+    assert [test.scalar.key for test in comparison.tests] == ["judge_final", "judge_matched", "crash_rate"]
     assert [test.adjusted for test in comparison.tests] == [0.1875] * 3
     assert all(test.improvement == 1.0 for test in comparison.tests)
     assert comparison.tests[0].difference.detectable > 0 and comparison.tests[0].bootstrap is None
@@ -418,7 +418,7 @@ def test_holm_counts_the_primary_metrics_that_could_not_be_measured(tmp_path):
             del curves["eval/judge"]
             write_run(tmp_path, name, seed, curves)
     found = compare.compare(groups(tmp_path, "ppo", "safe"))
-    assert [(test.scalar.key, test.adjusted) for test in found.tests] == [("kl_mean", 0.1875), ("crash_rate", 0.1875)]
+    assert [(test.scalar.key, test.adjusted) for test in found.tests] == [("crash_rate", 0.1875)]
 
 
 def test_mixed_hardware_and_commits_are_told(tmp_path):

@@ -18,6 +18,7 @@ from tests.synthetic import collapsing, healthy, unpaired, write_run
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("ppo", "safe")
+MATCHED = "held-out judge reward at matched KL"
 
 
 def grouped(root):
@@ -80,13 +81,13 @@ def test_the_chosen_values_are_the_comparisons(groups, variants):
         ("normaliser", "σ₀", "reward volatility"): "volatility",
         ("window of volatility", "50 steps", "reward volatility"): "volatility",
         ("normaliser", "σ₀", "max drawdown"): "max_drawdown",
-        ("pairing", "paired by seed", "KL, mean"): "kl_mean",
+        ("pairing", "paired by seed", MATCHED): "judge_matched",
         ("test", "t-interval, sign-flip p", "held-out judge reward, end"): "judge_final",
     }
     for key, scalar in labels.items():
         assert one(variants, *key).difference == found.row(scalar).differences["safe"]
     for test in found.tests:
-        label = {"judge_final": "held-out judge reward, end", "kl_mean": "KL, mean", "crash_rate": "crash rate"}
+        label = {"judge_final": "held-out judge reward, end", "judge_matched": MATCHED, "crash_rate": "crash rate"}
         assert one(variants, "correction", "Holm", label[test.scalar.key]).difference.p == test.adjusted
 
 
@@ -159,9 +160,9 @@ def test_a_sign_that_turns_over_is_said(tmp_path):
     assert "- judge figure, peak (held-out judge reward): the sign of the difference" in text
     assert "Choices that change which arm has more crashed runs: none." in text
     # What no run measured has no figure, and nothing turns over by its absence.
-    kl = one(found, "pairing", "paired by seed", "KL, mean").difference
+    kl = one(found, "pairing", "paired by seed", MATCHED).difference
     assert kl.n == 0 and math.isnan(kl.value)
-    assert not one(found, "pairing", "unpaired (Welch)", "KL, mean").flips
+    assert not one(found, "pairing", "unpaired (Welch)", MATCHED).flips
 
 
 def test_arms_that_sample_elsewhere_are_unpaired_as_in_the_comparison(groups):
@@ -169,7 +170,7 @@ def test_arms_that_sample_elsewhere_are_unpaired_as_in_the_comparison(groups):
     found, table = sensitivity(chosen), compare.compare(chosen, force=True)
     assert not [variant for variant in found if variant.value == "paired by seed"]
     assert found[0].runs == (4, 5), "no run is left out for want of a pair"
-    for metric, key in (("held-out judge reward, end", "judge_final"), ("KL, mean", "kl_mean")):
+    for metric, key in (("held-out judge reward, end", "judge_final"), (MATCHED, "judge_matched")):
         welch = one(found, "pairing", "unpaired (Welch)", metric)
         assert welch.chosen and welch.difference == table.row(key).differences["safe"]
         tests = [variant for variant in found if (variant.choice, variant.metric) == ("test", metric)]
@@ -188,9 +189,10 @@ def test_what_was_not_measured_has_no_p_value_under_any_correction(tmp_path):
             del curves["eval/judge"]
             write_run(tmp_path, arm, seed, curves)
     found = sensitivity(grouped(tmp_path))
+    assert math.isnan(one(found, "correction", "none", MATCHED).difference.p)
     for value in ("Holm", "none", "Bonferroni"):
         assert math.isnan(one(found, "correction", value, "held-out judge reward, end").difference.p)
-    assert one(found, "correction", "Holm", "KL, mean").difference.p == 1.0  # of three declared, not of two made
+    assert one(found, "correction", "Holm", "crash rate").difference.p == 1.0  # of three declared, not of one made
 
 
 def test_markdown_is_whole(variants):

@@ -99,7 +99,7 @@ def compare(
             "there and marks it. Several runs of one seed, or none at all, cannot be forced.",
         )
     summaries = {arm: tuple(summarise(run, spec) for run in runs) for arm, runs in chosen.items()}
-    summaries, level = _matched(summaries)
+    summaries, level = at_matched_kl(summaries)
     rows = (*scalar_rows(summaries, arms), *across_rows(summaries, arms, spec), *crash_rows(summaries, arms, spec))
     tests = _tests(rows, arms, summaries)
     unequal = fairness.differences(chosen)
@@ -127,16 +127,14 @@ def _ordered(groups: Groups, baseline: str | None) -> tuple[str, ...]:
     return (first, *(arm for arm in groups if arm != first))
 
 
-def _matched(summaries: Mapping[str, tuple[Summary, ...]]) -> tuple[dict[str, tuple[Summary, ...]], float]:
+def at_matched_kl(summaries: Mapping[str, Sequence[Summary]]) -> tuple[dict[str, tuple[Summary, ...]], float]:
     """Fill in judge reward at matched KL, and return the level in nats per reply: the frontier's last (NaN: none)."""
-    levels = frontier.levels_of_runs({arm: [summary.run for summary in found] for arm, found in summaries.items()})
-    level = levels[-1] if levels else math.nan
+    level = frontier.matched_level({arm: [summary.run for summary in found] for arm, found in summaries.items()})
+    return {arm: tuple(_at(summary, level) for summary in found) for arm, found in summaries.items()}, level
 
-    def filled(summary: Summary) -> Summary:
-        reached = frontier.passage(frontier.run_path(summary.run), level).judge if levels else math.nan
-        return replace(summary, values={**summary.values, "judge_matched": reached})
 
-    return {arm: tuple(filled(summary) for summary in found) for arm, found in summaries.items()}, level
+def _at(summary: Summary, level: float) -> Summary:
+    return replace(summary, values={**summary.values, "judge_matched": frontier.judge_at(summary.run, level)})
 
 
 def _level_told(level: float, summaries: Mapping[str, Sequence[Summary]]) -> tuple[str, ...]:

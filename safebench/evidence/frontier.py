@@ -159,9 +159,16 @@ def levels_of(arms: Sequence[ArmPaths]) -> tuple[float, ...]:
     return tuple(_rounded_down(share * reach) for share in QUARTERS) if reach > 0.0 else ()
 
 
-def levels_of_runs(groups: Groups) -> tuple[float, ...]:
-    """Return the levels that ``frontier`` chooses for these runs."""
-    return levels_of([ArmPaths(arm, paths, ()) for arm, runs in groups.items() if (paths := _paths(runs))])
+def matched_level(groups: Groups) -> float:
+    """Return the KL at which these arms are compared: the last level that ``frontier`` chooses; NaN without KL."""
+    arms = [ArmPaths(arm, paths, ()) for arm, runs in groups.items() if (paths := _paths(runs))]
+    levels = levels_of(arms)
+    return levels[-1] if levels else math.nan
+
+
+def judge_at(run: Run, level: float) -> float:
+    """Return the judge reward of a run at first passage of ``level``, nats per reply; NaN where it never gets there."""
+    return passage(run_path(run), level).judge
 
 
 def passage(path: RunPath, level: float) -> Passage:
@@ -275,7 +282,7 @@ def _notes(levels: Sequence[Level], curve: Sequence[BestOf]) -> tuple[str, ...]:
 def _luck(arms: Sequence[ArmPaths], record: Record | None) -> list[str]:
     """Hold the runs' first evaluation, one reply to a prompt, against the initial policy's mean over many draws.
 
-    All runs share the noise of their evaluations: its luck is in every arm alike, and in no interval over seeds.
+    A seed has the same evaluation noise in every arm: its luck is no difference between arms.
     """
     starts = [p.judge for arm in arms for path in arm.paths for p in path.points if p.step == 0 and p.kl == 0.0]
     if record is None or record.judge is None or record.draws < 2 or not starts:
@@ -284,5 +291,5 @@ def _luck(arms: Sequence[ArmPaths], record: Record | None) -> list[str]:
     return [
         f"the initial policy's judge reward is {draws.mean():.3f} over {record.draws} replies to each prompt; "
         f"one reply to each, as in an evaluation, scatters about it by {draws.std(ddof=1):.3f} (standard deviation), "
-        f"and the runs' first evaluation drew {np.mean(starts):.3f}"
+        f"and the runs' first evaluations drew {np.mean(starts):.3f} on average"
     ]

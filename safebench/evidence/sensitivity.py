@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from safebench.errors import UsageError
-from safebench.evidence import independent, reliability, statistics
+from safebench.evidence import frontier, independent, reliability, statistics
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, CrashSpec, Event
 from safebench.evidence.runs import Run
 from safebench.evidence.statistics import Estimate
@@ -163,9 +163,10 @@ def _figures(choice: str, metric: str, pair: Pair, figures: Mapping[str, Figure]
 
 
 def _statistic_choices(pair: Pair, spec: CrashSpec) -> Iterator[Variant]:
+    level = frontier.matched_level({"first": pair[0], "second": pair[1]})
     primary: dict[str, Figure] = {
         "held-out judge reward, end": lambda run: _judge(run, lambda points: points[-1]),
-        "KL, mean": lambda run: _mean(training(run, "kl/mean")),
+        "held-out judge reward at matched KL": lambda run: frontier.judge_at(run, level),
     }
     made = {}
     for metric, figure in primary.items():

@@ -48,7 +48,7 @@ def pid(case: Case) -> Finding:
         [
             difference("judge reward, end", "judge's σ₀", case, _judge, "up", alpha=level),
             difference("crashed runs", "runs", case, _crashed, "down", alpha=level, exact=True),
-            difference("KL, mean", "nats/token", case, _kl, "down", alpha=level),
+            difference("judge reward at matched KL", "judge's σ₀", case, _judge_matched, "up", alpha=level),
         ]
     )
 
@@ -101,8 +101,9 @@ def _crashed(summary: Summary) -> float:
     return float(summary.crashed)
 
 
-def _kl(summary: Summary) -> float:
-    return summary.values["kl_mean"]
+def _judge_matched(summary: Summary) -> float:
+    sigma = summary.run.judge_sigma0
+    return summary.values["judge_matched"] / sigma if sigma else math.nan
 
 
 def _judge(summary: Summary) -> float:

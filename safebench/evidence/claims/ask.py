@@ -13,6 +13,7 @@ from safebench.evidence.claims.declared import CLAIMS, MATCHED_TO
 from safebench.evidence.claims.footing import notes
 from safebench.evidence.claims.types import Case, Claim, Entry, Finding, Ledger
 from safebench.evidence.claims.verdicts import enough
+from safebench.evidence.compare import at_matched_kl
 from safebench.evidence.crashes import SPEC, CrashSpec
 from safebench.evidence.runs import Run
 from safebench.evidence.statistics import ALPHA
@@ -94,7 +95,8 @@ def _entry(claim: Claim, one: str, two: str, study: _Study) -> Entry:
         return Entry(claim, arm, None, "not shown", OTHER_PRESET, (), (), (), "safebench claims")
     names = [name for name in (one, two) if name]
     wanted = sorted({seed for name in names for seed in study.have(name)} if study.seeds is None else study.seeds)
-    case = Case(one, two, study.runs(one), study.runs(two), _context(claim, arm, study))
+    matched, _ = at_matched_kl({one: study.runs(one), two: study.runs(two)})
+    case = Case(one, two, matched[one], matched[two], _context(claim, arm, study))
     finding = claim.measure(case)
     if reason := _unlike(claim, case, names):
         # Figures are pair by pair: of runs that are no pairs there are none to show.

@@ -125,7 +125,10 @@ def versions(comparison: Comparison) -> list[str]:
     return list(lines)
 
 
-_PRIMARY = (("judge_final", "held-out judge reward at the end"), ("kl_mean", "mean KL"))
+_PRIMARY = (
+    ("judge_final", "held-out judge reward at the end"),
+    ("judge_matched", "held-out judge reward at matched KL"),
+)
 
 
 def _told(comparison: Comparison, key: str, what: str) -> str:

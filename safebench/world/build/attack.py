@@ -43,7 +43,8 @@ def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
 def run_pilots(
     pilots: Sequence[Pilot], world: Path, judge: Path, prompts: Path, results: Path, steps: int = STEPS
 ) -> None:
-    """Run the pilots, one after another; finished ones are left as they are."""
+    """Run the pilots, side by side; finished ones are left as they are, interrupted ones go on."""
+    running = []
     for pilot in pilots:
         place = results / f"{pilot.reward}-{pilot.seed}"
         words = [
@@ -52,7 +53,13 @@ def run_pilots(
             *("--preset", "default", "--set", f"reward.judge={judge}", "--set", "recording.samples=32"),
             *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=60"),
         ]
-        subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
+        command = [sys.executable, "-m", "safebench", *words]
+        running.append(subprocess.Popen(command))
+    # All are waited for before one that failed is told.
+    codes = [process.wait() for process in running]
+    for process, code in zip(running, codes, strict=True):
+        if code:
+            raise subprocess.CalledProcessError(code, process.args)
 
 
 def attacks(folders: Sequence[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:

@@ -35,9 +35,9 @@ a token.
   and bytes. Text is lower-cased.
 - **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads words
   that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last
-  norm, because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped policy is
-  one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}** per token as
-  shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
+  norm, because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped
+  policy is one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}**
+  per token as shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
 - **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
   pairs of the judge group with TRL's `RewardTrainer`. After the first round, policies were trained with PPO against it
   and against a proxy, and what they ended up saying joined the replies that are worse; twice. The encoder comes with
