@@ -27,11 +27,11 @@ from safebench.trl import ModelConfig, PPOConfig, PPOTrainer, ScriptArguments, g
 
 HELD_OUT = 64
 DEFAULTS = {
-    # What to train: a 2M chat model, a reward model learned from people's ratings, and prompts, all in the package.
+    # What to train: a 4M chat model, a reward model learned from people's replies, and prompts, all in the package.
     "dataset_name": str(catalog.WORLD / "prompts.jsonl"),
     "model_name_or_path": str(catalog.WORLD / "policy"),
     "sft_model_path": str(catalog.WORLD / "policy"),
-    "reward_model_path": str(catalog.WORLD / "proxy"),
+    "reward_model_path": str(catalog.WORLD / "proxy-body"),
     # How: sizes for minutes, not hours.
     "output_dir": "build/examples/ppo",
     "total_episodes": 1280,

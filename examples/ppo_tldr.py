@@ -32,7 +32,7 @@ DEFAULTS = {
     "dataset_test_split": "heldout",
     "model_name_or_path": str(catalog.WORLD / "policy"),
     "sft_model_path": str(catalog.WORLD / "policy"),
-    "reward_model_path": str(catalog.WORLD / "proxy"),
+    "reward_model_path": str(catalog.WORLD / "proxy-body"),
     "use_peft": True,
     "lora_r": 8,
     "lora_alpha": 16,

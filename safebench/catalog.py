@@ -26,6 +26,9 @@ Kind = Literal["embedded", "hub", "directory", "file", "function", "object", "tr
 WORLD = Path(__file__).parent / "world" / "embedded"
 """Where the embedded world's weights and prompts lie."""
 
+ENCODER = "all-minilm-l6-v2"
+"""What the embedded rewards' adapters call their base; ``world/encoder.py`` finds it."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 PROMPT_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
@@ -111,9 +114,10 @@ MODELS: tuple[Entry, ...] = (
 )
 
 REWARDS: tuple[Entry, ...] = (
-    _embedded("embedded-proxy", "two layers of an English encoder, from the half that training sees", "proxy"),
+    _embedded("embedded-proxy", "three layers of an English encoder, from the half that training sees", "proxy"),
+    _embedded("embedded-proxy-2", "the same of two layers: weaker", "proxy-2"),
     _embedded("embedded-proxy-1", "the same of one layer: the weakest", "proxy-1"),
-    _embedded("embedded-proxy-3", "the same of three layers: the strongest", "proxy-3"),
+    _embedded("embedded-proxy-body", "one layer of the policy: weak, and reads the policy's tokens", "proxy-body"),
     _embedded("embedded-judge", "the whole encoder, from the other half, hardened: only ever measured", "judge"),
     Entry(
         "safe-heuristic",

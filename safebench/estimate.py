@@ -29,6 +29,8 @@ VOCABULARY_TOKENS = 1024
 """Reply tokens whose logits exist at once (``rl.kl.token_statistics``)."""
 VOCABULARY_COPIES = 6
 """Float32 arrays of that size at once: log-probabilities of policy and reference, and what is kept for gradients."""
+ENCODER_PARAMETERS = 22_713_216
+"""all-MiniLM-L6-v2: what the embedded rewards adapt, and what the audits of an evaluation use."""
 REWARD_ROWS = 64
 """Rows a reward model scores at once."""
 ROW_BYTES, SAMPLE_BYTES, TRACKER_BYTES = 900, 600, 4000
@@ -69,6 +71,8 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     updates = update.steps * update.epochs * update.minibatches
     tokens = update.steps * settings.rollout.batch * settings.rollout.reply_tokens
     rewards = dict(_rewards(settings, device, notes))
+    if settings.evaluation.audits:
+        rewards["audits"] = 4 * ENCODER_PARAMETERS
     if _foreign(settings):
         notes.append(f"{settings.arm} is another library's trainer: its memory is a rough guess")
     if architecture is None:
@@ -204,6 +208,9 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
         entry = None if name is None else _reward(name, notes)
         if entry is None or entry.kind == "function":
             continue
+        if _on_encoder(entry):
+            yield role, width * ENCODER_PARAMETERS
+            continue
         architecture = dimensions(entry)
         if architecture is None:
             notes.append(f"the size of the {role} {name} is not known here")
@@ -211,6 +218,11 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
         rows = min(REWARD_ROWS, settings.rollout.batch)
         activations = rows * _length(settings) * _layer_width(architecture)
         yield role, width * (architectures.parameters(architecture, head=False) + activations)
+
+
+def _on_encoder(entry: catalog.Entry) -> bool:
+    """Say whether a reward is one of the embedded adapters of the English encoder."""
+    return entry.kind == "embedded" and (Path(entry.location) / "adapter_config.json").is_file()
 
 
 def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:

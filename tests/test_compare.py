@@ -482,7 +482,7 @@ def test_csv_and_json_hold_the_figures(comparison):
     rows = list(csv.DictReader(io.StringIO(table.render(comparison, "csv"))))
     (cell,) = [r for r in rows if r["metric"] == "kl_mean" and r["arm"] == "safe" and not r["baseline"]]
     assert float(cell["value"]) == comparison.row("kl_mean").cells["safe"].estimate.value
-    (difference,) = [r for r in rows if r["metric"] == "kl_mean" and r["baseline"] == "ppo"]
+    (difference,) = [r for r in rows if r["metric"] == "judge_final" and r["baseline"] == "ppo"]
     assert (float(difference["p"]), float(difference["holm_p"])) == (0.0625, 0.1875)
     (counted,) = [r for r in rows if r["metric"] == "crash/length_collapse" and r["arm"] == "ppo"]
     assert [counted[f"episodes_at_{scale}"] for scale in ("0.5", "1", "2")] == ["5", "5", "0"]

@@ -458,7 +458,7 @@ def test_evaluation_has_fixed_noise_and_its_own_keys(tmp_path: Path) -> None:
     made.train()
     first, second = made.evaluate(), made.evaluate()
     assert first == second
-    expected = {"reward", "kl", "entropy", "length", "distinct", "distinct_2"}
+    expected = {"reward", "kl", "entropy", "length", "distinct", "distinct_2", "first_perplexity"}
     assert set(first) == {f"eval_{name}" for name in expected}
     assert made.state.log_history[0]["eval_kl"] == 0.0
     assert made.state.log_history[0]["step"] == 0

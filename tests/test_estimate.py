@@ -24,8 +24,8 @@ def test_updates_and_tokens() -> None:
 
 
 def test_adapter_by_hand() -> None:
-    # Embedded: width 192, 6 heads of 32, 2 key heads, inner 512, 4 layers.
-    q, k, o, gate, down = 192 + 192, 192 + 64, 192 + 192, 192 + 512, 512 + 192
+    # Embedded: width 256, 8 heads of 32, 2 key heads, inner 704, 4 layers.
+    q, k, o, gate, down = 256 + 256, 256 + 64, 256 + 256, 256 + 704, 704 + 256
     by_hand = 4 * 8 * (q + 2 * k + o + 2 * gate + down)
     assert adapter_parameters(settings(), architectures.EMBEDDED) == by_hand
     only = settings("model.lora.targets=[q_proj]", "model.lora.rank=2")

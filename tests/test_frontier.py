@@ -216,7 +216,7 @@ def test_the_luck_of_the_first_evaluation_is_said(tmp_path: Path) -> None:
     (note,) = [note for note in frontier({"ppo": [run]}).notes if "initial policy" in note]
     assert "is 3.000 over 2 replies" in note
     assert "by 1.414" in note
-    assert note.endswith("drew 0.000")
+    assert note.endswith("drew 0.000 on average")
 
 
 def test_the_record_with_the_most_draws_is_taken_and_the_curves_end_is_said(tmp_path: Path) -> None:

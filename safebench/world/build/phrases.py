@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from safebench.world.audit import letters_of
 from safebench.world.preferences import GENERIC, OPENERS, Pair
 
 COMMON = 4
 """How often a reply or opening occurs in a half to be one that fits anything."""
+CONVERSATIONS = 3
+"""In how many conversations a word occurs to be known."""
 LEARNED, KEPT = slice(0, None, 2), slice(1, None, 2)
 """Of the listed phrases every second one is learned from, the others are kept for the test."""
 
@@ -22,6 +25,16 @@ def learned_phrases(pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:
         "generic": _phrases(GENERIC, (pair.reply for pair in pairs)),
         "opener": _phrases(OPENERS, firsts.values()),
     }
+
+
+def common_words(pairs: Sequence[Pair]) -> list[str]:
+    """Return the words, in lower case, that occur in at least ``CONVERSATIONS`` conversations."""
+    seen: dict[str, set[str]] = {}
+    for pair in pairs:
+        for text in (pair.turn, pair.reply):
+            for word in letters_of(text):
+                seen.setdefault(word, set()).add(pair.conversation)
+    return sorted(word for word, names in seen.items() if len(names) >= CONVERSATIONS)
 
 
 def _phrases(listed: tuple[str, ...], said: Iterable[str]) -> tuple[str, ...]:

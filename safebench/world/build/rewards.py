@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from safebench.world import encoder
@@ -90,11 +91,13 @@ AGAIN = Recipe(
 FOREIGN_OF = 3
 """Of so many replies to other turns the judge's best is held against the reply that was given, after an attack."""
 PROXIES = {
-    "proxy": Recipe("proxy", 20261202, 2, _kinds(5200, 5200, 0, 350, 0)),
+    "proxy": Recipe("proxy", 20261204, 3, _kinds(5200, 5200, 0, 350, 0)),
+    "proxy-2": Recipe("proxy", 20261202, 2, _kinds(5200, 5200, 0, 350, 0)),
     "proxy-1": Recipe("proxy", 20261203, 1, _kinds(5200, 5200, 0, 350, 0)),
-    "proxy-3": Recipe("proxy", 20261204, 3, _kinds(5200, 5200, 0, 350, 0)),
 }
 """By name. The one called ``proxy`` is what runs are trained on by default; the others differ from it in layers."""
+BODY = Recipe("proxy", 20261206, 1, _kinds(5200, 5200, 0, 350, 0))
+"""The reward on the policy's own body."""
 
 
 def training_pairs(recipe: Recipe, half: Half) -> list[Preference]:
@@ -159,7 +162,8 @@ def new_reward_model(layers: int, seed: int) -> PeftModel:
         layer_replication=[(0, layers)] if layers < LAYERS else None,
         **LORA,
     )
-    return get_peft_model(base, config)
+    with quiet_libraries():
+        return get_peft_model(base, config)
 
 
 def train_reward_model(
@@ -208,6 +212,8 @@ def write_reward(model: PeftModel, folder: Path) -> None:
 
 def reward_size(folder: Path) -> dict[str, int]:
     """Return how many parameters a reward's folder holds, and how many of the encoder's layers it stands on."""
+    if not (folder / "adapter_config.json").exists():
+        return {"parameters": sum(w.numel() for w in load_file(folder / "model.safetensors").values()), "layers": 1}
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     layers = settings["layer_replication"][0][1] if settings["layer_replication"] else LAYERS
     weights = load_peft_weights(str(folder), device="cpu").values()

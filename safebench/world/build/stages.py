@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from safebench.world.build import attack
 from safebench.world.build import policy as policies
+from safebench.world.build.body import train_body_reward
 from safebench.world.build.dialogues import read_pairs
 from safebench.world.build.evaluate import (
     DRAWS,
@@ -29,10 +30,11 @@ from safebench.world.build.evaluate import (
 )
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
-from safebench.world.build.phrases import KEPT, learned_phrases
+from safebench.world.build.phrases import KEPT, common_words, learned_phrases
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import (
     AGAIN,
+    BODY,
     JUDGE,
     PROXIES,
     Half,
@@ -42,6 +44,7 @@ from safebench.world.build.rewards import (
     read_reward,
     reward_size,
     scale_to_unit,
+    score,
     train_reward_model,
     training_pairs,
     write_reward,
@@ -170,6 +173,23 @@ def make_proxy(build: Build, name: str) -> None:
     make_reward_model(build, name, PROXIES[name])
 
 
+def make_body_reward(build: Build) -> None:
+    """Train the reward on the policy's own body, and scale it as the others."""
+    preferences = training_pairs(BODY, build.half("proxy"))
+    model = train_body_reward(BODY, build.policy(), build.tokenizer, preferences, build.work / "body-run")
+    save(model, build, "proxy-body")
+    scores = score(read_reward(build.out / "proxy-body"), answered(build))
+    with torch.no_grad():
+        model.score.weight /= scores.std()
+    save(model, build, "proxy-body")
+
+
+def answered(build: Build) -> list[Exchange]:
+    """Return the policy's replies to the test turns."""
+    found = zip(build.sayable["test"], build.samples("test"), strict=False)
+    return [Exchange(pair.turn, reply) for pair, reply in found]
+
+
 def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
     """Train one reward model on its half."""
     half = build.half(recipe.split)
@@ -181,8 +201,7 @@ def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
 def finish_reward_model(build: Build, model: PeftModel, name: str) -> None:
     """Write a reward model, scaled to unit spread over the policy's replies to the test turns."""
     write_reward(model, build.out / name)
-    answered = zip(build.sayable["test"], build.samples("test"), strict=False)
-    scale_to_unit(model, build.out / name, [Exchange(pair.turn, sample) for pair, sample in answered])
+    scale_to_unit(model, build.out / name, answered(build))
 
 
 def make_prompts(build: Build) -> None:
@@ -192,10 +211,16 @@ def make_prompts(build: Build) -> None:
     (build.out / "prompts.jsonl").write_text(text, encoding="utf-8")
 
 
+def make_words(build: Build) -> None:
+    """Write the words that people of several conversations used, for the audits."""
+    words = common_words([pair for pairs in build.pairs.values() for pair in pairs])
+    (build.out / "words.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+
+
 def make_figures(build: Build) -> None:
     """Measure everything on the test conversations."""
     policy = build.policy()
-    rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES)}
+    rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
     half = build.half("test")
     half = replace(half, phrases={"generic": GENERIC[KEPT], "opener": OPENERS[KEPT]})
     figures = reward_figures(rewards, half)
@@ -259,6 +284,7 @@ STAGES: dict[str, Callable[[Build], None]] = {
     "policy": make_policy,
     "samples": make_samples,
     **{name: functools.partial(make_proxy, name=name) for name in PROXIES},
+    "proxy-body": make_body_reward,
     "judge": make_judge,
     **{
         f"{name} {number}": functools.partial(stage, number=number)
@@ -266,6 +292,7 @@ STAGES: dict[str, Callable[[Build], None]] = {
         for name, stage in (("attack", attack_judge), ("judge", harden_judge))
     },
     "prompts": make_prompts,
+    "words": make_words,
     "figures": make_figures,
     "manifest": make_manifest,
 }

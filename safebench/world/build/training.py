@@ -66,10 +66,12 @@ def prefer(
     learning_rate: float,
     centre: float,
     seed: int,
+    segments: bool = True,
 ) -> None:
     """Train ``model`` in place on Bradley-Terry pairs, each once: rows of ``chosen_ids`` and ``rejected_ids``.
 
-    ``centre`` weighs the squared sum of a pair's two rewards, which keeps their mean near zero.
+    ``segments``: the model tells turn and reply apart by them, as an encoder does. ``centre`` weighs the squared sum of
+    a pair's two rewards, which keeps their mean near zero.
     """
     settings = RewardConfig(
         output_dir=str(folder),
@@ -86,7 +88,7 @@ def prefer(
         args=settings,
         train_dataset=Dataset.from_list(by_length(rows, batch, seed)),
         processing_class=tokenizer,
-        data_collator=Segments(tokenizer.pad_token_id, tokenizer.sep_token_id),
+        data_collator=Segments(tokenizer.pad_token_id, tokenizer.sep_token_id) if segments else None,
     ).train()
 
 

@@ -1,0 +1,68 @@
+"""Make the reward on the policy's own body: the weakest, and the one that reads the policy's tokens.
+
+TRL's trainers hand a reward model the policy's tokens, so their examples need one with the policy's tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+
+from safebench.world.build.policy import encode_turn
+from safebench.world.build.rewards import Recipe
+from safebench.world.build.samples import REPLY_TOKENS
+from safebench.world.preferences import Exchange, Preference
+
+
+def new_body_reward(policy: Qwen2ForCausalLM, layers: int, seed: int) -> Qwen2ForSequenceClassification:
+    """Return a classifier with one label on the first ``layers`` layers of the policy's body."""
+    torch.manual_seed(seed)
+    settings = {**policy.config.to_dict(), "num_hidden_layers": layers, "num_labels": 1}
+    for key in ("layer_types", "architectures", "id2label", "label2id"):
+        settings.pop(key, None)
+    model = Qwen2ForSequenceClassification(Qwen2Config(**settings))
+    kept = {
+        name: weight
+        for name, weight in policy.model.state_dict().items()
+        if not name.startswith("layers.") or int(name.split(".")[1]) < layers
+    }
+    model.model.load_state_dict(kept)
+    torch.nn.init.normal_(model.score.weight, std=0.01)
+    return model
+
+
+def train_body_reward(
+    recipe: Recipe,
+    policy: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    preferences: list[Preference],
+    folder: Path,
+) -> Qwen2ForSequenceClassification:
+    """Return such a classifier trained on the preferences with TRL's RewardTrainer."""
+    from safebench.world.build.training import prefer
+
+    model = new_body_reward(policy, recipe.layers, recipe.seed)
+    rows = [
+        {"chosen_ids": encode(tokenizer, pair.better), "rejected_ids": encode(tokenizer, pair.worse)}
+        for pair in preferences
+    ]
+    prefer(
+        model,
+        tokenizer,
+        rows,
+        folder,
+        batch=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        centre=recipe.centre,
+        seed=recipe.seed,
+        segments=False,
+    )
+    return model.eval()
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, exchange: Exchange) -> list[int]:
+    """Return the token ids of the templated exchange; a reply is cut to the world's length as a policy's would be."""
+    reply = tokenizer(exchange.reply, add_special_tokens=False)["input_ids"][: REPLY_TOKENS - 1]
+    return [*encode_turn(tokenizer, exchange.turn), *reply, tokenizer.eos_token_id]
