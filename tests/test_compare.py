@@ -14,7 +14,7 @@ import pytest
 from safebench.errors import ComparisonRefused, UsageError
 from safebench.evidence import compare, fairness, filled, runs
 from safebench.evidence.summary import summarise
-from safebench.report import table
+from safebench.report import cells, table
 from tests.synthetic import CONSTANTS, collapsing, healthy, unpaired, write_run
 
 SEEDS = range(5)
@@ -525,3 +525,19 @@ def test_seeds_of_one_arm_have_the_same_files(tmp_path):
     with pytest.raises(ComparisonRefused, match="another reward in some seeds of ppo"):
         compare.compare(groups(tmp_path, "ppo", "safe"))
     compare.compare(groups(tmp_path, "ppo", "safe"), seeds=[0, 1])
+
+
+def test_a_metric_with_too_few_pairs_holds_up_no_other_verdict(tmp_path):
+    for seed in range(6):
+        write_run(tmp_path, "ppo", seed, collapsing(seed, 40))
+        curves = healthy(seed + 10, 40)
+        if seed > 3:  # two of six never get to the level that the others reach
+            curves["eval/kl"] = [value and value / 10 for value in curves["eval/kl"]]
+        write_run(tmp_path, "safe", seed, curves)
+    found = compare.compare(groups(tmp_path, "ppo", "safe"))
+    matched = next(test for test in found.tests if test.scalar.key == "judge_matched")
+    assert matched.difference.n == 4
+    assert any("not reached by safe seed 4, 5" in footer for footer in found.footers)
+    verdict = cells.tests(found)[-1]
+    assert verdict.startswith("Significant at 5 % after Holm: ")
+    assert "Too few for a verdict: held-out judge reward at matched KL (safe, n 4)." in verdict

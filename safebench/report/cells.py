@@ -183,15 +183,18 @@ def _sizes(comparison: Comparison, test: Test) -> str:
 
 
 def _verdict(comparison: Comparison) -> str:
-    runs = min(test.difference.n for test in comparison.tests)
+    runs = max(test.difference.n for test in comparison.tests)
     reach = "Detectable: the difference found with power 0.8 at alpha 0.05, two-sided, given the spread seen here."
     if runs < ENOUGH:
         none = f"From {runs} run{'s' * (runs != 1)} an arm no verdict is drawn"
         if all(not comparison.paired(test.arm) for test in comparison.tests):
             return f"{none}, paired or not. {reach}"
         return f"{none}: the sign-flip test cannot give a p below {_p(smallest_p(runs))} for so many pairs. {reach}"
-    passed = [f"{test.scalar.label} ({test.arm})" for test in comparison.tests if test.adjusted < 0.05]
-    return f"Significant at 5 % after Holm: {', '.join(passed) or 'none'}. {reach}"
+    judged = [test for test in comparison.tests if test.difference.n >= ENOUGH]
+    passed = [f"{test.scalar.label} ({test.arm})" for test in judged if test.adjusted < 0.05]
+    few = [f"{t.scalar.label} ({t.arm}, n {t.difference.n})" for t in comparison.tests if t not in judged]
+    told = f" Too few for a verdict: {', '.join(few)}." if few else ""
+    return f"Significant at 5 % after Holm: {', '.join(passed) or 'none'}.{told} {reach}"
 
 
 def _p(value: float) -> str:
