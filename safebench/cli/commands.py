@@ -56,6 +56,10 @@ def compare(
     experiment: options.Experiments,
     output: options.Output = Format.TABLE,
     make: options.Make = False,
+    until_decided: options.UntilDecided = False,
+    round_: options.RoundSize = None,
+    max_seeds: options.MaxSeeds = None,
+    alpha: options.Alpha = None,
     seeds: options.Seeds = None,
     metric: options.Metrics = None,
     brief: options.Brief = False,
@@ -96,13 +100,17 @@ def compare(
         trackers=tracker or (),
         trust=trust_remote_code or (),
     )
-    if dry_run:
-        return making.dry_run(asked, results, making.COMPARED_SEEDS)
-    from safebench.cli import comparing
+    from safebench.cli import comparing, rounds
     from safebench.cli.gathering import Choice
+
+    rule = rounds.rule(until_decided, alpha, round_, max_seeds)
+    if dry_run:
+        return making.dry_run(asked, results, making.COMPARED_SEEDS if rule is None else f"0-{rule.most - 1}")
 
     choice = Choice(results, where=where or (), judge=judge)
     wish = comparing.Wish(baseline=baseline, force=force, metrics=metric or (), brief=brief, spec=crash_spec.spec)
+    if rule is not None:
+        return rounds.compare_until_decided(asked, choice, wish, output, rule, jobs)
     return comparing.compare(asked, choice, wish, output, jobs=jobs if make else None)
 
 

@@ -102,6 +102,24 @@ DryRun = Annotated[
 ]
 Output = Annotated[Format, typer.Option("--format", help="How the comparison is written.")]
 Make = Annotated[bool, typer.Option("--run", help="Make the runs that are missing first.")]
+UntilDecided = Annotated[
+    bool,
+    typer.Option(
+        "--until-decided",
+        help="Make seeds in rounds (implies --run) until every primary metric is decided, with one stated error.",
+    ),
+]
+RoundSize = Annotated[
+    int | None, typer.Option("--round", min=1, metavar="N", help="With --until-decided: seeds of a round; 5.")
+]
+MaxSeeds = Annotated[
+    int | None,
+    typer.Option("--max-seeds", min=1, metavar="N", help="With --until-decided: no more seeds than so many; 20."),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option("--alpha", metavar="X", help="With --until-decided: chance of any false decision; 0.05."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Compare what does not match, and mark it.")]
 Baseline = Annotated[
     str | None,

@@ -18,6 +18,7 @@ from safebench.evidence.rows import Row, crash_rows, known, pairs, scalar_rows
 from safebench.evidence.runs import Run
 from safebench.evidence.scalars import SCALARS, Scalar
 from safebench.evidence.statistics import Estimate
+from safebench.evidence.stopping import Stopping
 from safebench.evidence.summary import Summary, summarise
 
 Groups = Mapping[str, Sequence[Run]]
@@ -56,6 +57,8 @@ class Comparison:
     unmatched: tuple[str, ...]
     summaries: Mapping[str, tuple[Summary, ...]]
     spec: CrashSpec
+    stopping: Stopping | None = None
+    """The rule by which seeds were added, and its decisions; the tests' p-values are not valid then."""
 
     @property
     def unpaired(self) -> tuple[str, ...]:

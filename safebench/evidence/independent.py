@@ -59,7 +59,7 @@ def permutation(
     data = data - data.mean()  # then a sample's sum is its difference to the other, but for a factor
     seen = abs(float(data[:n].sum())) - slack
     if math.comb(data.size, n) <= EXACT_LABELS:
-        return float(np.mean(np.abs(data[_labels(data.size, n)].sum(axis=1)) >= seen))
+        return float(np.mean(np.abs(data[labels(data.size, n)].sum(axis=1)) >= seen))
     generator = generator or np.random.default_rng(0)
     hits = sum(
         int(np.sum(np.abs(generator.permuted(np.tile(data, (size, 1)), axis=1)[:, :n].sum(axis=1)) >= seen))
@@ -69,7 +69,7 @@ def permutation(
 
 
 @lru_cache(maxsize=8)
-def _labels(total: int, n: int) -> NDArray[np.uint8]:
+def labels(total: int, n: int) -> NDArray[np.uint8]:
     """Every choice of n of ``total`` values, a row each."""
     return np.fromiter(chain.from_iterable(combinations(range(total), n)), np.uint8).reshape(-1, n)
 

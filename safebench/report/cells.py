@@ -15,6 +15,10 @@ from safebench.evidence.statistics import PAIRED, Estimate, smallest_p
 
 ENOUGH = 6
 """Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""
+P_VALUES_VOID = (
+    "The p-values, Holm's included, and the intervals of this table are not valid: they take the number of seeds as "
+    "fixed, and it was chosen by looking. The decisions above account for every look."
+)
 ARROWS = {"up": " ↑", "down": " ↓", "none": ""}
 DASH = "–"
 
@@ -74,6 +78,14 @@ def tests(comparison: Comparison) -> list[str]:
     if not comparison.tests:
         return []
     return [_test(comparison, test) for test in comparison.tests] + [_verdict(comparison)]
+
+
+def stopping(comparison: Comparison) -> list[str]:
+    """Return the rule by which seeds were added, a line per decision, and what it means for the p-values."""
+    found = comparison.stopping
+    if found is None:
+        return []
+    return [found.rule_told(), *(decision.told() for decision in found.decisions), P_VALUES_VOID]
 
 
 def crashes_by_seed(comparison: Comparison) -> list[str]:
@@ -185,6 +197,8 @@ def _sizes(comparison: Comparison, test: Test) -> str:
 def _verdict(comparison: Comparison) -> str:
     runs = max(test.difference.n for test in comparison.tests)
     reach = "Detectable: the difference found with power 0.8 at alpha 0.05, two-sided, given the spread seen here."
+    if comparison.stopping is not None:
+        return f"No verdict is drawn from these p-values: seeds were added until the differences were decided. {reach}"
     if runs < ENOUGH:
         none = f"From {runs} run{'s' * (runs != 1)} an arm no verdict is drawn"
         if all(not comparison.paired(test.arm) for test in comparison.tests):

@@ -13,6 +13,7 @@ from safebench.evidence.compare import Comparison
 from safebench.evidence.crashes import SCALES
 from safebench.evidence.rows import Cell, Row
 from safebench.evidence.statistics import Estimate
+from safebench.evidence.stopping import Stopping
 
 COLUMNS = (
     "metric", "label", "unit", "direction", "primary", "arm", "baseline", "pairing", "n", "value", "low", "high",
@@ -66,8 +67,16 @@ def to_json(comparison: Comparison) -> str:
         "unmatched": comparison.unmatched,
         "warnings": comparison.warnings,
         "footers": comparison.footers,
+        "stopping": None if comparison.stopping is None else _stopping(comparison.stopping),
     }
     return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _stopping(found: Stopping) -> dict[str, Any]:
+    decisions = [
+        {**asdict(decision), "state": decision.state, "better": decision.better} for decision in found.decisions
+    ]
+    return {**asdict(found), "decisions": decisions, "p_values_valid": False}
 
 
 def _record(row: Row, arm: str, estimate: Estimate) -> dict[str, Any]:

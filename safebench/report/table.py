@@ -105,6 +105,7 @@ def _rich_table(comparison: Comparison, others: Sequence[str]) -> object:
 def _blocks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     blocks = [
         ("Primary metrics (*)", cells.tests(comparison)),
+        ("Decided in rounds", cells.stopping(comparison)),
         ("Crashes by seed", cells.crashes_by_seed(comparison)),
         ("Fairness: settings in which the arms differ", cells.fairness(comparison)),
         ("Made from", list(comparison.footers)),
