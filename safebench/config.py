@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,24 @@ from safebench.settings import Settings
 DEFAULT = "default"
 LARGE = {"cuda": "large", "cpu": "large-cpu"}
 """By device, the preset that another model than the embedded one takes by itself."""
-NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute"})
+NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute", "tuned"})
 """Keys that do not change what a run computes, so the hash leaves them out."""
+
+COMMAND_LINE = "command line"
+"""What ``Layers.stack`` names as the source of an override."""
 
 _LATER = (("reward", "label"), ("reward", "judge_label"))
 """Keys that older runs do not have. Unset, they are not in the hash, so that those keep their folder."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._@+-]+")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of an experiment, laid but not yet checked. ``tuning`` is a section that no run reads."""
+
+    stack: Stack
+    tuning: Any = None
 
 
 def resolve(
@@ -48,20 +60,30 @@ def resolve(
 def _resolve(
     experiment: str, preset: str | None, files: Sequence[str | Path], overrides: Sequence[str], check_names: bool
 ) -> Settings:
+    return validated(lay(experiment, preset, files, overrides).stack, experiment, check_names)
+
+
+def lay(experiment: str, preset: str | None, files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
+    """Return the layers of ``experiment`` as ``resolve`` lays them, its ``tuning`` section apart."""
     stack = Stack()
     name, preset = _split(experiment, preset)
     path = _experiment_path(name)
-    for file, content in chain(path, stack):
+    parts = chain(path, stack)
+    for file, content in parts:
         stack.lay(content, file.name)
     title = _title(name, stack)
     _lay_preset(stack, preset)
+    if _tuned_with(preset, parts[-1][1]):
+        # The values were chosen under this preset, so that they stand in place of the preset's own.
+        content = {key: value for key, value in parts[-1][1].items() if key != "experiment"}
+        stack.lay(content, parts[-1][0].name)
     for extra in files:
         stack.lay(read_mapping(Path(extra), stack), str(extra))
     for override in overrides:
         _lay_override(stack, override)
     _refuse_another_experiment(stack, title)
     stack.values["experiment"] = title if preset is None else f"{title}@{preset}"
-    return _validated(stack, experiment, check_names)
+    return Layers(stack, stack.values.pop("tuning", None))
 
 
 def settings_hash(settings: Settings) -> str:
@@ -251,6 +273,12 @@ def _lay_preset(stack: Stack, preset: str | None) -> None:
     stack.lay(content, f"presets/{path.name}")
 
 
+def _tuned_with(preset: str | None, content: Mapping[str, Any]) -> bool:
+    """Say whether a file holds settings that `safebench tune` chose under this very preset."""
+    record = content.get("tuned")
+    return preset is not None and isinstance(record, Mapping) and record.get("preset") == preset
+
+
 def _lay_override(stack: Stack, override: str) -> None:
     key, equals, text = override.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
@@ -260,11 +288,11 @@ def _lay_override(stack: Stack, override: str) -> None:
     try:
         value = yaml_text.read(text)
     except ValueError as error:
-        stack.fault(key, f"{text!r} is not a YAML value: {error}", "command line")
+        stack.fault(key, f"{text!r} is not a YAML value: {error}", COMMAND_LINE)
         return
     for part in reversed(parts):
         value = {part: value}
-    stack.lay(value, "command line")
+    stack.lay(value, COMMAND_LINE)
 
 
 def _refuse_another_experiment(stack: Stack, title: str) -> None:
@@ -273,18 +301,24 @@ def _refuse_another_experiment(stack: Stack, title: str) -> None:
         stack.fault("experiment", f"{said!r}, but the command names {title!r}", stack.source(("experiment",)))
 
 
-def _validated(stack: Stack, what: str, check_names: bool) -> Settings:
+def validated(stack: Stack, what: str, check_names: bool = True) -> Settings:
+    """Return the settings of a stack; raise ``UsageError`` naming every fault of ``what``."""
     settings, found = faults.validate(Settings, stack)
     if check_names:
         found += faults.of_names(stack)
     if settings is None or found:
-        count = f"{len(found)} faults" if len(found) > 1 else "a fault"
-        lines = "\n".join(f"  {fault}" for fault in found)
-        raise UsageError(
-            f"{count} in the settings of {what}:\n{lines}",
-            hint="`safebench run EXPERIMENT --dry-run` prints every key.",
-        )
+        raise refusal(what, found)
     return settings
+
+
+def refusal(what: str, found: Sequence[Fault]) -> UsageError:
+    """Return the error that names every fault of ``what``, a line each."""
+    count = f"{len(found)} faults" if len(found) > 1 else "a fault"
+    lines = "\n".join(f"  {fault}" for fault in found)
+    return UsageError(
+        f"{count} in the settings of {what}:\n{lines}",
+        hint="`safebench run EXPERIMENT --dry-run` prints every key.",
+    )
 
 
 def _leaves(section: BaseModel, path: Path_ = ()) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,6 +15,8 @@ from safebench.catalog import Group
 from safebench.layers import Fault, Path_, Stack
 from safebench.names import nearest
 from safebench.settings import Settings
+
+S = TypeVar("S", bound=BaseModel)
 
 UNKNOWN = "unknown key"
 """How the message of a key that the schema lacks begins."""
@@ -43,6 +45,14 @@ def validate(model: type[Settings], stack: Stack) -> tuple[Settings | None, list
     return None, found
 
 
+def of_section(model: type[S], value: Any, path: Path_, stack: Stack) -> tuple[S | None, list[Fault]]:
+    """Return ``value`` as the section ``model``, or None and every fault; ``path`` is where it stands."""
+    try:
+        return model.model_validate(value), []
+    except ValidationError as error:
+        return None, [_fault(detail, model, stack, path) for detail in error.errors()]
+
+
 def of_names(stack: Stack) -> list[Fault]:
     """Return a fault for every name that the catalogue does not know."""
     found = []
@@ -61,11 +71,12 @@ def _name_fault(stack: Stack, path: Path_, group: Group, name: Any) -> list[Faul
     return [Fault(".".join(path), wrong, stack.source(path), name)] if wrong else []
 
 
-def _fault(detail: ErrorDetails, model: type[BaseModel], stack: Stack) -> Fault:
-    path = tuple(str(part) for part in detail["loc"])
+def _fault(detail: ErrorDetails, model: type[BaseModel], stack: Stack, above: Path_ = ()) -> Fault:
+    below = tuple(str(part) for part in detail["loc"])
+    path = (*above, *below)
     key, source, value = ".".join(path), stack.source(path), _shown(detail["input"])
     if detail["type"] == "extra_forbidden":
-        near = _nearest_key(path, model)
+        near = nearest_key(below, model)
         return Fault(key, UNKNOWN + (f"; did you mean {near}?" if near else ""), source, value)
     if detail["type"] == "missing":
         return Fault(key, "is missing", source)
@@ -93,31 +104,31 @@ def _between_keys(model: type[Settings], stack: Stack, details: list[ErrorDetail
 def _truth_for_number(model: type[BaseModel], stack: Stack) -> list[Fault]:
     """Return a fault for each ``true`` or ``false`` where a number belongs (pydantic takes it for 1 or 0)."""
     found = []
-    for path, annotation in _fields(model):
+    for path, annotation in fields(model):
         value = _at(stack.values, path)
         if isinstance(value, bool) and not _mentions(annotation, bool) and _mentions(annotation, int, float):
             found.append(Fault(".".join(path), "must be a number", stack.source(path), _shown(value)))
     return found
 
 
-def _fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+def fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     """Yield path and type of every key below ``model``, sections included."""
     for name, info in model.model_fields.items():
         yield (*path, name), info.annotation
         for part in (info.annotation, *typing.get_args(info.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from _fields(part, (*path, name))
+                yield from fields(part, (*path, name))
 
 
 def _mentions(annotation: Any, *types: type) -> bool:
     return annotation in types or any(_mentions(part, *types) for part in typing.get_args(annotation))
 
 
-def _nearest_key(path: Path_, model: type[BaseModel]) -> str | None:
+def nearest_key(path: Path_, model: type[BaseModel]) -> str | None:
     """Return the known key most like ``path``: a sibling, else one of that name elsewhere, else the likest path."""
-    known = [".".join(field) for field, _ in _fields(model)]
+    known = [".".join(field) for field, _ in fields(model)]
     section = path[:-1]
-    siblings = [field[-1] for field, _ in _fields(model) if field[:-1] == section]
+    siblings = [field[-1] for field, _ in fields(model) if field[:-1] == section]
     sibling = nearest(path[-1], siblings)
     if sibling:
         return ".".join((*section, sibling))

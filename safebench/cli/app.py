@@ -29,6 +29,7 @@ app = typer.Typer(
 for _name, _command in (
     ("run", commands.run),
     ("compare", commands.compare),
+    ("tune", commands.tune),
     ("report", evidence_commands.report),
     ("claims", evidence_commands.claims),
     ("list", commands.list_runs),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from safebench import config
 from safebench.doctor import device_kind
 from safebench.errors import UsageError
+from safebench.knobs import Tunable, tunable
 from safebench.settings import Settings
 
+T = TypeVar("T")
 EMBEDDED = "embedded"
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -36,12 +39,19 @@ class Asked:
 
     def settings(self) -> list[Settings]:
         """Return the settings of each experiment and preset, once, with the first seed; every fault at once."""
-        found: list[Settings] = []
+        return self._each(config.resolve)
+
+    def tunable(self) -> list[Tunable]:
+        """Return each experiment and preset with its knobs; every fault at once."""
+        return self._each(tunable)
+
+    def _each(self, resolve: Callable[..., T]) -> list[T]:
+        found: list[T] = []
         wrong: list[UsageError] = []
         for experiment in dict.fromkeys(self.experiments):
             for preset in config.expand_preset(self.preset):
                 try:
-                    found.append(self._one(experiment, preset))
+                    found.append(self._one(resolve, experiment, preset))
                 except UsageError as error:
                     wrong.append(error)
         if wrong:
@@ -58,7 +68,7 @@ class Asked:
         orders = (experiments, experiments[::-1])
         return [one.model_copy(update={"seed": seed}) for i, seed in enumerate(chosen) for one in orders[i % 2]]
 
-    def _one(self, experiment: str, preset: str | None) -> Settings:
+    def _one(self, resolve: Callable[..., T], experiment: str, preset: str | None) -> T:
         flags = {
             "model.name": self.model,
             "model.random_weights": self.random_weights or None,
@@ -71,7 +81,7 @@ class Asked:
         given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
         overrides = [*given, *self.overrides]
         chosen = preset or self._default_preset(experiment, overrides)
-        return config.resolve(experiment, preset=chosen, files=self.files, overrides=overrides)
+        return resolve(experiment, preset=chosen, files=self.files, overrides=overrides)
 
     def _default_preset(self, experiment: str, overrides: Sequence[str]) -> str | None:
         """Return the device's ``large`` preset where --model names another model than the embedded one.

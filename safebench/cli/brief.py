@@ -12,7 +12,8 @@ from safebench.cli.asked import Asked, parse_seeds
 from safebench.cli.gathering import Choice, gather
 from safebench.errors import MissingResource, UsageError
 from safebench.evidence import packed
-from safebench.evidence.brief import brief
+from safebench.evidence.brief import Block, brief
+from safebench.evidence.notes import tunings
 from safebench.evidence.packed import PLAIN, Packed
 from safebench.evidence.specification import CrashSpec
 from safebench.names import nearest
@@ -27,16 +28,20 @@ def print_brief(
     """Print one table per preset; a preset without any runs is named on stderr."""
     kept = choice.root.is_file()
     blocks = [
-        brief(preset, arms, baseline=baseline, force=force, spec=spec)
-        for preset, arms in (_kept(asked, choice) if kept else _lying(asked, choice))
+        _with_notes(brief(preset, arms, baseline=baseline, force=force, spec=spec), notes)
+        for preset, arms, notes in (_kept(asked, choice) if kept else _lying(asked, choice))
     ]
     if not blocks:
         raise MissingResource(f"no runs in {choice.root}", hint=None if kept else "Add --run to make them.")
     print(render(blocks, output), end="")
 
 
-def _lying(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms]]:
-    """Yield the runs that lie in the results, preset by preset."""
+def _with_notes(block: Block, notes: Sequence[str]) -> Block:
+    return replace(block, notes=(*block.notes, *notes))
+
+
+def _lying(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms, list[str]]]:
+    """Yield the runs that lie in the results, preset by preset, and what their tuning cost."""
     for preset in config.expand_preset(asked.preset):
         try:
             (gathered,) = gather(replace(asked, preset=preset), choice)
@@ -46,11 +51,12 @@ def _lying(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms]]:
         yield (
             preset or PLAIN,
             {name.partition("@")[0]: [packed.pack(run) for run in found] for name, found in gathered.groups.items()},
+            tunings(run for found in gathered.groups.values() for run in found),
         )
 
 
-def _kept(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms]]:
-    """Yield the runs that a file keeps, preset by preset."""
+def _kept(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms, list[str]]]:
+    """Yield the runs that a file keeps, preset by preset; it does not keep what tuning cost."""
     if choice.where or choice.judge or asked.overrides or asked.files or asked.steps is not None:
         raise UsageError(
             f"{choice.root} keeps runs as they were made: no --set, --config, --steps, --where, --judge",
@@ -75,7 +81,7 @@ def _kept(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms]]:
         if not any(found.values()):
             print(f"missing: no runs with preset {preset or PLAIN} in {choice.root}", file=sys.stderr)
             continue
-        yield preset or PLAIN, found
+        yield preset or PLAIN, found, []
 
 
 def keep_lines(folders: Sequence[Path], out: Path) -> None:

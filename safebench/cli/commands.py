@@ -114,6 +114,48 @@ def compare(
     return comparing.compare(asked, choice, wish, output, jobs=jobs if make else None)
 
 
+def tune(
+    experiment: options.Experiments,
+    budget: options.Budget,
+    pilot_seeds: options.PilotSeeds = "1000-1001",
+    criterion: options.Criterion = "judge_final",
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    config: options.ConfigFiles = None,
+    trust_remote_code: options.Trust = None,
+    jobs: options.Jobs = 1,
+    if_exists: options.Exists = IfExists.RESUME,
+    dry_run: options.PlanOnly = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Tune each experiment's own knobs on equally many pilot runs, and write the winner as an experiment file."""
+    from safebench.cli import tuning
+    from safebench.cli.asked import Asked
+
+    asked = Asked(
+        experiment,
+        seeds=pilot_seeds,
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        steps=steps,
+        files=config or (),
+        overrides=set_ or (),
+        trust=trust_remote_code or (),
+    )
+    plan = tuning.plan(asked, budget, criterion)
+    if dry_run:
+        return tuning.dry_run(plan)
+    return tuning.tune(plan, results, jobs, if_exists)
+
+
 def list_runs(model: options.ModelName = None, results: options.Root = RESULTS) -> None:
     """List the runs in the results, whatever became of them."""
     from safebench.cli.results import list_runs

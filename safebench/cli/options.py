@@ -185,6 +185,17 @@ KeepFolder = Annotated[
     typer.Option("--out", metavar="DIR|F.CSV", help="Results folder to copy them into, or a file with a line per run."),
 ]
 
+Budget = Annotated[
+    int, typer.Option("--budget", min=1, metavar="N", help="Pilot runs of each experiment: points times pilot seeds.")
+]
+PilotSeeds = Annotated[
+    str, typer.Option("--pilot-seeds", metavar="1000-1001", help="Seeds of the pilot runs, from 1000 on.")
+]
+Criterion = Annotated[
+    str, typer.Option("--criterion", metavar="KEY", help="What the winner has most of, or least: a row of `compare`.")
+]
+PlanOnly = Annotated[bool, typer.Option("--dry-run", help="Print the points; make no runs.")]
+
 AnyExperiments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[EXPERIMENT]...", help="As for compare; ppo and safe by default."),

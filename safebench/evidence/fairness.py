@@ -12,6 +12,9 @@ from safebench.evidence.runs import Run
 NAMES = ("experiment", "description", "seed", "arm")
 """Settings that say which run it is, not what it does."""
 
+RECORD = "tuned."
+"""What the keys of the record of a tuning begin with; its cost is told elsewhere."""
+
 MATCHED: Mapping[str, tuple[str, ...]] = {
     "model": ("model.name", "model.random_weights", "model.dtype"),
     "data": ("prompts", "evaluation.prompts", "rollout.temperature"),
@@ -31,7 +34,7 @@ LOUD: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that can decide a comparison by themselves, by what a difference in them is called."""
 
-IGNORED = ("seed", "trust_remote_code", "recording.", "compute.")
+IGNORED = ("seed", "trust_remote_code", "recording.", "compute.", "tuned.")
 """What the keys of settings begin with that do not change what a run computes."""
 
 HASHED = {"model": "model", "reward": "reward", "judge": "judge", "prompts": "data"}
@@ -54,7 +57,7 @@ def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[Unequal, ...]:
     found = []
     for key in keys:
         values = {arm: settings.get(key) for arm, settings in flat.items()}
-        if key not in NAMES and not _same(values.values()):
+        if key not in NAMES and not key.startswith(RECORD) and not _same(values.values()):
             loud = next((name for name, members in LOUD.items() if key in members), "")
             found.append(Unequal(key, values, loud))
     return tuple(sorted(found, key=lambda unequal: not unequal.loud))

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from safebench.evidence.runs import Run
 from safebench.settings import Settings
+from safebench.settings.tuning import Tuned
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -57,6 +58,8 @@ def defaults() -> Mapping[str, Any]:
 
 def _defaults(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, field in section.model_fields.items():
+        if field.annotation == Tuned | None:  # a record, which a run has or has not
+            continue
         inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
         for kind in inner:
             yield from _defaults(kind, f"{prefix}{name}.")

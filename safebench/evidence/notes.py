@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, CrashSpec
 from safebench.evidence.fairness import Unequal
@@ -92,7 +92,7 @@ def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tupl
         f"crash specification {spec.version}{_alarms(spec)}; a / b / c in r: episodes at thresholds "
         f"{' / '.join(f'{scale:g}×' for scale in SCALES)}, at 1× in r runs; their difference is per run at 1×",
     ]
-    return (lines[0], *_commands(summaries), *lines[1:])
+    return (lines[0], *_commands(summaries), *tunings(runs), *lines[1:])
 
 
 def _alarms(spec: CrashSpec) -> str:
@@ -108,6 +108,23 @@ def _commands(summaries: Summaries) -> list[str]:
             seeds = ",".join(str(summary.run.seed) for summary in found)
             lines.append("command " + re.sub(r"--seeds \S+", f"--seeds {seeds}", str(command)))
     return lines
+
+
+def tunings(runs: Iterable[Run]) -> list[str]:
+    """Return what the tuning of each tuned experiment among the runs cost, a line each."""
+    return list(dict.fromkeys(_tuning(run) for run in runs if run.settings.get("tuned")))
+
+
+def _tuning(run: Run) -> str:
+    record = run.settings["tuned"]
+    try:
+        told = (
+            f"{record['runs']} pilot runs ({record['points']} points, seeds {', '.join(map(str, record['seeds']))}), "
+            f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['seconds']:,.0f} s"
+        )
+        return f"tuning of {run.experiment} from {record['experiment']} by {record['criterion']}: {told}"
+    except (KeyError, TypeError, ValueError):  # not as this version writes it
+        return f"tuning of {run.experiment}: at a cost that its config.yaml does not tell"
 
 
 def _mixed(summaries: Summaries) -> list[str]:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safebench.errors import UsageError
-from safebench.launch.outcome import Result, ended_before, exit_code, label
+from safebench.launch.outcome import Name, Result, ended_before, exit_code, label
 from safebench.launch.pool import Pool
 from safebench.launch.progress import View, is_main, open_view, say_end
 from safebench.launch.turns import IfExists, in_turn
 from safebench.settings import Settings
 
-__all__ = ["IfExists", "Result", "View", "exit_code", "is_main", "label", "launch", "open_view"]
+__all__ = ["IfExists", "Name", "Result", "View", "exit_code", "is_main", "label", "launch", "open_view"]
 
 
 def launch(
@@ -23,11 +23,12 @@ def launch(
     *,
     jobs: int = 1,
     if_exists: IfExists = "resume",
+    name: Name = label,
 ) -> list[Result]:
     """Do all runs, ``jobs`` at a time, and return what became of each, in their order.
 
     After Ctrl-C the runs that go on save their state and stop, and no other begins: their results say
-    ``interrupted`` and ``waiting``.
+    ``interrupted`` and ``waiting``. ``name`` says what each run is called on the screen: no two may be called the same.
     """
     if jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -39,9 +40,9 @@ def launch(
     todo = [settings for settings, done in zip(runs, before, strict=True) if done is None]
     with view:
         for done in filter(None, before):
-            say_end(view, done)
+            say_end(view, done, name)
         if jobs > 1 and len(todo) > 1:
-            made = iter(Pool(root, if_exists, view).run(todo, min(jobs, len(todo))))
+            made = iter(Pool(root, if_exists, view, name).run(todo, min(jobs, len(todo))))
         else:
-            made = iter(in_turn(todo, root, view, if_exists))
+            made = iter(in_turn(todo, root, view, if_exists, name))
     return [next(made) if done is None else done for done in before]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from safebench.errors import BadResource
 from safebench.recording import status
 from safebench.recording.status import Status
 from safebench.settings import Settings
+
+Name = Callable[[Settings], str]
+"""Returns what a run is called on the screen."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from safebench.launch.outcome import Result, interrupted, label, waiting
+from safebench.launch.outcome import Name, Result, interrupted, label, waiting
 from safebench.launch.progress import View, say_end
 from safebench.launch.turns import IfExists
 from safebench.settings import Settings
@@ -89,8 +89,8 @@ class Worker:
 class Pool:
     """Deals runs out to workers and turns what they say into progress and results."""
 
-    def __init__(self, root: Path, if_exists: IfExists, view: View) -> None:
-        self.root, self.if_exists, self.view = root, if_exists, view
+    def __init__(self, root: Path, if_exists: IfExists, view: View, name: Name = label) -> None:
+        self.root, self.if_exists, self.view, self.name = root, if_exists, view, name
         self.messages: queue.Queue[tuple[Worker, Message | None]] = queue.Queue()
         self.workers: list[Worker] = []
         self.stopping = 0
@@ -126,7 +126,7 @@ class Pool:
         if not self.todo or self.stopping:
             return
         index, settings = self.todo.popleft()
-        self.view.started(label(settings), settings.update.steps)
+        self.view.started(self.name(settings), settings.update.steps)
         task = {"settings": settings.model_dump(mode="json"), "root": str(self.root), "if_exists": self.if_exists}
         worker.give(index, task)
 
@@ -135,10 +135,10 @@ class Pool:
             return
         settings = self.runs[worker.index]
         if message is not None and "row" in message:
-            self.view.row(label(settings), message["row"], message["events"])
+            self.view.row(self.name(settings), message["row"], message["events"])
         elif message is not None:
             for notice in message.pop("notices"):
-                self.view.note(f"{label(settings)}: {notice}")
+                self.view.note(f"{self.name(settings)}: {notice}")
             self._settle(worker, Result(settings, Path(message.pop("folder")), **message))
             self._next(worker)
         else:
@@ -151,7 +151,7 @@ class Pool:
         assert worker.index is not None
         self.results[worker.index] = result
         worker.index = None
-        say_end(self.view, result)
+        say_end(self.view, result, self.name)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Ask the workers to stop after their step; at the second time of asking, end them."""

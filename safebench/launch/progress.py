@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from safebench.launch.outcome import Result, label
+from safebench.launch.outcome import Name, Result, label
 from safebench.metrics import ALARM_KINDS
 
 Row = Mapping[str, Any]
@@ -192,16 +192,16 @@ def told_event(kind: str) -> str:
     return f"alarm: {kind}" if kind in ALARM_KINDS else kind
 
 
-def say_end(view: View, result: Result) -> None:
+def say_end(view: View, result: Result, name: Name = label) -> None:
     """Say how a run ended, and of a failed one why and what to do."""
-    name = label(result.settings)
+    called = name(result.settings)
     if result.status == "failed":
-        view.ended(name, "failed")
-        view.note(f"error: {name}: {result.message}")
+        view.ended(called, "failed")
+        view.note(f"error: {called}: {result.message}")
         if result.hint:
             view.note(f"hint: {result.hint}")
     else:
-        view.ended(name, result.status if result.fresh else f"{result.status} before, kept")
+        view.ended(called, result.status if result.fresh else f"{result.status} before, kept")
 
 
 def is_main() -> bool:

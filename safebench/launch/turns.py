@@ -12,7 +12,7 @@ from typing import Literal
 
 from safebench.config import run_folder
 from safebench.errors import SafebenchError
-from safebench.launch.outcome import Result, interrupted, label, waiting
+from safebench.launch.outcome import Name, Result, interrupted, label, waiting
 from safebench.launch.progress import View, say_end
 from safebench.settings import Settings
 from safebench.user_code import blamed
@@ -20,20 +20,20 @@ from safebench.user_code import blamed
 IfExists = Literal["resume", "skip", "error", "overwrite"]
 
 
-def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExists) -> list[Result]:
+def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExists, name: Name = label) -> list[Result]:
     """Do the runs; after an interruption no other begins."""
     results: list[Result] = []
     for settings in runs:
         if any(result.status == "interrupted" for result in results):
             results.append(waiting(settings, root))
             continue
-        view.started(label(settings), settings.update.steps)
-        results.append(one(settings, root, view, if_exists))
-        say_end(view, results[-1])
+        view.started(name(settings), settings.update.steps)
+        results.append(one(settings, root, view, if_exists, name))
+        say_end(view, results[-1], name)
     return results
 
 
-def one(settings: Settings, root: Path, view: View, if_exists: IfExists) -> Result:
+def one(settings: Settings, root: Path, view: View, if_exists: IfExists, name: Name = label) -> Result:
     """Do one run in this process; whatever goes wrong becomes a result, so that the next run has its turn."""
     folder = run_folder(root, settings)
     forget_peaks()
@@ -45,7 +45,7 @@ def one(settings: Settings, root: Path, view: View, if_exists: IfExists) -> Resu
             settings,
             root,
             if_exists=if_exists,
-            progress=lambda row, events: view.row(label(settings), row, events),
+            progress=lambda row, events: view.row(name(settings), row, events),
         )
     except KeyboardInterrupt:
         return interrupted(settings, root)

@@ -16,7 +16,7 @@ from safebench.recording.jsonl import plain
 from safebench.settings import Settings
 
 CONFIG = "config.yaml"
-_ELSEWHERE = frozenset({"recording", "compute", "description", "trust_remote_code"})
+_ELSEWHERE = frozenset({"recording", "compute", "description", "trust_remote_code", "tuned"})
 """Sections that may change between the parts of a run: they do not touch what its rows say."""
 
 _FIXED = ("sigma0", "judge_sigma0", "vocabulary", "hashes")

@@ -6,12 +6,21 @@ experiments use stands in ``experiments/_base.yaml`` and the files that extend i
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from safebench.settings.penalty import Penalty
 from safebench.settings.section import NonNegative, Positive, Section, Share
+from safebench.settings.tuning import Tuned
 
 
 class Lora(Section):
@@ -214,6 +223,15 @@ class Settings(Section):
     evaluation: Evaluation = Evaluation()
     recording: Recording = Recording()
     compute: Compute = Compute()
+    tuned: Tuned | None = None
+    """In an experiment that `safebench tune` wrote: how its settings were chosen."""
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_record(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if content.get("tuned") is None:
+            content.pop("tuned", None)
+        return content
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:
