@@ -15,6 +15,7 @@ from safebench.cli.said import tell
 from safebench.cli.tables import columns
 from safebench.errors import UsageError
 from safebench.evidence import runs
+from safebench.evidence.notes import cost_told
 from safebench.evidence.scalars import Scalar
 from safebench.knobs import Tunable
 from safebench.launch import Result, exit_code, is_main, launch, open_view
@@ -185,7 +186,7 @@ def _table(found: Search) -> str:
             f"{found.tunable.settings.experiment}: {mark} by {found.criterion.key}, {better} is better: "
             f"mean over seeds {', '.join(map(str, record.seeds))} [95 % interval]",
             columns([header, *rows]),
-            f"cost: {record.runs} pilot runs, {record.steps:,} steps, {record.tokens:,} tokens, {record.seconds:,.0f} s",
+            f"cost: {cost_told(record.model_dump())}",
         ]
     )
 
@@ -227,8 +228,7 @@ def _comparison(plan: Plan, files: list[Path], root: Path) -> str:
         words += [flag, str(value)] if value is not None else []
     words += ["--random-weights"] * asked.random_weights
     for flag, several in (("--config", asked.files), ("--set", asked.overrides), ("--trust-remote-code", asked.trust)):
-        for value in several:
-            words += [flag, str(value)]
+        words += [word for one in several for word in (flag, str(one))]
     if root != Path("results"):
         words += ["--results", str(root)]
     return shlex.join(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from safebench.evidence.crashes import CRASH_KINDS, SCALES, CrashSpec
 from safebench.evidence.fairness import Unequal
@@ -115,16 +116,22 @@ def tunings(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(_tuning(run) for run in runs if run.settings.get("tuned")))
 
 
+def cost_told(record: Mapping[str, Any]) -> str:
+    """Return the cost of a tuning in words, from its record."""
+    runs, steps, tokens, seconds = (record[key] for key in ("runs", "steps", "tokens", "seconds"))
+    return f"{runs} pilot runs, {steps:,} steps, {tokens:,} tokens, {seconds:,.0f} s"
+
+
 def _tuning(run: Run) -> str:
     record = run.settings["tuned"]
     try:
-        told = (
-            f"{record['runs']} pilot runs ({record['points']} points, seeds {', '.join(map(str, record['seeds']))}), "
-            f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['seconds']:,.0f} s"
+        seeds = ", ".join(map(str, record["seeds"]))
+        return (
+            f"tuning of {run.experiment} from {record['experiment']} by {record['criterion']}, "
+            f"{record['points']} points on seeds {seeds}: {cost_told(record)}"
         )
-        return f"tuning of {run.experiment} from {record['experiment']} by {record['criterion']}: {told}"
     except (KeyError, TypeError, ValueError):  # not as this version writes it
-        return f"tuning of {run.experiment}: at a cost that its config.yaml does not tell"
+        return f"tuning of {run.experiment}: its config.yaml does not tell the cost"
 
 
 def _mixed(summaries: Summaries) -> list[str]:
