@@ -21,7 +21,6 @@ from safebench.evidence.scalars import BY_KEY
 from safebench.knobs import Tunable, tunable
 from safebench.tuning.points import Point, points
 from safebench.tuning.search import Search, criterion, search
-from tests.runs import make_parts, overrides
 from tests.synthetic import healthy, write_run
 
 JUDGE = BY_KEY["judge_final"]
@@ -54,7 +53,7 @@ def refused(experiment: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("name", [name for name, _ in config.experiments()])
 def test_every_shipped_experiment_names_its_learning_rate_under_every_ordinary_preset(name: str) -> None:
-    for preset in ("default", "smoke", "large", "paper"):
+    for preset in ("default", "large"):
         found = tunable(name, preset=preset)
         assert found.settings == config.resolve(name, preset=preset)
         assert "update.learning_rate" in found.knobs
@@ -110,7 +109,7 @@ def test_a_knob_that_the_command_line_sets_is_refused() -> None:
 def test_the_command_line_can_move_a_range_and_a_file_takes_a_knob_away() -> None:
     wider = ["update.steps=3", "tuning.knobs.update.learning_rate.high=0.5"]
     assert tunable("ppo", overrides=wider).knobs["update.learning_rate"].high == 0.5
-    assert list(tunable(file(RATE + "extra: null\n".replace("extra: null\n", ""))).knobs) == ["update.learning_rate"]
+    assert list(tunable(file(RATE)).knobs) == ["update.learning_rate"]
     Path("child.yaml").write_text("extends: ppo\ntuning: {knobs: {reward: null}}\n", encoding="utf-8")
     assert list(tunable("child.yaml").knobs) == ["update.learning_rate"]
 
@@ -131,7 +130,7 @@ def test_points_begin_with_the_published_setting_stay_in_range_and_are_the_same_
 
 
 def test_points_halve_the_range_on_its_scale() -> None:
-    text = "update: {epochs: 2}\n" + RATE.replace("}}}}", "}, epochs: {low: 1, high: 4}}}}")
+    text = "update: {epochs: 1}\n" + RATE.replace("}}}}", "}, epochs: {low: 1, high: 4}}}}")
     values = [point.values for point in points(tunable(file(text)), 4)]
     assert values[1]["update.learning_rate"] == 1e-3, "the middle of 1e-4 to 1e-2 by logarithm; base 2"
     assert values[1]["update.epochs"] == 2, "a third of the way from 1 to 4; base 3"
@@ -172,7 +171,7 @@ def test_every_experiment_gets_the_same_number_of_runs_on_the_same_seeds() -> No
         ({"seeds": "1000,999"}, "999 is below 1000"),
         ({"budget": 7}, "no whole number of points"),
         ({"budget": 2}, "the published point alone"),
-        ({"key": "judge"}, "did you mean judge_gain"),
+        ({"key": "judge_finl"}, "did you mean judge_final?"),
         ({"key": "judge_matched"}, "depends on the runs"),
         ({"key": "entropy_final"}, "no better and worse"),
         ({"overrides": ["reward.judge=null"]}, "needs a judge"),
@@ -344,6 +343,8 @@ def test_a_refusal_ends_with_2_before_any_run(here: Path, capsys: pytest.Capture
 def test_tune_end_to_end(
     here: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from tests.runs import make_parts, overrides  # imports torch: not for the other tests of this file
+
     parts = make_parts(tmp_path_factory.mktemp("parts"))
     given = [one for one in overrides(parts, update__steps=2) if not one.startswith("update.learning_rate")]
     sets = [word for one in given for word in ("--set", one)]
@@ -354,7 +355,8 @@ def test_tune_end_to_end(
     assert out.count("winner") == 1
     assert "ppo point 2 seed 1000: finished" in err
     folder = here / "results" / "tuning"
-    found = json.loads((folder / f"{next(folder.glob('*.json')).stem}.json").read_text())
+    (outcome,) = folder.glob("*.json")
+    found = json.loads(outcome.read_text())
     assert [len(point["runs"]) for point in found["points"]] == [1, 1]
     best = max(found["points"], key=lambda point: point["mean"])
     assert found["winner"] == best["number"]
