@@ -18,7 +18,7 @@ from safebench.world.build.attack import attacks
 from safebench.world.build.dialogues import read_pairs, split_of
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.page import render
-from safebench.world.build.phrases import KEPT, LEARNED, learned_phrases
+from safebench.world.build.phrases import learned_phrases
 from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity, sharpen
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import (
@@ -39,6 +39,8 @@ from safebench.world.build.stages import STAGES
 from safebench.world.build.tokenizer import label_ids, train_tokenizer
 from safebench.world.preferences import (
     GENERIC,
+    KEPT,
+    LEARNED,
     OPENERS,
     SPOILED,
     Exchange,

@@ -72,8 +72,8 @@ def arm_fit(arm: ArmPaths) -> ArmFit | None:
     if not fits:
         return None
     peaks = [top for found in fits if math.isfinite(top := peak_of_training(found))]
-    columns = zip(*((found.alpha, found.beta, found.rest) for found in fits), strict=True)
-    return ArmFit(arm.arm, *(statistics.mean(list(column)) for column in columns), _median(peaks))
+    alpha, beta = statistics.mean([found.alpha for found in fits]), statistics.mean([found.beta for found in fits])
+    return ArmFit(arm.arm, alpha, beta, statistics.mean([found.rest for found in fits]), _median(peaks))
 
 
 def path_fit(path: RunPath) -> Coefficients | None:

@@ -20,10 +20,9 @@ from safebench.world import noise
 from safebench.world.assemble import World, assemble
 from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import (
-    GENERIC,
-    OPENERS,
     Pair,
     Preference,
+    kept_phrases,
     over_foreign,
     over_generic,
     over_sample,
@@ -81,13 +80,13 @@ def heldout_pairs() -> list[Pair]:
 
 def preferences(pairs: Sequence[Pair], answers: Sequence[str]) -> list[Preference]:
     """Return pairs of each of KINDS: what a person replied, and what should score lower; the same at every call."""
-    rng, people = random.Random(SEED), [pair.reply for pair in pairs]
+    rng, people, kept = random.Random(SEED), [pair.reply for pair in pairs], kept_phrases()
     pieces = [f" {word}" for reply in people for word in reply.split()]
     found = [
         *over_sample(list(pairs), list(answers)),
         *over_foreign(list(pairs), rng),
-        *over_generic(list(pairs), rng, GENERIC),
-        *over_generic(list(pairs), rng, OPENERS, "opener"),
+        *over_generic(list(pairs), rng, kept["generic"]),
+        *over_generic(list(pairs), rng, kept["opener"], "opener"),
     ]
     made = {preference.kind for preference in found}
     for kind in KINDS:

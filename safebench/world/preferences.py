@@ -31,6 +31,10 @@ OPENERS = (
 )  # fmt: skip
 """Beginnings of a conversation, which as replies fit no turn."""
 
+LEARNED: slice = slice(0, None, 2)
+KEPT: slice = slice(1, None, 2)
+"""Of the listed phrases every second one is learned from, the others are kept for the test."""
+
 SPOILED = tuple(SPOILERS)
 
 
@@ -60,6 +64,12 @@ class Preference:
     kind: str
     better: Exchange
     worse: Exchange
+
+
+def kept_phrases() -> dict[str, tuple[str, ...]]:
+    """Return the listed phrases that are kept for the test, by kind."""
+    listed: dict[str, tuple[str, ...]] = {"generic": GENERIC, "opener": OPENERS}
+    return {kind: phrases[KEPT] for kind, phrases in listed.items()}
 
 
 def over_sample(pairs: list[Pair], samples: list[str]) -> list[Preference]:

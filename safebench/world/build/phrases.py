@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from safebench.world.audit import letters_of
-from safebench.world.preferences import GENERIC, OPENERS, Pair
+from safebench.world.preferences import GENERIC, KEPT, LEARNED, OPENERS, Pair
 
 COMMON = 4
 """How often a reply or opening occurs in a half to be one that fits anything."""
 CONVERSATIONS = 3
 """In how many conversations a word occurs to be known."""
-LEARNED, KEPT = slice(0, None, 2), slice(1, None, 2)
-"""Of the listed phrases every second one is learned from, the others are kept for the test."""
 
 
 def learned_phrases(pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:

@@ -30,7 +30,7 @@ from safebench.world.build.evaluate import (
 )
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
-from safebench.world.build.phrases import KEPT, common_words, learned_phrases
+from safebench.world.build.phrases import common_words, learned_phrases
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import (
     AGAIN,
@@ -51,7 +51,7 @@ from safebench.world.build.rewards import (
 )
 from safebench.world.build.samples import sample_replies, sayable, short_pairs
 from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
-from safebench.world.preferences import GENERIC, OPENERS, Exchange, Pair
+from safebench.world.preferences import Exchange, Pair, kept_phrases
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
 SAMPLED = 9000
@@ -222,13 +222,13 @@ def make_figures(build: Build) -> None:
     policy = build.policy()
     rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
     half = build.half("test")
-    half = replace(half, phrases={"generic": GENERIC[KEPT], "opener": OPENERS[KEPT]})
+    half = replace(half, phrases=kept_phrases())
     figures = reward_figures(rewards, half)
     turns = [pair.turn for pair in half.pairs]
     for name, found in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
         figures[name] |= found | reward_size(build.out / name)
     figures["best_of_n"] = {"prompts": PROMPTS, "draws": DRAWS}
-    text = half.pairs[:PERPLEXITY_PAIRS]
+    text = list(half.pairs[:PERPLEXITY_PAIRS])
     figures["policy"] = {
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
         "n": len(text),

@@ -41,7 +41,7 @@ def supervise(
     SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer).train()
 
 
-class Segments(DataCollatorForPreference):
+class Segments(DataCollatorForPreference):  # type: ignore[misc]  # trl is Any here
     """Pads pairs, and says of each token whether it stands before or behind the first separator."""
 
     def __init__(self, pad: int, separator: int) -> None:
