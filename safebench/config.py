@@ -23,7 +23,7 @@ DEFAULT = "default"
 LARGE = {"cuda": "large", "cpu": "large-cpu"}
 """By device, the preset that another model than the embedded one takes by itself."""
 NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute", "tuned"})
-"""Keys that do not change what a run computes, so the hash leaves them out."""
+"""Keys that do not change what a run computes, so the hash leaves them out; of ``compute`` all but ``replicate``."""
 
 COMMAND_LINE = "command line"
 """What ``Layers.stack`` names as the source of an override."""
@@ -92,6 +92,8 @@ def settings_hash(settings: Settings) -> str:
     for section, key in _LATER:
         if content[section][key] is None:
             del content[section][key]
+    if settings.compute.replicate:
+        content["compute"] = {"replicate": settings.compute.replicate}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -9,6 +9,7 @@ import torch
 from safebench.settings import Settings
 
 SHARED_LIMITS: dict[str, Any] = {
+    "compute.replicate": 0,
     "model.mixed_precision": False,
     "reward.normalise": False,
     "update.optimizer": "adamw",

@@ -36,6 +36,7 @@ class Asked:
     overrides: Sequence[str] = ()
     trackers: Sequence[str] = ()
     trust: Sequence[str] = ()
+    replicate: int | None = None
 
     def settings(self) -> list[Settings]:
         """Return the settings of each experiment and preset, once, with the first seed; every fault at once."""
@@ -77,6 +78,7 @@ class Asked:
             "update.steps": self.steps,
             "recording.trackers": parse_trackers(self.trackers) if self.trackers else None,
             "trust_remote_code": list(self.trust) or None,
+            "compute.replicate": self.replicate,
         }
         given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
         overrides = [*given, *self.overrides]

@@ -24,6 +24,7 @@ def run(
     config: options.ConfigFiles = None,
     tracker: options.Trackers = None,
     trust_remote_code: options.Trust = None,
+    replicate: options.Replicate = None,
     jobs: options.Jobs = 1,
     if_exists: options.Exists = IfExists.RESUME,
     dry_run: options.DryRun = False,
@@ -46,6 +47,7 @@ def run(
         overrides=set_ or (),
         trackers=tracker or (),
         trust=trust_remote_code or (),
+        replicate=replicate,
     )
     if dry_run:
         return making.dry_run(asked, results)
@@ -60,6 +62,7 @@ def compare(
     round_: options.RoundSize = None,
     max_seeds: options.MaxSeeds = None,
     alpha: options.Alpha = None,
+    replicate: options.ReplicatesOf = None,
     seeds: options.Seeds = None,
     metric: options.Metrics = None,
     brief: options.Brief = False,
@@ -107,7 +110,7 @@ def compare(
     if dry_run:
         return making.dry_run(asked, results, making.COMPARED_SEEDS if rule is None else f"0-{rule.most - 1}")
 
-    choice = Choice(results, where=where or (), judge=judge)
+    choice = Choice(results, where=where or (), judge=judge, replicate=replicate)
     wish = comparing.Wish(baseline=baseline, force=force, metrics=metric or (), brief=brief, spec=crash_spec.spec)
     if rule is not None:
         return rounds.compare_until_decided(asked, choice, wish, output, rule, jobs)

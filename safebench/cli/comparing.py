@@ -36,7 +36,12 @@ class Wish:
     def compare(self, gathered: Gathered) -> Comparison:
         """Compare what was gathered, all rows, and say who judged where that was not the runs' own judge."""
         made = compare_groups(
-            gathered.groups, baseline=self.baseline, seeds=gathered.seeds, force=self.force, spec=self.spec
+            gathered.groups,
+            baseline=self.baseline,
+            seeds=gathered.seeds,
+            force=self.force,
+            spec=self.spec,
+            again=gathered.replicates,
         )
         judged = gathered.judged
         if judged is None:
@@ -58,7 +63,10 @@ def compare(asked: Asked, choice: Choice, wish: Wish, output: Format, *, jobs: i
     if choice.where:
         raise UsageError("--where chooses among runs that are there; --run makes others", hint="Use --set instead.")
     asked = replace(asked, seeds=asked.seeds or making.COMPARED_SEEDS)
-    code = making.make(asked.seeded(making.COMPARED_SEEDS), choice.root, jobs, IfExists.RESUME, summaries=False)
+    wanted = asked.seeded(making.COMPARED_SEEDS)
+    if choice.replicate:
+        wanted += replace(asked, replicate=choice.replicate).seeded(making.COMPARED_SEEDS)
+    code = making.make(wanted, choice.root, jobs, IfExists.RESUME, summaries=False)
     if code == 130 or not is_main():
         return code
     try:
@@ -79,6 +87,8 @@ def _refuse_what_cannot_be(choice: Choice, wish: Wish, output: Format) -> None:
         raise UsageError(
             "--brief has rows of its own, and no --metric, --judge or latex", hint="Leave one of them out."
         )
+    if choice.replicate and (wish.brief or choice.judge or choice.where):
+        raise UsageError("--replicate does not go with --brief, --judge or --where", hint="Leave one of them out.")
 
 
 def _tables(asked: Asked, choice: Choice, wish: Wish, output: Format) -> None:

@@ -11,6 +11,7 @@ from safebench import config
 from safebench.cli.asked import Asked, parse_seeds
 from safebench.errors import BadResource, MissingResource
 from safebench.evidence import rescored, runs
+from safebench.evidence.fairness import REPLICATE
 from safebench.evidence.rescored import Judged
 from safebench.evidence.runs import Run
 from safebench.evidence.selection import matching
@@ -27,6 +28,8 @@ class Gathered:
     seeds: list[int]
     judged: Judged | None = None
     """By which other judge than the runs' own, and over which replies."""
+    replicates: dict[str, list[Run]] | None = None
+    """The same runs with sums in another order, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Choice:
     """Settings, ``key=value``, that runs must have; their variant does not matter then."""
     judge: str | None = None
     """Reward whose scores (`safebench rescore`) stand in for the judge's."""
+    replicate: int | None = None
+    """Which replicates of the runs to take beside them."""
 
 
 def gather(asked: Asked, choice: Choice) -> Iterator[Gathered]:
@@ -62,9 +67,26 @@ def _gather(asked: Asked, choice: Choice) -> Gathered:
         if settings is not None and not choice.where:
             _warn_of_stale(settings, groups[name])
     if choice.judge is None:
-        return Gathered(asked.preset, groups, seeds)
+        return Gathered(asked.preset, groups, seeds, replicates=_replicates(asked, choice, seeds))
     found_by = rescored.judged(groups, choice.judge)
     return Gathered(asked.preset, found_by.groups, seeds, found_by)
+
+
+def _replicates(asked: Asked, choice: Choice, seeds: Sequence[int]) -> dict[str, list[Run]] | None:
+    """Return the replicates of each experiment on ``seeds``; None where none were asked for."""
+    if choice.replicate is None:
+        return None
+    wanted = _wanted(replace(asked, replicate=choice.replicate), choice)
+    found = {
+        name: _complete(f"{name} replicate {choice.replicate}", _there(name, settings, choice), seeds, choice)
+        for name, settings in wanted.items()
+        if settings is not None
+    }
+    if not any(found.values()):
+        raise MissingResource(
+            f"no replicates {choice.replicate} of {', '.join(wanted)}", hint="Add --run to make them."
+        )
+    return found
 
 
 def _wanted(asked: Asked, choice: Choice) -> dict[str, Settings | None]:
@@ -83,9 +105,15 @@ def _imported(name: str, root: Path) -> list[Run]:
     return [run for run in runs.find(root) if run.experiment == name]
 
 
+def _not_replicates(found: Sequence[Run], where: Sequence[str]) -> list[Run]:
+    """Leave out replicates unless they are asked for: their arm's own runs are others."""
+    asked = any(condition.partition("=")[0] == REPLICATE for condition in where)
+    return [run for run in found if asked or not run.replicate]
+
+
 def _there(name: str, settings: Settings | None, choice: Choice) -> list[Run]:
     if settings is None or choice.where:
-        return matching(_imported(name, choice.root), choice.where)
+        return matching(_not_replicates(_imported(name, choice.root), choice.where), choice.where)
     folder = config.run_folder(choice.root, settings).parent
     return runs.of_experiment(folder)
 

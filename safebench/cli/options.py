@@ -78,6 +78,21 @@ Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Run
 Exists = Annotated[IfExists, typer.Option("--if-exists", help="What to do with a run that is there already.")]
 
 
+Replicate = Annotated[
+    int | None,
+    typer.Option("--replicate", min=1, metavar="K", help="The same runs with sums in another order, the K-th."),
+]
+ReplicatesOf = Annotated[
+    int | None,
+    typer.Option(
+        "--replicate",
+        min=1,
+        metavar="K",
+        help="Add a column: what rounding alone moves, by the K-th replicates (made with --run).",
+    ),
+]
+
+
 class Format(StrEnum):
     """How a comparison is written."""
 

@@ -98,6 +98,7 @@ def _refuse_what_cannot_be(asked: Asked, choice: Choice, wish: Wish) -> None:
         (choice.where, "--where", "it chooses among runs that are there"),
         (choice.judge, "--judge", "new runs have no scores of another reward"),
         (wish.brief, "--brief", "it has no tests"),
+        (choice.replicate, "--replicate", "ask for it afterwards, by compare without rounds"),
     ):
         if given:
             raise UsageError(f"{option} and --until-decided do not go together: {why}", hint=f"Drop {option}.")

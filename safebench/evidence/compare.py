@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from safebench.errors import ComparisonRefused, UsageError
-from safebench.evidence import fairness, frontier, independent, statistics
+from safebench.evidence import fairness, frontier, independent, replicates, statistics
 from safebench.evidence.across import across_rows
 from safebench.evidence.crashes import SPEC, CrashSpec
 from safebench.evidence.fairness import Unequal
@@ -59,6 +59,8 @@ class Comparison:
     spec: CrashSpec
     stopping: Stopping | None = None
     """The rule by which seeds were added, and its decisions; the tests' p-values are not valid then."""
+    replicated: bool = False
+    """Rows say what rounding alone moves."""
 
     @property
     def unpaired(self) -> tuple[str, ...]:
@@ -84,8 +86,11 @@ def compare(
     seeds: Iterable[int] | None = None,
     force: bool = False,
     spec: CrashSpec = SPEC,
+    again: Groups | None = None,
 ) -> Comparison:
     """Compare the arms of ``groups`` (name -> runs) on ``seeds`` (default: all that any arm has).
+
+    ``again`` are replicates by arm: they say what rounding alone moves, and are in no other figure.
 
     The first arm, or ``baseline``, is what the others are held against. Raises ``ComparisonRefused`` with
     every reason where arms are unmatched, unless ``force``, which marks the result instead.
@@ -103,9 +108,19 @@ def compare(
         )
     summaries = {arm: tuple(summarise(run, spec) for run in runs) for arm, runs in chosen.items()}
     summaries, level = at_matched_kl(summaries)
-    rows = (*scalar_rows(summaries, arms), *across_rows(summaries, arms, spec), *crash_rows(summaries, arms, spec))
+    rows: tuple[Row, ...] = (
+        *scalar_rows(summaries, arms),
+        *across_rows(summaries, arms, spec),
+        *crash_rows(summaries, arms, spec),
+    )
     tests = _tests(rows, arms, summaries)
     unequal = fairness.differences(chosen)
+    warned, told = loud_warnings(summaries, unequal, unmatched), footers(summaries, wanted, spec)
+    if again is not None:
+        rounded = {arm: tuple(summarise(run, spec) for run in again.get(arm, ()) if run.seed in wanted) for arm in arms}
+        rounded = _at_level(rounded, level)
+        rows = replicates.with_rounding(rows, summaries, rounded, arms, spec)
+        warned, told = (*warned, *replicates.warnings(summaries, rounded)), (*told, *replicates.told(rounded))
     return Comparison(
         arms=arms,
         baseline=arms[0],
@@ -113,11 +128,12 @@ def compare(
         rows=rows,
         tests=tests,
         fairness=unequal,
-        warnings=loud_warnings(summaries, unequal, unmatched),
-        footers=(*footers(summaries, wanted, spec), *_level_told(level, summaries)),
+        warnings=warned,
+        footers=(*told, *_level_told(level, summaries)),
         unmatched=tuple(unmatched),
         summaries=summaries,
         spec=spec,
+        replicated=again is not None,
     )
 
 
@@ -133,11 +149,14 @@ def _ordered(groups: Groups, baseline: str | None) -> tuple[str, ...]:
 def at_matched_kl(summaries: Mapping[str, Sequence[Summary]]) -> tuple[dict[str, tuple[Summary, ...]], float]:
     """Fill in judge reward at matched KL, and return the level in nats per reply: the frontier's last (NaN: none)."""
     level = frontier.matched_level({arm: [summary.run for summary in found] for arm, found in summaries.items()})
-    return {arm: tuple(_at(summary, level) for summary in found) for arm, found in summaries.items()}, level
+    return _at_level(summaries, level), level
 
 
-def _at(summary: Summary, level: float) -> Summary:
-    return replace(summary, values={**summary.values, "judge_matched": frontier.judge_at(summary.run, level)})
+def _at_level(summaries: Mapping[str, Sequence[Summary]], level: float) -> dict[str, tuple[Summary, ...]]:
+    def filled(summary: Summary) -> Summary:
+        return replace(summary, values={**summary.values, "judge_matched": frontier.judge_at(summary.run, level)})
+
+    return {arm: tuple(filled(summary) for summary in found) for arm, found in summaries.items()}
 
 
 def _level_told(level: float, summaries: Mapping[str, Sequence[Summary]]) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ LOUD: Mapping[str, tuple[str, ...]] = {
 
 IGNORED = ("seed", "trust_remote_code", "recording.", "compute.", "tuned.")
 """What the keys of settings begin with that do not change what a run computes."""
+REPLICATE = "compute.replicate"
+"""The one below IGNORED that does, by rounding: runs and their replicates are never one arm."""
 
 HASHED = {"model": "model", "reward": "reward", "judge": "judge", "prompts": "data"}
 """Hashes in the manifest that must be equal where both arms have them."""
@@ -105,10 +107,15 @@ def _within(arm: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
             reasons.append(f"another {name} in some seeds of {arm}: the hash of its files ({key}) differs")
     settings = [filled(run) for run in runs]
     keys = dict.fromkeys(key for flat in settings for key in flat)
-    unequal = [key for key in keys if not key.startswith(IGNORED) and not _same(flat.get(key) for flat in settings)]
+    unequal = [key for key in keys if not ignored(key) and not _same(flat.get(key) for flat in settings)]
     if unequal:
         reasons.append(f"the runs of {arm} differ among themselves in {', '.join(unequal)}")
     return reasons
+
+
+def ignored(key: str) -> bool:
+    """Tell whether a setting does not change what a run computes."""
+    return key.startswith(IGNORED) and key != REPLICATE
 
 
 def belongs(key: str, members: Iterable[str]) -> bool:

@@ -103,6 +103,8 @@ def digest(settings: Mapping[str, Any]) -> str:
     Other than in ``config.settings_hash``, a setting that is new and off changes nothing: kept lines stay comparable.
     """
     kept = {key: value for key, value in settings.items() if key not in config.NOT_OF_THE_RUN}
+    if replicate := settings.get("compute", {}).get("replicate"):
+        kept["compute"] = {"replicate": replicate}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -159,7 +161,7 @@ def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
         return _raw_departures(run), "made by another version of safebench"
     original = config.shipped(settings)
     changed = [] if original is None or not config.differs(settings) else config.changes(settings, original)
-    overrides = "; ".join(f"{key}={value}" for key, _, value in changed if not key.startswith(fairness.IGNORED))
+    overrides = "; ".join(f"{key}={value}" for key, _, value in changed if not fairness.ignored(key))
     return departures(settings), overrides
 
 

@@ -41,13 +41,30 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How far another order of sums moves a metric of ``n`` seeds, in its unit.
+
+    ``each`` is the mean over the seeds of |replicate − original|, ``mean`` the size of the mean difference; NaN where
+    not measured.
+    """
+
+    each: float
+    mean: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Row:
-    """One metric over all arms; ``differences`` are to the baseline, by arm, where one is defined."""
+    """One metric over all arms; ``differences`` are to the baseline, by arm, where one is defined.
+
+    ``rounding`` is by arm, where replicates were asked for and this metric rounds.
+    """
 
     scalar: Scalar
     kind: RowKind
     cells: Mapping[str, Cell]
     differences: Mapping[str, Estimate] = field(default_factory=dict)
+    rounding: Mapping[str, Rounding] = field(default_factory=dict)
 
 
 def scalar_rows(summaries: Summaries, arms: Sequence[str]) -> list[Row]:

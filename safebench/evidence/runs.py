@@ -70,6 +70,13 @@ class Run:
         return self.manifest.get("paired") is not False
 
     @property
+    def replicate(self) -> int:
+        """Which order of sums the run was made with; 0 for the usual one."""
+        compute = self.settings.get("compute")
+        found = compute.get("replicate") if isinstance(compute, Mapping) else None
+        return found if isinstance(found, int) else 0
+
+    @property
     def planned_steps(self) -> int:
         """Updates the run was to make; 0 where its settings are unreadable."""
         return int(self.settings.get("update", {}).get("steps", 0))

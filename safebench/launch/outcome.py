@@ -35,7 +35,8 @@ class Result:
 
 def label(settings: Settings) -> str:
     """Return the few words that name a run on the screen."""
-    return f"{settings.experiment} seed {settings.seed}"
+    again = f" replicate {settings.compute.replicate}" if settings.compute.replicate else ""
+    return f"{settings.experiment}{again} seed {settings.seed}"
 
 
 def ended_before(settings: Settings, root: Path) -> Result | None:

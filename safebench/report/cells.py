@@ -31,6 +31,17 @@ class Line:
     primary: bool
     cells: tuple[str, ...]
     differences: tuple[str, ...]
+    rounding: tuple[str, ...] = ()
+    """One text where replicates were asked for, else none."""
+
+
+def headings(comparison: Comparison, arms: Sequence[str]) -> list[str]:
+    """Name of every column but the first, for the arms given."""
+    return [
+        *(heading(comparison, arm) for arm in arms),
+        *(difference_heading(comparison, arm) for arm in arms[1:]),
+        *(["rounding a / b"] if comparison.replicated else []),
+    ]
 
 
 def heading(comparison: Comparison, arm: str) -> str:
@@ -49,7 +60,8 @@ def line(comparison: Comparison, row: Row, arms: Sequence[str]) -> Line:
     scalar = row.scalar
     label = f"{scalar.label} [{scalar.unit}]{ARROWS[scalar.direction]}"
     differences = tuple(_difference(row.differences.get(arm)) for arm in arms[1:])
-    return Line(label, scalar.primary, tuple(_cell(row, row.cells[arm]) for arm in arms), differences)
+    rounding = (_rounding(row),) if comparison.replicated else ()
+    return Line(label, scalar.primary, tuple(_cell(row, row.cells[arm]) for arm in arms), differences, rounding)
 
 
 def number(value: float, margin: float = math.nan, sign: bool = False) -> str:
@@ -147,6 +159,15 @@ def _cell(row: Row, cell: Cell) -> str:
 
 def _difference(estimate: Estimate | None) -> str:
     return "" if estimate is None else interval(estimate, sign=True)
+
+
+def _rounding(row: Row) -> str:
+    """Return how far rounding moves a seed and the mean, each in the arm where it is larger."""
+    each, mean = (
+        max((value for value in values if not math.isnan(value)), default=math.nan)
+        for values in ([found.each for found in row.rounding.values()], [found.mean for found in row.rounding.values()])
+    )
+    return f"{number(each)} / {number(mean)}" if not math.isnan(mean) else ""
 
 
 def _format(value: float, margin: float) -> str:

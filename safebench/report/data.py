@@ -19,6 +19,8 @@ COLUMNS = (
     "metric", "label", "unit", "direction", "primary", "arm", "baseline", "pairing", "n", "value", "low", "high",
     "method", "p", "holm_p", "detectable", "runs_hit", *(f"episodes_at_{scale:g}" for scale in SCALES),
 )  # fmt: skip
+ROUNDING = ("rounding_each", "rounding_mean", "rounding_n")
+"""Columns of an arm's cell where replicates were asked for."""
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -27,12 +29,13 @@ def to_csv(comparison: Comparison) -> str:
     Numbers have all their digits; what is not defined is empty. Warnings and footers are in the JSON.
     """
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    columns = (*COLUMNS, *ROUNDING) if comparison.replicated else COLUMNS
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
     adjusted = {(test.scalar.key, test.arm): test.adjusted for test in comparison.tests}
     for row in comparison.rows:
         for arm, cell in row.cells.items():
-            writer.writerow(_record(row, arm, cell.estimate) | _extra(row, cell))
+            writer.writerow(_record(row, arm, cell.estimate) | _extra(row, cell) | _rounded(row, arm))
         for arm, estimate in row.differences.items():
             holm = blank(adjusted.get((row.scalar.key, arm), math.nan))
             pairing = "paired" if comparison.paired(arm) else "unpaired"
@@ -67,8 +70,9 @@ def to_json(comparison: Comparison) -> str:
         "unmatched": comparison.unmatched,
         "warnings": comparison.warnings,
         "footers": comparison.footers,
-        "stopping": None if comparison.stopping is None else _stopping(comparison.stopping),
     }
+    if comparison.stopping is not None:
+        content["stopping"] = _stopping(comparison.stopping)
     return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -101,6 +105,11 @@ def _extra(row: Row, cell: Cell) -> dict[str, Any]:
     return {"runs_hit": "" if _unwatched(row, cell) else cell.hit, **totals}
 
 
+def _rounded(row: Row, arm: str) -> dict[str, Any]:
+    found = row.rounding.get(arm)
+    return {} if found is None else dict(zip(ROUNDING, (blank(found.each), blank(found.mean), found.n), strict=True))
+
+
 def _row(row: Row) -> dict[str, Any]:
     return {
         **asdict(row.scalar),
@@ -111,6 +120,7 @@ def _row(row: Row) -> dict[str, Any]:
                 "by_seed": cell.values,
                 "episodes": cell.counts or None,
                 "runs_hit": None if _unwatched(row, cell) else cell.hit,
+                **({"rounding": asdict(row.rounding[arm])} if arm in row.rounding else {}),
             }
             for arm, cell in row.cells.items()
         },

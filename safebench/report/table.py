@@ -15,7 +15,7 @@ from safebench.report.screen import fitted
 
 CURVES = ("mean", "across")
 """Kinds of rows that are of curves; those of crashes stand below a line of their own."""
-LABEL_WIDTH, COLUMN_WIDTH = 39, 20
+LABEL_WIDTH, COLUMN_WIDTH, ROUNDING_WIDTH = 39, 20, 18
 
 FORMATS = ("table", "md", "csv", "json", "latex")
 
@@ -75,6 +75,7 @@ def printed(
 def _chunks(comparison: Comparison, width: int) -> Iterator[Sequence[str]]:
     """Yield the arms to put beside the baseline in one table, so many as the width can hold."""
     others = comparison.arms[1:]
+    width -= ROUNDING_WIDTH if comparison.replicated else 0
     size = max(1, (width - LABEL_WIDTH - COLUMN_WIDTH) // (2 * COLUMN_WIDTH))
     yield from ((others[start : start + size] for start in range(0, len(others), size)) if others else [()])
 
@@ -87,16 +88,14 @@ def _rich_table(comparison: Comparison, others: Sequence[str]) -> object:
     arms = (comparison.baseline, *others)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("metric", no_wrap=True)
-    for arm in arms:
-        table.add_column(cells.heading(comparison, arm), justify="right")
-    for arm in others:
-        table.add_column(cells.difference_heading(comparison, arm), justify="right")
+    for heading in cells.headings(comparison, arms):
+        table.add_column(heading, justify="right")
     previous: Row | None = None
     for row in comparison.rows:
         if previous is not None and previous.kind in CURVES and row.kind not in CURVES:
             table.add_section()
         line = cells.line(comparison, row, arms)
-        texts = [_mark(line) + line.label, *line.cells, *line.differences]
+        texts = [_mark(line) + line.label, *line.cells, *line.differences, *line.rounding]
         table.add_row(*(Text(text) for text in texts), style="bold" if line.primary else "")
         previous = row
     return table
@@ -128,17 +127,12 @@ def _markdown(comparison: Comparison) -> str:
 
 def table_lines(comparison: Comparison) -> str:
     """Return the comparison's rows alone, as a Markdown table."""
-    others = comparison.arms[1:]
-    header = [
-        "metric",
-        *(cells.heading(comparison, arm) for arm in comparison.arms),
-        *(cells.difference_heading(comparison, arm) for arm in others),
-    ]
+    header = ["metric", *cells.headings(comparison, comparison.arms)]
     out = [markdown_row(header), markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for row in comparison.rows:
         line = cells.line(comparison, row, comparison.arms)
         label = f"**{markdown(line.label)}**" if line.primary else markdown(line.label)
-        out.append(markdown_row([label, *map(markdown, line.cells), *map(markdown, line.differences)]))
+        out.append(markdown_row([label, *map(markdown, (*line.cells, *line.differences, *line.rounding))]))
     return "\n".join(out) + "\n"
 
 
@@ -155,23 +149,17 @@ def markdown(text: str) -> str:
 
 
 def _latex(comparison: Comparison) -> str:
-    others = comparison.arms[1:]
-    columns = len(comparison.arms) + len(others)
-    header = [
-        "metric",
-        *(cells.heading(comparison, arm) for arm in comparison.arms),
-        *(cells.difference_heading(comparison, arm) for arm in others),
-    ]
+    headings = cells.headings(comparison, comparison.arms)
     out = [
         "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * columns}}}",
+        f"\\begin{{tabular}}{{l{'r' * len(headings)}}}",
         "\\toprule",
-        _latex_row(header),
+        _latex_row(["metric", *headings]),
         "\\midrule",
     ]
     for row in comparison.rows:
         line = cells.line(comparison, row, comparison.arms)
-        texts = _latex_row([line.label, *line.cells, *line.differences])
+        texts = _latex_row([line.label, *line.cells, *line.differences, *line.rounding])
         out.append(texts.replace(_tex(line.label), f"\\textbf{{{_tex(line.label)}}}", 1) if line.primary else texts)
     out += ["\\bottomrule", "\\end{tabular}"]
     notes = [f"WARNING: {warning}" for warning in comparison.warnings]

@@ -200,6 +200,15 @@ class Compute(Section):
     device: str = "auto"
     threads: PositiveInt | None = 1
     """Threads of one process; the library's own choice when null."""
+    replicate: NonNegativeInt = 0
+    """Order of the rows in each pass and of the passes: by length, or from 1 on one of the others. Sums then round
+    otherwise, and nothing else changes."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_replicate(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write ``replicate`` only where it is on, so that files and hashes of other runs stay as they are."""
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "replicate" or value}
 
 
 class Settings(Section):
@@ -239,6 +248,15 @@ class Settings(Section):
             raise ValueError(
                 f"rollout.batch ({self.rollout.batch}) must be a multiple of "
                 f"update.minibatches ({self.update.minibatches})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicates_round_only(self) -> Settings:
+        if self.compute.replicate and self.model.lora is not None and self.model.lora.dropout:
+            raise ValueError(
+                "compute.replicate needs model.lora.dropout 0: dropout goes by a row's place, so another order "
+                "would change more than rounding"
             )
         return self
 

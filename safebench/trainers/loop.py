@@ -11,7 +11,7 @@ How it departs from TRL 1.12.0's PPOTrainer:
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -131,7 +131,8 @@ class Loop:
                 policy.device,
             )
             draws = noise.uniforms("rollout", settings.seed, self.step_number, rows, settings.rollout.reply_tokens)
-            return sample(policy, encoded, draws, settings.rollout.temperature, settings.rollout.chunk)
+            rollout = sample(policy, encoded, draws, settings.rollout.temperature, settings.rollout.chunk)
+            return replace(rollout, replicate=settings.compute.replicate)
 
     def _score(self, rollout: Rollout) -> Tensor:
         with self.clock.stage("reward"):
@@ -237,5 +238,3 @@ class Loop:
 def _number(value: float | str | None) -> float:
     assert isinstance(value, (int, float))
     return float(value)
-
-

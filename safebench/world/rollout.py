@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safebench.world.forward import LastStates
+from safebench.world.noise import permutation
 from safebench.world.policy import Policy
 
+_Thing = TypeVar("_Thing")
 _CONTEXT = 8
 """Tokens of a prompt that are decoded with its reply."""
 
@@ -34,6 +37,8 @@ class Rollout:
     """Prompts that lost tokens on the left."""
     whole: bool = False
     """Groups of rows keep the batch's reply positions, for what reads the padding."""
+    replicate: int = 0
+    """Order of the groups, and of the rows in each: 0 by length, from 1 on one of the others, the same every time."""
 
     @property
     def tokens(self) -> Tensor:
@@ -57,11 +62,18 @@ class Rollout:
         """Return ``rows`` (all when None) in groups of at most ``size``, like lengths together.
 
         Rows of one group pass through the model at once, cut to the longest of them: the better they fit, the
-        fewer positions are spent on padding.
+        fewer positions are spent on padding. A replicate has the same groups in another order, and the rows of each
+        in another order: sums over them then round otherwise.
         """
         lengths = self.attention.sum(-1).tolist()
         order = sorted(range(len(lengths)) if rows is None else rows, key=lambda row: (lengths[row], row))
-        return [order[i : i + (size or len(order))] for i in range(0, len(order), size or max(1, len(order)))]
+        groups = [order[i : i + (size or len(order))] for i in range(0, len(order), size or max(1, len(order)))]
+        return [self._reordered(groups[i]) for i in self._reordered(list(range(len(groups))))]
+
+    def _reordered(self, things: list[_Thing]) -> list[_Thing]:
+        if not self.replicate:
+            return things
+        return [things[i] for i in permutation(len(things), "replicate", self.replicate)]
 
     def cut(self, rows: list[int]) -> Cut:
         """Return the rows without the columns that are padding in all of them."""
