@@ -100,7 +100,7 @@ def test_the_column_says_what_rounding_moves_and_nothing_else_does(call: Any, tm
         assert row == other, "replicates are in no arm's own figures"
     assert told["tests"] == plain["tests"]
     assert [run["folder"] for run in told["runs"]["ppo"]] == [run["folder"] for run in plain["runs"]["ppo"]]
-        assert any("rounding a / b" in footer for footer in told["footers"])
+    assert any("rounding a / b" in footer for footer in told["footers"])
     assert told["warnings"] == plain["warnings"]
 
 
