@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from safebench.errors import MissingResource
-from safebench.evidence import claims, statistics
+from safebench.evidence import claims, overoptimisation, statistics
 from safebench.evidence.compare import compare
 from safebench.evidence.crashes import SPEC
+from safebench.evidence.frontier import frontier
 from safebench.evidence.rescored import judged_by
 from safebench.evidence.specification import CrashSpec
 from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
@@ -404,3 +405,12 @@ def test_arms_that_are_not_paired_are_marked_in_tables_cards_and_frontier(tmp_pa
     assert "grpo (n=3, unpaired)" in text and "ppo (n=3)" in text
     assert text.count("grpo − ppo (unpaired)") >= 4, "the table, the cards, the tests, arms at matched KL"
     assert "grpo is not paired by seed" in text and "sign-flip" not in text
+
+
+def test_fits_of_judge_reward_against_kl_are_shown_where_there_are_enough_evaluations(page, tmp_path):
+    assert "Fits of judge reward against KL" not in page.text, "two evaluations after the first are too few"
+    arms = write_arms(tmp_path, ("ppo", "other"), range(3), steps=100)
+    shown = written(compare(arms), tmp_path).text
+    found = overoptimisation.arm_fit(frontier({"ppo": arms["ppo"]}).arms[0])
+    assert "Fits of judge reward against KL" in shown
+    assert f"ppo (n=3) {cells.interval(found.alpha)} {cells.interval(found.beta)}" in shown

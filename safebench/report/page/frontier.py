@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from safebench.evidence import overoptimisation
 from safebench.evidence.best_of_n import BestOf
 from safebench.evidence.compare import Comparison
 from safebench.evidence.frontier import ArmPaths, Frontier, Level
+from safebench.evidence.overoptimisation import ArmFit
 from safebench.evidence.statistics import Estimate
 from safebench.report import cells
 from safebench.report.page.payload import rounded
@@ -32,6 +34,21 @@ def matched_table(found: Frontier, comparison: Comparison) -> dict[str, Any]:
     if found.best_of_n:
         header.append("best of n, no training")
     return {"header": header, "rows": [_level(level, arms, others, bool(found.best_of_n)) for level in found.levels]}
+
+
+def fits_table(found: Frontier) -> dict[str, Any]:
+    """Return the table of fits of judge reward against KL: a row per arm that has one, and best of n, as text."""
+    rows = [_fit(fit) for arm in found.arms if (fit := overoptimisation.arm_fit(arm)) is not None]
+    reference = overoptimisation.curve_fit(found.best_of_n)
+    if reference is not None:
+        figures = (cells.number(value, 0.01) for value in (reference.alpha, reference.beta))
+        rows.append(["best of n: d (α − β d)", *figures, cells.number(reference.rest, 0.01), ""])
+    return {"header": ["arm: d (α − β log d)", "α", "β", "residual", "KL at the top"], "rows": rows}
+
+
+def _fit(fit: ArmFit) -> list[str]:
+    figures = [cells.interval(estimate) for estimate in (fit.alpha, fit.beta, fit.rest)]
+    return [f"{fit.arm} (n={fit.alpha.n})", *figures, cells.number(fit.peak, fit.peak)]
 
 
 def _level(level: Level, arms: Sequence[str], others: Sequence[str], reference: bool) -> list[str]:

@@ -17,7 +17,7 @@ from safebench.evidence.frontier import Frontier
 from safebench.report import cells
 from safebench.report.page import claims, words
 from safebench.report.page.curves import curves
-from safebench.report.page.frontier import drawn, matched_table
+from safebench.report.page.frontier import drawn, fits_table, matched_table
 from safebench.report.page.library import plotly_source
 from safebench.report.page.payload import DIGITS, to_script
 from safebench.report.page.samples import samples
@@ -95,6 +95,7 @@ def _context(comparison: Comparison, found: Frontier, ledger: Ledger | None) -> 
         "digits": DIGITS,
         "frontier": found,
         "matched": matched_table(found, comparison),
+        "fits": fits_table(found),
         "crashes": cells.crashes_by_seed(comparison),
         "settings": words.settings(comparison),
         "ledger": ledger,
