@@ -407,8 +407,9 @@ def test_arms_that_are_not_paired_are_marked_in_tables_cards_and_frontier(tmp_pa
     assert "grpo is not paired by seed" in text and "sign-flip" not in text
 
 
-def test_fits_of_judge_reward_against_kl_are_shown_where_there_are_enough_evaluations(page, tmp_path):
-    assert "Fits of judge reward against KL" not in page.text, "two evaluations after the first are too few"
+def test_fits_of_judge_reward_against_kl_are_shown_where_there_are_enough_evaluations(tmp_path):
+    few = written(compare(write_arms(tmp_path / "few", ("ppo", "other"), range(3), steps=40)), tmp_path).text
+    assert "Fits of judge reward against KL" not in few, "two evaluations after the first are too few"
     arms = write_arms(tmp_path, ("ppo", "other"), range(3), steps=100)
     shown = written(compare(arms), tmp_path).text
     found = overoptimisation.arm_fit(frontier({"ppo": arms["ppo"]}).arms[0])
