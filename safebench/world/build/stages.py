@@ -62,8 +62,7 @@ SHOWN, SHOWN_SEED = 50, 20260231
 
 
 ATTACKS = {
-    0: (attack.Pilot("judge", 9001, 3e-3), attack.Pilot("proxy", 9002, 3e-3)),
-    1: (attack.Pilot("judge", 9003, 3e-3), attack.Pilot("proxy-1", 9004, 3e-3)),
+    0: (attack.Pilot("judge", 9001, 3e-3), attack.Pilot("proxy-2", 9002, 3e-3)),
 }
 """The pilots of each round of attacks."""
 
