@@ -23,6 +23,7 @@ from safebench.errors import SafebenchError
 from safebench.estimate import GIB, Device, estimate, readable
 from safebench.extras import LAST_WITH_PPO
 from safebench.settings import Settings
+from safebench.world import encoder
 
 if TYPE_CHECKING:
     from safebench.world.policy import Policy
@@ -309,10 +310,15 @@ def _disk(root: Path) -> Check:
 
 
 def _world() -> Check:
-    missing = [part for part in ("policy", "proxy", "judge", "prompts.jsonl") if not (catalog.WORLD / part).exists()]
+    parts = ("policy", "proxy", "judge", "prompts.jsonl", "words.txt")
+    missing = [part for part in parts if not (catalog.WORLD / part).exists()]
     if missing:
         return Check("embedded world", False, f"missing: {', '.join(missing)}; make world builds it")
-    return Check("embedded world", True, "policy, reward models and prompts are in the package")
+    try:
+        encoder.folder()
+    except SafebenchError as fault:
+        return Check("embedded world", False, f"{fault}; {fault.hint}")
+    return Check("embedded world", True, "policy, rewards, their encoder and prompts are here")
 
 
 def _hub(online: bool) -> Iterator[Check]:

