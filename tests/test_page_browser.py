@@ -58,6 +58,7 @@ class Opened:
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.set_default_timeout(120_000)  # a busy machine is no fault of the page
         self.page.goto(file.as_uri())
         self._wait_until_drawn()
         self.address = file.as_uri()
