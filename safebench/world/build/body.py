@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from safebench.world.build.policy import encode_turn
-from safebench.world.build.rewards import Recipe
+from safebench.world.build.rewards import Recipe, fit
 from safebench.world.build.samples import REPLY_TOKENS
 from safebench.world.preferences import Exchange, Preference
 
@@ -41,24 +41,10 @@ def train_body_reward(
     folder: Path,
 ) -> Qwen2ForSequenceClassification:
     """Return such a classifier trained on the preferences with TRL's RewardTrainer."""
-    from safebench.world.build.training import prefer
-
     model = new_body_reward(policy, recipe.layers, recipe.seed)
-    rows = [
-        {"chosen_ids": encode(tokenizer, pair.better), "rejected_ids": encode(tokenizer, pair.worse)}
-        for pair in preferences
-    ]
-    prefer(
-        model,
-        tokenizer,
-        rows,
-        folder,
-        batch=recipe.batch,
-        learning_rate=recipe.learning_rate,
-        centre=recipe.centre,
-        seed=recipe.seed,
-        segments=False,
-    )
+    better = [encode(tokenizer, pair.better) for pair in preferences]
+    worse = [encode(tokenizer, pair.worse) for pair in preferences]
+    fit(recipe, model, tokenizer, better, worse, folder, segments=False)
     return model.eval()
 
 

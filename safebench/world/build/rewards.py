@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -170,24 +171,38 @@ def train_reward_model(
     recipe: Recipe, preferences: Sequence[Preference], folder: Path, start: PeftModel | None = None
 ) -> PeftModel:
     """Return a reward model trained on the preferences with TRL's RewardTrainer, from ``start`` where it is given."""
-    from safebench.world.build.training import prefer
-
     model = start if start is not None else new_reward_model(recipe.layers, recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
     better = _encode(tokenizer, [pair.better for pair in preferences])
     worse = _encode(tokenizer, [pair.worse for pair in preferences])
-    rows = [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(better, worse, strict=True)]
+    fit(recipe, model, tokenizer, better, worse, folder)
+    return model.eval()
+
+
+def fit(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    better: Sequence[list[int]],
+    worse: Sequence[list[int]],
+    folder: Path,
+    *,
+    segments: bool = True,
+) -> None:
+    """Train ``model`` in place on pairs of token ids, as the recipe says."""
+    from safebench.world.build.training import prefer
+
     prefer(
         model,
         tokenizer,
-        rows,
+        [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(better, worse, strict=True)],
         folder,
         batch=recipe.batch,
         learning_rate=recipe.learning_rate,
         centre=recipe.centre,
         seed=recipe.seed,
+        segments=segments,
     )
-    return model.eval()
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, exchanges: list[Exchange]) -> list[list[int]]:
