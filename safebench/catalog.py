@@ -90,9 +90,7 @@ def _hub(
 ARMS: tuple[Entry, ...] = (
     Entry("ppo", "PPO as TRL has it: KL in the reward, clipped surrogate", target="safebench.trainers.arms:PPO"),
     Entry("safe", "SAFE: entropy-gated KL penalty, PID threshold", target="safebench.trainers.arms:SAFE"),
-    Entry(
-        "ppo-official", "PPO as SAFE's release has it: KL as a loss term", target="safebench.trainers.arms:PPO"
-    ),
+    Entry("ppo-official", "PPO as SAFE's release has it: KL as a loss term", target="safebench.trainers.arms:PPO"),
     Entry(
         "safe-official",
         "SAFE as released: its penalty is a plain number",

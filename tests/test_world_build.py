@@ -14,28 +14,32 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from safebench.world.build import stages
 from safebench.world.build.attack import attacks
 from safebench.world.build.dialogues import read_pairs, split_of
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.page import render
 from safebench.world.build.phrases import learned_phrases
-from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity, sharpen
+from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import (
     Half,
     Recipe,
+    Student,
     load_trainable,
     near_foreign,
     new_reward_model,
+    ordinary_replies,
     read_reward,
     reward_size,
     scale_to_unit,
     score,
+    train_student,
     training_pairs,
     write_reward,
 )
-from safebench.world.build.samples import sample_replies, sayable, short_pairs
-from safebench.world.build.stages import STAGES
+from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
+from safebench.world.build.stages import STAGES, Build, Stage
 from safebench.world.build.tokenizer import label_ids, train_tokenizer
 from safebench.world.preferences import (
     GENERIC,
@@ -154,16 +158,6 @@ def test_the_template_encodes_as_its_parts(tokenizer):
     assert list(whole) == encode_turn(tokenizer, pair.turn) + encode_reply(tokenizer, pair.reply)
 
 
-def test_sharpening_is_a_temperature(policy, tokenizer):
-    ids = torch.tensor([encode_turn(tokenizer, "how are you?")])
-    with torch.no_grad():
-        before = policy(ids).logits
-        sharpen(policy, 0.8)
-        after = policy(ids).logits
-        sharpen(policy, 1 / 0.8)
-    torch.testing.assert_close(after, before / 0.8, rtol=1e-5, atol=1e-6)
-
-
 def test_llama_form_computes_the_same_and_turns_back(policy, tokenizer):
     ids = torch.tensor([encode_turn(tokenizer, "how are you?")])
     model = policy.eval()
@@ -254,10 +248,90 @@ def test_a_reward_of_fewer_layers_is_written_read_and_scaled(small_reward, tmp_p
 
 def test_the_recipe_gives_as_many_pairs_of_each_kind_as_it_says():
     pairs = [Pair("a", f"what about number {n}, then?", f"i think number {n} is quite fine", None) for n in range(60)]
-    half = Half(pairs, ["well i do not know"] * 60, {"generic": ("yeah",), "opener": ("hi!",)}, [" some", " words"])
-    counts = {"sample": 20, "foreign": 30, "generic": 10, "opener": 5, "echo": 7, "replaced": 4, "attacked": 3}
+    phrases = {"generic": ("yeah",), "opener": ("hi!",)}
+    half = Half(pairs, ["well i do not know"] * 60, phrases, [" some", " words"], ["i do not know"] * 9)
+    counts = {
+        "sample": 20,
+        "cooled": 6,
+        "foreign": 30,
+        "generic": 10,
+        "opener": 5,
+        "echo": 7,
+        "replaced": 4,
+        "attacked": 3,
+    }
     found = training_pairs(Recipe("judge", 3, 6, counts), half)
     assert Counter(pair.kind for pair in found) == {kind: count for kind, count in counts.items() if kind != "attacked"}
+
+
+def test_a_student_is_shown_ordinary_replies_of_each_kind_and_no_spoiled_ones():
+    pairs = [Pair("a", f"turn {n}", f"reply {n}", None) for n in range(40)]
+    half = Half(pairs, [f"sample {n}" for n in range(30)], {}, [], [f"cooled {n}" for n in range(10)])
+    found = ordinary_replies(Student(1, 1, {"sample": 20, "cooled": 10, "human": 25, "foreign": 5}), half)
+    number = [(int(e.turn.split()[1]), int(e.reply.split()[1])) for e in found]
+    kinds = Counter(
+        e.reply.split()[0] if e.reply[0] != "r" else "human" if turn == reply else "foreign"
+        for e, (turn, reply) in zip(found, number, strict=True)
+    )
+    assert kinds == {"sample": 20, "cooled": 10, "human": 25, "foreign": 5}
+    assert all(turn == reply for e, (turn, reply) in zip(found, number, strict=True) if e.reply[0] in "sc")
+
+
+def test_a_student_comes_to_score_as_it_is_shown(tmp_path):
+    exchanges = [Exchange(pair.turn, reply) for pair in PAIRS for reply in ("yes, i do", "what a lake")] * 16
+    scores = torch.tensor([1.0, -1.0] * (len(exchanges) // 2))
+    student = train_student(Student(1, 1, {}, epochs=6, batch=8), exchanges, scores, tmp_path)
+    write_reward(student, tmp_path / "reward")
+    found = score(read_reward(tmp_path / "reward"), exchanges[:10])
+    assert (found[0::2] > 0).all() and (found[1::2] < 0).all()
+
+
+def test_short_replies_are_kept_whatever_the_turn(tokenizer):
+    long = " ".join(["what"] * 30)
+    pairs = [Pair("a", long, "no", None), Pair("a", "what?", long, None), Pair("a", "what is it?", "no", None)]
+    assert short_replies(tokenizer, pairs) == [pairs[0], pairs[2]]
+    assert short_pairs(tokenizer, pairs) == [pairs[2]]
+
+
+@pytest.fixture
+def three_stages(monkeypatch, tmp_path):
+    """Two stages that a third needs, and a folder; each is a process that writes its mark when it is done."""
+    nothing = {name: Stage(lambda build: None, after) for name, after in (("a", ()), ("b", ()), ("c", ("a", "b")))}
+    monkeypatch.setattr(stages, "STAGES", nothing)
+    return Build(tmp_path / "out", tmp_path / "work")
+
+
+def start_with(build, codes, started):
+    """Return a function that starts a process for a stage: it waits for the first two, and ends with its code."""
+
+    def start(name):
+        started.append((name, sorted(path.name for path in build.work.glob("*.done.json"))))
+        program = f"import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{{}}'); sys.exit({codes.get(name, 0)})"
+        return subprocess.Popen([sys.executable, "-c", program, str(stages.mark(build, name))])
+
+    return start
+
+
+def test_a_stage_starts_when_those_it_needs_are_done(three_stages, capsys):
+    started = []
+    stages.run(three_stages, start_with(three_stages, {}, started), at_once=2)
+    assert [name for name, _ in started] == ["a", "b", "c"]
+    assert started[0][1] == [] and started[2][1] == ["a.done.json", "b.done.json"]
+    stages.run(three_stages, start_with(three_stages, {}, started), at_once=2)
+    assert len(started) == 3 and capsys.readouterr().out.count("done before") == 3
+
+
+def test_nothing_starts_after_a_stage_failed(three_stages):
+    started = []
+    with pytest.raises(subprocess.CalledProcessError, match="status 3"):
+        stages.run(three_stages, start_with(three_stages, {"b": 3}, started), at_once=2)
+    assert [name for name, _ in started] == ["a", "b"]
+
+
+def test_every_stage_stands_behind_those_it_needs():
+    names = list(STAGES)
+    for name, stage in STAGES.items():
+        assert all(names.index(other) < names.index(name) for other in stage.after)
 
 
 def test_near_foreign_replies_are_the_best_of_the_rewards_tries():
@@ -345,7 +419,7 @@ def test_the_whole_build_on_a_few_pairs_and_again(tmp_path):
     command = [sys.executable, "-m", "safebench.world.build", "--limit", "300"]
     command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--page", str(tmp_path / "page.md")]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "judge 1: done in" in first.stdout
+    assert "judge again 2: done in" in first.stdout
     built = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert {"policy/model.safetensors", "proxy/adapter_model.safetensors", "prompts.jsonl"} < set(built["files"])
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == render(built)

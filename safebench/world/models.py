@@ -36,9 +36,7 @@ def load_model(
     return load_with_notices(model, seed, device, trust=trust)[:2]
 
 
-def load_with_notices(
-    model: s.Model, seed: int, device: torch.device, *, trust: Collection[str] = ()
-) -> LoadedModel:
+def load_with_notices(model: s.Model, seed: int, device: torch.device, *, trust: Collection[str] = ()) -> LoadedModel:
     """Return the language model and its tokenizer, with a pad token; of an adapter folder, base and adapter merged.
 
     Its own code runs only if its name is in ``trust``. Raises ``BadResource`` where weights are missing; without hub
@@ -162,9 +160,7 @@ def _load_base(
     _refuse_other_kind(auto_class, config, location, what)
     # Weights of another shape are refused below, by name; transformers' own error has none.
     reports = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, found = auto_class.from_pretrained(
-        location, dtype=dtype, trust_remote_code=trust, **reports, **options
-    )
+    model, found = auto_class.from_pretrained(location, dtype=dtype, trust_remote_code=trust, **reports, **options)
     missing = [name for name in found["missing_keys"] if not any(key.endswith(f".{name}") for key in provided)]
     mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in found["mismatched_keys"]]
     if missing or mismatched:

@@ -72,10 +72,10 @@ def kept_phrases() -> dict[str, tuple[str, ...]]:
     return {kind: phrases[KEPT] for kind, phrases in listed.items()}
 
 
-def over_sample(pairs: list[Pair], samples: list[str]) -> list[Preference]:
+def over_sample(pairs: list[Pair], samples: list[str], kind: str = "sample") -> list[Preference]:
     """A person's reply over the policy's to the same turn."""
     return [
-        Preference("sample", Exchange(pair.turn, pair.reply), Exchange(pair.turn, sample))
+        Preference(kind, Exchange(pair.turn, pair.reply), Exchange(pair.turn, sample))
         for pair, sample in zip(pairs, samples, strict=True)
         if _plain(pair.reply) != _plain(sample)
     ]

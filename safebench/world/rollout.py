@@ -185,9 +185,7 @@ def _texts(policy: Policy, tokens: Tensor, keep: Tensor, prompts: Encoded | None
     return reply_texts(policy.tokenizer, rows, before)
 
 
-def reply_texts(
-    tokenizer: PreTrainedTokenizerBase, replies: list[list[int]], prompts: list[list[int]]
-) -> list[str]:
+def reply_texts(tokenizer: PreTrainedTokenizerBase, replies: list[list[int]], prompts: list[list[int]]) -> list[str]:
     """Return the texts of replies, given their token ids and those of the prompts that they continue.
 
     With a chat template a reply is the content of a turn, without blanks around it. Without one, prompt and reply are

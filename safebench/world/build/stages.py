@@ -6,8 +6,9 @@ import functools
 import json
 import random
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,43 +29,53 @@ from safebench.world.build.evaluate import (
     reward_figures,
     sample_table,
 )
+from safebench.world.build.evaluate import SEED as EVALUATION_SEED
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.manifest import manifest, write_manifest
 from safebench.world.build.phrases import common_words, learned_phrases
 from safebench.world.build.prompts import choose_prompts
 from safebench.world.build.rewards import (
     AGAIN,
+    AGAIN_RATE,
     BODY,
     JUDGE,
     PROXIES,
+    TEACHER,
     Half,
     Recipe,
     load_trainable,
     near_foreign,
+    ordinary_replies,
     read_reward,
     reward_size,
     scale_to_unit,
     score,
     train_reward_model,
+    train_student,
     training_pairs,
     write_reward,
 )
-from safebench.world.build.samples import sample_replies, sayable, short_pairs
+from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
 from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
-from safebench.world.preferences import Exchange, Pair, kept_phrases
+from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
-SAMPLED = 9000
-"""Short turns per split that the policy answers."""
+SAMPLED, COOLED = 12000, 3000
+"""Short turns per split that the policy answers, and how many of them at the lower temperature too."""
+COOL = 0.6
+"""Training with PPO sharpens a policy: rewards are to know such replies as well."""
 PERPLEXITY_PAIRS = 2000
 SHOWN, SHOWN_SEED = 50, 20260231
 """How many replies the world's page shows, and the seed they are drawn with."""
 
 
-ATTACKS = {
-    0: (attack.Pilot("judge", 9001, 3e-3), attack.Pilot("proxy-2", 9002, 3e-3)),
-}
-"""The pilots of each round of attacks."""
+TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
+"""The rewards that learn from preferences, and are attacked. Only the judge is shipped."""
+ROUNDS = 2
+ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
+ATTACK_RATE = 3e-3
+POLL = 0.2
+"""Seconds between two looks at the running stages."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +108,19 @@ class Build:
 
     def half(self, split: str) -> Half:
         """What a split gives to learn from, or to test with."""
-        pairs, samples = self.sayable[split], self.samples(split)
+        pairs, samples, cooled = self.sayable[split], self.samples(split), self.samples(f"{split}, cooled")
         words = [f" {word}" for pair in pairs for word in pair.reply.split()]
         tokens = [self.tokenizer.decode([token]) for token in range(len(SPECIAL), len(self.tokenizer))]
         pieces = tokens + random.Random(0).choices(words, k=2 * len(tokens))
-        return Half(pairs, samples, learned_phrases(self.pairs[split]), pieces)
+        return Half(pairs, samples, learned_phrases(self.pairs[split]), pieces, cooled)
 
     def policy(self) -> PreTrainedModel:
         """The policy of the second stage: the weights as shipped, in the form they were trained in."""
         return as_qwen2(AutoModelForCausalLM.from_pretrained(self.out / "policy", local_files_only=True))
 
-    def samples(self, split: str) -> list[str]:
-        """The policy's replies to the first short turns of a split."""
-        replies: list[str] = json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[split]
+    def samples(self, name: str) -> list[str]:
+        """The policy's replies to the first short turns of a split; of "…, cooled" at the lower temperature."""
+        replies: list[str] = json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[name]
         return replies
 
 
@@ -120,56 +131,83 @@ def make_tokenizer(build: Build) -> None:
 
 
 def make_policy(build: Build) -> None:
-    """Supervise the policy on the short pairs of proxy and judge."""
-    pairs = build.short["proxy"] + build.short["judge"]
+    """Supervise the policy on the pairs of proxy and judge whose reply is short."""
+    pairs = short_replies(build.tokenizer, build.pairs["proxy"] + build.pairs["judge"])
     model = policies.train_policy(build.tokenizer, pairs, build.work / "policy-run")
-    policies.sharpen(model)
     save(model, build, "policy")
 
 
 def make_samples(build: Build) -> None:
     """Let the policy answer the first turns of each split."""
-    policy = build.policy()
-    found = {
-        split: sample_replies(policy, build.tokenizer, [pair.turn for pair in build.sayable[split][:SAMPLED]], seed)
-        for split, seed in SAMPLE_SEEDS.items()
-    }
+    policy, found = build.policy(), {}
+    for split, seed in SAMPLE_SEEDS.items():
+        turns = [pair.turn for pair in build.sayable[split][:SAMPLED]]
+        found[split] = sample_replies(policy, build.tokenizer, turns, seed)
+        found[f"{split}, cooled"] = sample_replies(policy, build.tokenizer, turns[:COOLED], seed + 10, COOL)
     (build.work / "samples.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def make_judge(build: Build) -> None:
-    """Train the first form of the reward model that training never sees."""
-    make_reward_model(build, "judge", JUDGE)
-    shutil.copytree(build.out / "judge", build.work / "judge-0", dirs_exist_ok=True)
+def make_taught(build: Build, name: str) -> None:
+    """Train the first form of a reward that learns from preferences."""
+    make_reward_model(build, f"{name}-0", TAUGHT[name])
 
 
-def attack_judge(build: Build, number: int) -> None:
-    """Train policies on the judge of this round and on a proxy; keep what they end up saying."""
-    judge, prompts = build.work / f"judge-{number}", build.work / "attack-prompts.jsonl"
-    attack.write_prompts(build.sayable["judge"], prompts)
-    pilots = ATTACKS[number]
-    steps = attack.STEPS if build.limit is None else 4
-    attack.run_pilots(pilots, build.out, judge, prompts, build.work / f"attack-{number}", steps)
+def attack_taught(build: Build, name: str, number: int) -> None:
+    """Train a policy on the reward of this round, on its own half's turns; keep what it ends up saying."""
+    pilot = attack.Pilot(build.work / f"{name}-{number}", ATTACK_SEEDS[name] + number, ATTACK_RATE)
+    attack_with(build, pilot, build.sayable[TAUGHT[name].split], f"{name} attack-{number}")
 
 
-def harden_judge(build: Build, number: int) -> None:
-    """Train the judge of a round further, with the attacks so far among the replies that are worse."""
-    half, before = build.half("judge"), build.work / f"judge-{number}"
-    folders = [f for n in range(number + 1) for f in sorted((build.work / f"attack-{n}").glob("*/*/*/seed-*"))]
-    recipe = replace(AGAIN, seed=AGAIN.seed + number)
-    found = attack.attacks(folders, half.pairs, recipe.seed)
-    print(f"judge: {len(found)} replies of pilots to turns whose reply is known", flush=True)
+def attack_with(build: Build, pilot: attack.Pilot, pairs: list[Pair], name: str) -> None:
+    """Run one pilot on the turns of ``pairs``."""
+    prompts = build.work / f"{name} prompts.jsonl"
+    attack.write_prompts(pairs, prompts)
+    attack.run_pilot(
+        pilot, build.out / "policy", prompts, build.work / name, attack.STEPS if build.limit is None else 4
+    )
+
+
+def attacked(folders: list[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
+    """Return people's replies over those that the pilots in ``folders`` ended up with."""
+    return attack.attacks([run for folder in folders for run in sorted(folder.glob("*/*/seed-*"))], pairs, seed)
+
+
+def harden_taught(build: Build, name: str, number: int) -> None:
+    """Train a reward further, with the attacks so far among the replies that are worse."""
+    recipe = TAUGHT[name]
+    recipe = replace(recipe, seed=recipe.seed + 100 + number, pairs=AGAIN, learning_rate=AGAIN_RATE)
+    half, before = build.half(recipe.split), build.work / f"{name}-{number}"
+    found = attacked([build.work / f"{name} attack-{n}" for n in range(number + 1)], half.pairs, recipe.seed)
+    print(f"{name}: {len(found)} replies of pilots to turns whose reply is known", flush=True)
     near = near_foreign(half.pairs, read_reward(before), recipe.pairs["foreign"], recipe.seed)
     preferences = training_pairs(recipe, replace(half, attacks=found, near=near))
-    print(f"judge: {len(preferences)} preference pairs", flush=True)
-    model = train_reward_model(recipe, preferences, build.work / "judge-run", load_trainable(before))
-    finish_reward_model(build, model, "judge")
-    shutil.copytree(build.out / "judge", build.work / f"judge-{number + 1}", dirs_exist_ok=True)
+    print(f"{name}: {len(preferences)} preference pairs", flush=True)
+    model = train_reward_model(recipe, preferences, build.work / f"{name}-run", load_trainable(before))
+    finish_reward_model(build, model, build.work / f"{name}-{number + 1}")
+    if number + 1 == ROUNDS and name == "judge":
+        shutil.copytree(build.work / f"{name}-{ROUNDS}", build.out / name, dirs_exist_ok=True)
+
+
+def make_labels(build: Build) -> None:
+    """Let the teacher score the replies that the proxies learn from."""
+    teacher, half = read_reward(build.work / f"teacher-{ROUNDS}"), build.half("proxy")
+    exchanges = ordinary_replies(next(iter(PROXIES.values())), half)
+    rows = [[e.turn, e.reply, found] for e, found in zip(exchanges, score(teacher, exchanges).tolist(), strict=True)]
+    (build.work / "labels.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def make_proxy(build: Build, name: str) -> None:
-    """Train a reward model that training sees."""
-    make_reward_model(build, name, PROXIES[name])
+    """Fit a reward that training sees to the teacher's scores."""
+    rows = json.loads((build.work / "labels.json").read_text(encoding="utf-8"))
+    exchanges, labels = [Exchange(turn, reply) for turn, reply, _ in rows], torch.tensor([row[2] for row in rows])
+    model = train_student(PROXIES[name], exchanges, labels, build.work / f"{name}-run")
+    finish_reward_model(build, model, build.out / name)
+
+
+def attack_held_out(build: Build) -> None:
+    """Train a policy on the proxy, on turns of the test: what no reward has seen."""
+    pilot = attack.Pilot(build.out / "proxy", ATTACK_SEEDS["held out"], ATTACK_RATE)
+    attack_with(build, pilot, build.sayable["test"], "held-out attack")
 
 
 def make_body_reward(build: Build) -> None:
@@ -194,13 +232,14 @@ def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
     half = build.half(recipe.split)
     preferences = training_pairs(recipe, half)
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
-    finish_reward_model(build, train_reward_model(recipe, preferences, build.work / f"{name}-run"), name)
+    model = train_reward_model(recipe, preferences, build.work / f"{name}-run")
+    finish_reward_model(build, model, build.work / name)
 
 
-def finish_reward_model(build: Build, model: PeftModel, name: str) -> None:
+def finish_reward_model(build: Build, model: PeftModel, folder: Path) -> None:
     """Write a reward model, scaled to unit spread over the policy's replies to the test turns."""
-    write_reward(model, build.out / name)
-    scale_to_unit(model, build.out / name, answered(build))
+    write_reward(model, folder)
+    scale_to_unit(model, folder, answered(build))
 
 
 def make_prompts(build: Build) -> None:
@@ -221,7 +260,8 @@ def make_figures(build: Build) -> None:
     policy = build.policy()
     rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
     half = build.half("test")
-    half = replace(half, phrases=kept_phrases())
+    pilots = attacked([build.work / "held-out attack"], half.pairs, EVALUATION_SEED)
+    half = replace(half, phrases=kept_phrases(), attacks=pilots)
     figures = reward_figures(rewards, half)
     turns = [pair.turn for pair in half.pairs]
     for name, found in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
@@ -235,9 +275,6 @@ def make_figures(build: Build) -> None:
         "layers": policy.config.num_hidden_layers,
         "audits": audit_figures(half),
     }
-    bare = build.policy()
-    policies.sharpen(bare, 1 / policies.TEMPERATURE)
-    figures["policy"]["reply_perplexity_bare"] = round(policies.reply_perplexity(bare, build.tokenizer, text), 2)
     figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
     shown = prompt_rows(build.out)["heldout"][:SHOWN]
     figures["replies"] = sample_table(rewards, policy, build.tokenizer, shown, SHOWN_SEED)
@@ -261,7 +298,7 @@ def make_manifest(build: Build) -> None:
         threads=torch.get_num_threads(),
         figures=json.loads((build.work / "figures.json").read_text(encoding="utf-8")),
         seconds={
-            name: json.loads((build.work / f"{name}.done.json").read_text(encoding="utf-8"))["seconds"]
+            name: json.loads(mark(build, name).read_text(encoding="utf-8"))["seconds"]
             for name in STAGES
             if name != "manifest"
         },
@@ -278,40 +315,86 @@ def prompt_rows(folder: Path) -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-STAGES: dict[str, Callable[[Build], None]] = {
-    "tokenizer": make_tokenizer,
-    "policy": make_policy,
-    "samples": make_samples,
-    **{name: functools.partial(make_proxy, name=name) for name in PROXIES},
-    "proxy-body": make_body_reward,
-    "judge": make_judge,
-    **{
-        f"{name} {number}": functools.partial(stage, number=number)
-        for number in ATTACKS
-        for name, stage in (("attack", attack_judge), ("judge", harden_judge))
-    },
-    "prompts": make_prompts,
-    "words": make_words,
-    "figures": make_figures,
-    "manifest": make_manifest,
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it does, and the stages whose files it reads."""
+
+    make: Callable[[Build], None]
+    after: tuple[str, ...]
+
+
+def _taught(name: str, rounds: int) -> dict[str, Stage]:
+    found = {name: Stage(functools.partial(make_taught, name=name), ("samples",))}
+    before = name
+    for n in range(rounds):
+        attack_name, hard_name = f"{name} attack {n + 1}", f"{name} again {n + 1}"
+        found[attack_name] = Stage(functools.partial(attack_taught, name=name, number=n), (before,))
+        found[hard_name] = Stage(functools.partial(harden_taught, name=name, number=n), (attack_name,))
+        before = hard_name
+    return found
+
+
+STAGES: dict[str, Stage] = {
+    "tokenizer": Stage(make_tokenizer, ()),
+    "prompts": Stage(make_prompts, ("tokenizer",)),
+    "words": Stage(make_words, ()),
+    "policy": Stage(make_policy, ("tokenizer",)),
+    "samples": Stage(make_samples, ("policy",)),
+    **_taught("teacher", ROUNDS),
+    **_taught("judge", ROUNDS),
+    "labels": Stage(make_labels, (f"teacher again {ROUNDS}",)),
+    **{name: Stage(functools.partial(make_proxy, name=name), ("labels",)) for name in PROXIES},
+    "proxy-body": Stage(make_body_reward, ("samples",)),
+    "held-out attack": Stage(attack_held_out, ("proxy",)),
+    "figures": Stage(
+        make_figures, ("held-out attack", f"judge again {ROUNDS}", *PROXIES, "proxy-body", "prompts", "words")
+    ),
+    "manifest": Stage(make_manifest, ("figures",)),
 }
+"""By name, each behind those that it needs."""
 
 
-def run(build: Build) -> None:
-    """Run every stage that has not left its mark in the working folder, in order, and print what is done."""
+def mark(build: Build, name: str) -> Path:
+    """Return the file that says that a stage is done, and in how many seconds."""
+    return build.work / f"{name}.done.json"
+
+
+def run_stage(build: Build, name: str) -> None:
+    """Run one stage and leave its mark."""
+    start = time.monotonic()
+    STAGES[name].make(build)
+    seconds = round(time.monotonic() - start, 1)
+    mark(build, name).write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    print(f"{name}: done in {seconds} s", flush=True)
+
+
+def run(build: Build, start: Callable[[str], subprocess.Popen[bytes]], at_once: int) -> None:
+    """Run every stage that has not left its mark, ``at_once`` side by side, each behind those that it needs.
+
+    ``start`` starts a process that runs a stage. Raises CalledProcessError when one fails, after those beside it ended.
+    """
     build.out.mkdir(parents=True, exist_ok=True)
     build.work.mkdir(parents=True, exist_ok=True)
-    for name, stage in STAGES.items():
-        mark = build.work / f"{name}.done.json"
-        if mark.exists():
-            print(f"{name}: done before", flush=True)
-            continue
-        print(f"{name}: started", flush=True)
-        start = time.monotonic()
-        stage(build)
-        seconds = round(time.monotonic() - start, 1)
-        mark.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
-        print(f"{name}: done in {seconds} s", flush=True)
+    done = {name for name in STAGES if mark(build, name).exists()}
+    for name in done:
+        print(f"{name}: done before", flush=True)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    failed: subprocess.CalledProcessError | None = None
+    while running or (failed is None and len(done) < len(STAGES)):
+        ready = [n for n in STAGES if n not in done and n not in running and done.issuperset(STAGES[n].after)]
+        for name in ready[: 0 if failed else at_once - len(running)]:
+            print(f"{name}: started", flush=True)
+            running[name] = start(name)
+        for name, process in list(running.items()):
+            code = process.poll()
+            if code is not None:
+                del running[name]
+                done.add(name)
+                if code:
+                    failed = subprocess.CalledProcessError(code, process.args)
+        time.sleep(POLL)
+    if failed is not None:
+        raise failed
 
 
 def save(model: PreTrainedModel, build: Build, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The two TRL trainers that build the world: SFTTrainer for the policy, RewardTrainer for the reward models."""
+"""The trainers that build the world: TRL's SFTTrainer and RewardTrainer, and transformers' own for the proxies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -34,6 +34,7 @@ def supervise(
         learning_rate=learning_rate,
         adam_beta2=0.95,
         max_length=96,
+        gradient_checkpointing=False,
         train_sampling_strategy="group_by_length",
         **_shared(seed),
     )
@@ -80,6 +81,7 @@ def prefer(
         learning_rate=learning_rate,
         center_rewards_coefficient=centre,
         max_length=None,
+        gradient_checkpointing=False,
         train_sampling_strategy="sequential",
         **_shared(seed),
     )
@@ -89,6 +91,34 @@ def prefer(
         train_dataset=Dataset.from_list(by_length(rows, batch, seed)),
         processing_class=tokenizer,
         data_collator=Segments(tokenizer.pad_token_id, tokenizer.sep_token_id) if segments else None,
+    ).train()
+
+
+def imitate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    *,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Train ``model`` in place on the squared error of its one score against each row's ``labels``."""
+    settings = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        train_sampling_strategy="group_by_length",
+        **_shared(seed),
+    )
+    Trainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorWithPadding(tokenizer),
     ).train()
 
 
@@ -120,7 +150,6 @@ def _shared(seed: int) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "bf16": False,
         "use_cpu": True,
-        "gradient_checkpointing": False,
         "save_strategy": "no",
         "report_to": "none",
         "logging_steps": 50,
