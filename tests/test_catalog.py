@@ -18,6 +18,7 @@ PUBLISHED = {
     "qwen2.5-7b": 7_615_616_512,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
+    "gemma3-270m": 268_098_176,
 }
 """Numbers of parameters as the hub's model pages give them."""
 

@@ -28,9 +28,9 @@ PINS = {requirement.name.lower().replace("_", "-"): str(requirement.specifier) f
 
 
 def declared() -> list[Requirement]:
-    """List what pyproject.toml asks for, extras and build system included."""
+    """List what pyproject.toml asks for, build system and extras included, but the weights of the extra gemma."""
     project = PROJECT["project"]
-    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    extras = [text for name, texts in project["optional-dependencies"].items() if name != "gemma" for text in texts]
     return [Requirement(text) for text in project["dependencies"] + extras + PROJECT["build-system"]["requires"]]
 
 
@@ -46,6 +46,22 @@ def test_the_lock_holds_all_that_is_declared() -> None:
     for requirement in declared():
         pin = PINS[requirement.name.lower().replace("_", "-")]
         assert requirement.specifier.contains(pin.removeprefix("==")), requirement
+
+
+def test_the_lock_is_made_of_all_extras_but_the_weights() -> None:
+    (recipe,) = [line for line in make("-n", "lock").stdout.replace("\\\n", "").splitlines() if "pip compile" in line]
+    extras = set(PROJECT["project"]["optional-dependencies"]) - {"gemma"}
+    assert set(re.findall(r"--extra (\S+)", recipe)) == extras
+    assert not [name for name in PINS if name.startswith("gemma")]
+
+
+def test_make_installs_what_the_extra_gemma_asks_for() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (line,) = re.findall(r"^GEMMA := (.+)$", text, re.MULTILINE)
+    installed = {r.name: str(r.specifier).removeprefix("==") for r in map(Requirement, line.split())}
+    asked = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["gemma"]]
+    assert {requirement.name for requirement in asked} == set(installed)
+    assert all(requirement.specifier.contains(installed[requirement.name]) for requirement in asked)
 
 
 def test_torch_is_left_to_the_machine() -> None:

@@ -38,6 +38,16 @@ def alone(policy: Policy, rollout: Rollout, row: int) -> Tensor:
 # Drawing a token
 
 
+def test_rows_drawn_a_few_at_a_time_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 501, generator=generator)
+    uniform = torch.rand(7, dtype=torch.float64, generator=generator)
+    whole = _draw(logits, uniform, 0.8)
+    for probabilities in (1, 1200, 501 * 7):
+        monkeypatch.setattr("safebench.world.rollout.PROBABILITIES", probabilities)
+        assert torch.equal(_draw(logits, uniform, 0.8), whole)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_a_draw_has_the_distribution_of_the_logits(temperature: float) -> None:
     """Of n numbers spread evenly over [0, 1), a token of probability p takes n p, give or take one."""

@@ -86,14 +86,14 @@ class Asked:
         return resolve(experiment, preset=chosen, files=self.files, overrides=overrides)
 
     def _default_preset(self, experiment: str, overrides: Sequence[str]) -> str | None:
-        """Return the device's ``large`` preset where --model names another model than the embedded one.
+        """Return the preset of the model on this device where --model names another model than the embedded one.
 
         The embedded world's precision and learning rate would serve no larger model.
         """
         if self.model in (None, EMBEDDED) or "@" in experiment:
             return None
         device = config.resolve(experiment, files=self.files, overrides=overrides).compute.device
-        return config.LARGE[device_kind(device)]
+        return config.own_preset(self.model, device_kind(device))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -47,4 +47,6 @@ def _row(group: str, entry: catalog.Entry) -> tuple[str, str, str, str, str]:
     count = parameters(known, head=group == "models") if known else None
     place = "this package" if entry.kind == "embedded" else entry.target
     gated = " (licence to be accepted on the hub)" if entry.gated else ""
+    if entry.packaged is not None:
+        place, gated = f"safebench[{entry.packaged.extra}]", f" (under {entry.packaged.terms})"
     return entry.name, size(count), entry.licence, place, entry.description + gated

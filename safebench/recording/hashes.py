@@ -24,10 +24,15 @@ def of_settings(settings: Settings) -> dict[str, str]:
 
 
 def of_entry(entry: catalog.Entry) -> str:
-    """Return the sha256 of the entry's files, or its hub id where no copy of them lies here."""
+    """Return the sha256 of the entry's files, or its hub id where no copy of them lies here.
+
+    Weights in another package are checked against their sha256 whenever they are loaded.
+    """
     if entry.kind == "function":
         source = user_code.source_of(entry.load())
         return manifest.hash_folder(Path(source)) if source else entry.location
+    if entry.packaged is not None:
+        return entry.packaged.sha256
     if entry.kind == "hub":
         copy = catalog.local_copy(entry.location, "dataset" if entry in catalog.PROMPTS else "model")
         return manifest.hash_folder(copy) if copy else entry.location

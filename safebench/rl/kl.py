@@ -38,6 +38,17 @@ def entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
+LOGITS = 2**24
+"""Logits of one chunk, at most: 64 MiB in float32, of which some six copies exist at once."""
+TOKENS = 1024
+"""Tokens of one chunk, at most."""
+
+
+def chunk_of(vocabulary: int) -> int:
+    """Return how many tokens' logits are computed at once with a vocabulary of that size."""
+    return max(1, min(TOKENS, LOGITS // vocabulary))
+
+
 class TokenStatistics(NamedTuple):
     """What the distributions of policy and reference say of N sampled tokens; [N] each, nats."""
 
@@ -56,7 +67,7 @@ def token_statistics(
     reference_output: OutputLayer | None = None,
     with_entropy: bool = True,
     temperature: float = 1.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> TokenStatistics:
     """Return log-probability, entropy and exact KL of N tokens without ever holding N x V logits.
 
@@ -65,10 +76,12 @@ def token_statistics(
     ``tokens`` [N] the sampled ids. Logits are divided by ``temperature``. Returns [N] each, in nats, float32 or the
     weights' own precision where that is higher; entropy is None unless ``with_entropy``, KL and the
     reference's log-probability are None without ``reference``.
+    ``chunk`` tokens are done at once, as many as ``chunk_of`` says by default.
     Gradients reach ``hidden``, and the layer's weights where they are trained; with several chunks each is recomputed
     in the backward pass, so that memory stays at one chunk's logits.
     """
     other = output if reference_output is None else reference_output
+    size = chunk or chunk_of(len(output.weight))
 
     def piece(h: Tensor, t: Tensor, r: Tensor | None) -> TokenStatistics:
         log_p = _log_probs(h, output, temperature)
@@ -79,11 +92,11 @@ def token_statistics(
             log_r = _log_probs(r, other, temperature)
         return TokenStatistics(chosen, spread, exact_kl(log_p, log_r), _chosen(log_r, t))
 
-    if len(tokens) <= chunk:
+    if len(tokens) <= size:
         return piece(hidden, tokens, reference)
     parts = []
-    for start in range(0, len(tokens), chunk):
-        part = slice(start, start + chunk)
+    for start in range(0, len(tokens), size):
+        part = slice(start, start + size)
         r = None if reference is None else reference[part]
         if torch.is_grad_enabled():
             parts.append(checkpoint(piece, hidden[part], tokens[part], r, use_reentrant=False))

@@ -1,4 +1,4 @@
-"""Load models whole: embedded, local, adapter folders, from the hub, or with random weights."""
+"""Load models whole: embedded, local, adapter folders, from the hub or a package, or with random weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.models.auto import modeling_auto
 from safebench import catalog
 from safebench import settings as s
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.world import adapters, encoder, noise
+from safebench.world import adapters, encoder, noise, quantised
 from safebench.world.loading import loading, trusted
 
 
@@ -47,8 +47,11 @@ def load_with_notices(model: s.Model, seed: int, device: torch.device, *, trust:
     if model.random_weights:
         return LoadedModel(*_random(source, dtype, seed, device))
     what, code = f"model {model.name}", trusted(source, trust)
-    base, notices = load_whole(AutoModelForCausalLM, source.location, what=what, dtype=dtype, trust=code)
-    tokenizer = load_tokenizer(source.location, what, trust=code)
+    if source.kind == "package":
+        base, tokenizer, notices = quantised.load(source, what=what, dtype=dtype)
+    else:
+        base, notices = load_whole(AutoModelForCausalLM, source.location, what=what, dtype=dtype, trust=code)
+        tokenizer = load_tokenizer(source.location, what, trust=code)
     padded = padding_within(tokenizer, rows := int(base.get_input_embeddings().weight.shape[0]))
     if padded is not tokenizer:
         beyond = f"padding token {tokenizer.pad_token_id} is beyond its embedding's {rows} rows"
@@ -71,6 +74,9 @@ def _load(
     auto_class: Any, location: str, provided: dict[str, Tensor], *, what: str, dtype: torch.dtype, **options: Any
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return the model of a folder; weights that adapters on it hold whole, ``provided``, may be missing there."""
+    if (entry := catalog.packaged_model(location)) is not None and auto_class is AutoModelForCausalLM:
+        base, _, notices = quantised.load(entry, what=what, dtype=dtype)
+        return base, notices
     with loading(what, location):
         adapter = adapters.config_of(location)
         if adapter is None:
@@ -94,6 +100,8 @@ _ADAPTER_HINT = "Load it with the model and the peft that it was trained with: a
 
 def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer, with a pad token; an adapter folder without one has its base's."""
+    if (entry := catalog.packaged_model(location)) is not None:
+        return quantised.load_tokenizer(entry, what=what)
     with loading(what, location):
         adapter = adapters.config_of(location)
     folder = Path(location)

@@ -16,6 +16,8 @@ from safebench.world.policy import Policy
 _Thing = TypeVar("_Thing")
 _CONTEXT = 8
 """Tokens of a prompt that are decoded with its reply."""
+PROBABILITIES = 2**21
+"""Probabilities that are summed up at once in sampling, at most, unless a row has more: 16 MiB in double precision."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,17 @@ def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, 
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Return for each row the first token whose cumulative probability exceeds ``uniform`` [b]."""
+    """Return for each row the first token whose cumulative probability exceeds ``uniform`` [b].
+
+    Some rows at a time: no number depends on how many, and only these are held in double precision.
+    """
+    size = max(1, PROBABILITIES // logits.shape[-1])
+    return torch.cat(
+        [_draw_rows(logits[i : i + size], uniform[i : i + size], temperature) for i in range(0, len(logits), size)]
+    )
+
+
+def _draw_rows(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(-1)
     drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(-1)
     return drawn.clamp(max=logits.shape[-1] - 1)
