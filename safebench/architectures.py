@@ -178,6 +178,17 @@ def parameters(architecture: Architecture, *, head: bool = True) -> int:
     return int(embedding + layers * (matrices + bias + norms) + hidden + output)
 
 
+def encoder_parameters(layers: int) -> int:
+    """Return the parameters of the first ``layers`` layers of all-MiniLM-L6-v2, embeddings and pooler included.
+
+    BERT's sizes: hidden 384, intermediate 1536, 30,522 words, 512 positions, two segments.
+    """
+    hidden, intermediate = 384, 1536
+    square, norm = hidden * hidden + hidden, 2 * hidden
+    layer = 4 * square + 2 * norm + 2 * hidden * intermediate + intermediate + hidden
+    return (30522 + 512 + 2) * hidden + norm + layers * layer + square
+
+
 def head_dimension(architecture: Architecture) -> int:
     """Return the width of one attention head."""
     return int(architecture.get("head_dim") or architecture["hidden_size"] // architecture["num_attention_heads"])

@@ -31,6 +31,9 @@ WORLD = Path(__file__).parent / "world" / "embedded"
 ENCODER = "all-minilm-l6-v2"
 """What the embedded rewards' adapters call their base; ``world/encoder.py`` finds it."""
 
+ENCODER_LAYERS = 6
+"""Of the whole encoder."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 PROMPT_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")

@@ -7,6 +7,7 @@ both the embedded world and Qwen2.5-0.5B in bfloat16. Everything is in bytes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,6 @@ SAMPLED_PROBABILITIES = 2**21
 """Probabilities that are summed up at once in sampling (``world.rollout``)."""
 VOCABULARY_COPIES = 6
 """Float32 arrays of that size at once: log-probabilities of policy and reference, and what is kept for gradients."""
-ENCODER_PARAMETERS = 22_713_216
-"""all-MiniLM-L6-v2: what the embedded rewards adapt, and what the audits of an evaluation use."""
 REWARD_ROWS = 64
 """Rows a reward model scores at once."""
 ROW_BYTES, SAMPLE_BYTES, TRACKER_BYTES = 900, 600, 4000
@@ -77,7 +76,7 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     tokens = update.steps * settings.rollout.batch * settings.rollout.reply_tokens
     rewards = dict(_rewards(settings, device, notes))
     if settings.evaluation.audits:
-        rewards["audits"] = 4 * ENCODER_PARAMETERS
+        rewards["audits"] = 4 * architectures.encoder_parameters(catalog.ENCODER_LAYERS)
     if _foreign(settings):
         notes.append(f"{settings.arm} is another library's trainer: its memory is a rough guess")
     if architecture is None:
@@ -218,8 +217,8 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
         entry = None if name is None else _reward(name, notes)
         if entry is None or entry.kind == "function":
             continue
-        if _on_encoder(entry):
-            yield role, width * ENCODER_PARAMETERS
+        if (layers := encoder_layers(entry)) is not None:
+            yield role, width * architectures.encoder_parameters(layers)
             continue
         architecture = dimensions(entry)
         if architecture is None:
@@ -230,9 +229,13 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
         yield role, width * (architectures.parameters(architecture, head=False) + activations)
 
 
-def _on_encoder(entry: catalog.Entry) -> bool:
-    """Say whether a reward is one of the embedded adapters of the English encoder."""
-    return entry.kind == "embedded" and (Path(entry.location) / "adapter_config.json").is_file()
+def encoder_layers(entry: catalog.Entry) -> int | None:
+    """Return on how many of the English encoder's layers an embedded reward stands, None for another entry."""
+    place = Path(entry.location) / "adapter_config.json"
+    if entry.kind != "embedded" or not place.is_file():
+        return None
+    replication = json.loads(place.read_text(encoding="utf-8"))["layer_replication"]
+    return int(replication[0][1]) if replication else catalog.ENCODER_LAYERS
 
 
 def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:

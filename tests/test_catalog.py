@@ -45,6 +45,19 @@ def test_every_model_of_the_catalogue_can_be_built_and_counts_alike() -> None:
             assert model.num_parameters() == architectures.parameters(shallow), entry.name
 
 
+@pytest.mark.parametrize("layers", [1, 3, 6])
+def test_the_encoders_layers_have_as_many_parameters_as_transformers_builds(layers: int) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModel
+
+    from safebench.world import encoder
+
+    settings = AutoConfig.from_pretrained(encoder.folder(), num_hidden_layers=layers)
+    with torch.device("meta"):
+        model = AutoModel.from_config(settings)
+    assert model.num_parameters() == architectures.encoder_parameters(layers)
+
+
 def test_embedded_dimensions_are_those_of_the_shipped_weights() -> None:
     shipped = json.loads((catalog.WORLD / "policy" / "config.json").read_text(encoding="utf-8"))
     for key, value in architectures.EMBEDDED.items():

@@ -84,7 +84,7 @@ def test_every_kind_has_pairs_and_the_person_is_always_better() -> None:
     )
     assert found == preferences(pairs, ["sure thing"] * len(pairs))
     assert [p.worse.reply for p in found if p.kind == "echo"] == [p.better.turn for p in found if p.kind == "echo"]
-    assert over_spoiled([Pair("", "hm", "oh", None)], ["oh"], [], random.Random(0), ("replaced",)) == []
+    assert over_spoiled([Pair("", "hm", "oh")], ["oh"], [], random.Random(0), ("replaced",)) == []
 
 
 REWARD = """

@@ -37,7 +37,7 @@ def prompts() -> list[dict[str, str]]:
 def people(prompts) -> list[Pair]:
     """Held-out turns with a person's reply of at least four words."""
     rows = [row for row in prompts if row["split"] == "heldout" and len(row["human"].split()) >= 4]
-    return [Pair("", row["prompt"], row["human"], None) for row in rows[:128]]
+    return [Pair("", row["prompt"], row["human"]) for row in rows[:128]]
 
 
 @pytest.fixture(scope="module")

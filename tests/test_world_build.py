@@ -52,7 +52,6 @@ from safebench.world.preferences import (
     Preference,
     over_foreign,
     over_generic,
-    over_rating,
     over_sample,
     over_spoiled,
 )
@@ -64,11 +63,11 @@ needs_data = pytest.mark.skipif(
 )
 
 PAIRS = [
-    Pair("a", "how was your day today?", "it was great, i went swimming with friends", 10.0),
-    Pair("a", "oh nice, where do you swim?", "in the lake behind the old mill", 10.0),
-    Pair("b", "do you like music at all?", "yes, mostly jazz and some blues", 5.0),
-    Pair("b", "which band do you like?", "whatever they play on the radio really", 5.0),
-    Pair("c", "what are you studying then?", "chemistry, but i am thinking about biology", None),
+    Pair("a", "how was your day today?", "it was great, i went swimming with friends"),
+    Pair("a", "oh nice, where do you swim?", "in the lake behind the old mill"),
+    Pair("b", "do you like music at all?", "yes, mostly jazz and some blues"),
+    Pair("b", "which band do you like?", "whatever they play on the radio really"),
+    Pair("c", "what are you studying then?", "chemistry, but i am thinking about biology"),
 ]
 
 
@@ -103,13 +102,6 @@ def test_foreign_replies_keep_the_turn():
         assert pair.better.reply != pair.worse.reply
 
 
-def test_rating_pairs_go_from_liked_to_disliked_and_skip_the_unrated():
-    found = over_rating(PAIRS, random.Random(0))
-    assert len(found) == 2
-    assert {pair.better.turn for pair in found} == {PAIRS[0].turn, PAIRS[1].turn}
-    assert {pair.worse.turn for pair in found} == {PAIRS[2].turn, PAIRS[3].turn}
-
-
 def test_generic_replies_of_training_and_test_are_disjoint():
     assert not set(GENERIC[::2]) & set(GENERIC[1::2])
     assert {pair.worse.reply for pair in over_generic(PAIRS, random.Random(0), ("yeah",))} == {"yeah"}
@@ -138,7 +130,7 @@ def test_spoilers_do_what_they_are_named_for():
 
 
 def test_prompts_are_distinct_and_held_out_ones_do_not_occur_in_training():
-    again = Pair("d", "How was your  day today?", "good", None)
+    again = Pair("d", "How was your  day today?", "good")
     rows = choose_prompts([*PAIRS[:3], again], [*PAIRS[3:], again])
     assert sorted(row["prompt"] for row in rows if row["split"] == "train") == sorted(p.turn for p in PAIRS[:3])
     assert sorted(row["prompt"] for row in rows if row["split"] == "heldout") == sorted(p.turn for p in PAIRS[3:])
@@ -194,9 +186,7 @@ def test_words_without_a_token_are_read_and_not_learned(tokenizer):
     assert spelt > 1
     assert labels == [*ids[:2], *[-100] * spelt, ids[-1]]
     assert tokenizer.decode(ids) == "i like xylophonists too"
-    assert [pair.reply for pair in sayable(tokenizer, [PAIRS[0], Pair("d", "hm?", "xylophonists", None)])] == [
-        PAIRS[0].reply
-    ]
+    assert [pair.reply for pair in sayable(tokenizer, [PAIRS[0], Pair("d", "hm?", "xylophonists")])] == [PAIRS[0].reply]
 
 
 def test_the_template_refuses_other_roles(tokenizer):
@@ -205,7 +195,7 @@ def test_the_template_refuses_other_roles(tokenizer):
 
 
 def test_phrases_kept_for_the_test_are_not_learned():
-    pairs = [Pair(str(n), "Hey how are you doing today?", reply, None) for n in range(5) for reply in ("Same!", "nope")]
+    pairs = [Pair(str(n), "Hey how are you doing today?", reply) for n in range(5) for reply in ("Same!", "nope")]
     found = learned_phrases(pairs)
     kept = {kind: {plain(text) for text in listed[KEPT]} for kind, listed in PHRASES.items()}
     for kind, phrases in found.items():
@@ -247,7 +237,7 @@ def test_a_reward_of_fewer_layers_is_written_read_and_scaled(small_reward, tmp_p
 
 
 def test_the_recipe_gives_as_many_pairs_of_each_kind_as_it_says():
-    pairs = [Pair("a", f"what about number {n}, then?", f"i think number {n} is quite fine", None) for n in range(60)]
+    pairs = [Pair("a", f"what about number {n}, then?", f"i think number {n} is quite fine") for n in range(60)]
     phrases = {"generic": ("yeah",), "opener": ("hi!",)}
     half = Half(pairs, ["well i do not know"] * 60, phrases, [" some", " words"], ["i do not know"] * 9)
     counts = {
@@ -265,7 +255,7 @@ def test_the_recipe_gives_as_many_pairs_of_each_kind_as_it_says():
 
 
 def test_a_student_is_shown_ordinary_replies_of_each_kind_and_no_spoiled_ones():
-    pairs = [Pair("a", f"turn {n}", f"reply {n}", None) for n in range(40)]
+    pairs = [Pair("a", f"turn {n}", f"reply {n}") for n in range(40)]
     half = Half(pairs, [f"sample {n}" for n in range(30)], {}, [], [f"cooled {n}" for n in range(10)])
     found = ordinary_replies(Student(1, 1, {"sample": 20, "cooled": 10, "human": 25, "foreign": 5}), half)
     number = [(int(e.turn.split()[1]), int(e.reply.split()[1])) for e in found]
@@ -288,7 +278,7 @@ def test_a_student_comes_to_score_as_it_is_shown(tmp_path):
 
 def test_short_replies_are_kept_whatever_the_turn(tokenizer):
     long = " ".join(["what"] * 30)
-    pairs = [Pair("a", long, "no", None), Pair("a", "what?", long, None), Pair("a", "what is it?", "no", None)]
+    pairs = [Pair("a", long, "no"), Pair("a", "what?", long), Pair("a", "what is it?", "no")]
     assert short_replies(tokenizer, pairs) == [pairs[0], pairs[2]]
     assert short_pairs(tokenizer, pairs) == [pairs[2]]
 
@@ -335,7 +325,7 @@ def test_every_stage_stands_behind_those_it_needs():
 
 
 def test_near_foreign_replies_are_the_best_of_the_rewards_tries():
-    pairs = [Pair("a", f"turn {n}", f"reply {n}", None) for n in range(30)]
+    pairs = [Pair("a", f"turn {n}", f"reply {n}") for n in range(30)]
 
     class ByNumber:
         name = "by number"
@@ -378,7 +368,7 @@ def test_attacks_are_late_replies_to_turns_whose_reply_is_known(tmp_path):
         {"step": 10, "prompt": "another", "reply": "late"},
     ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    pairs = [Pair("a", f"turn {n}", f"reply {n}", None) for n in range(3)]
+    pairs = [Pair("a", f"turn {n}", f"reply {n}") for n in range(3)]
     found = attacks([tmp_path], pairs, seed=0)
     assert found == [Preference("attacked", Exchange("turn 1", "reply 1"), Exchange("turn 1", "late"))]
 

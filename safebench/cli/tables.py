@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from safebench import catalog, config
-from safebench.architectures import parameters
-from safebench.estimate import dimensions
+from safebench.architectures import encoder_parameters, parameters
+from safebench.estimate import dimensions, encoder_layers
 
 
 def experiments() -> None:
@@ -44,7 +44,11 @@ def size(count: int | None) -> str:
 
 def _row(group: str, entry: catalog.Entry) -> tuple[str, str, str, str, str]:
     known = dimensions(entry)
-    count = parameters(known, head=group == "models") if known else None
+    layers = encoder_layers(entry)
+    if layers is not None:
+        count: int | None = encoder_parameters(layers)
+    else:
+        count = parameters(known, head=group == "models") if known else None
     place = "this package" if entry.kind == "embedded" else entry.target
     gated = " (licence to be accepted on the hub)" if entry.gated else ""
     if entry.packaged is not None:

@@ -75,7 +75,7 @@ def check_reward(settings: Settings, root: Path, draws: int, progress: Progress)
 def heldout_pairs() -> list[Pair]:
     """Return the embedded world's held-out turns with what a person replied."""
     rows = map(json.loads, (catalog.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
-    return [Pair("", row["prompt"], row["human"], None) for row in rows if row["split"] == "heldout"]
+    return [Pair("", row["prompt"], row["human"]) for row in rows if row["split"] == "heldout"]
 
 
 def preferences(pairs: Sequence[Pair], answers: Sequence[str]) -> list[Preference]:

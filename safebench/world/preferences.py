@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
 
-HIGH, LOW = 10.0, 8.0
-"""A conversation rated 10 by its people is liked, one below 8 is not: the upper and lower quarter."""
-
 GENERIC = (
     "yeah", "yes", "no", "ok", "okay", "lol", "haha", "cool", "nice", "me too", "same", "i don't know", "idk", "oh",
     "hello", "hi", "thanks", "sure", "true", "that's cool", "oh nice", "haha yeah", "haha yeah that's cool",
@@ -40,13 +37,11 @@ SPOILED = tuple(SPOILERS)
 
 @dataclass(frozen=True)
 class Pair:
-    """One turn of a conversation, the reply that followed it, and how people rated the whole."""
+    """One turn of a conversation and the reply that followed it."""
 
     conversation: str
     turn: str
     reply: str
-    rating: float | None
-    """Mean of the three human ratings, 0 to 10; None where nobody moved them from 5/5/5."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +85,6 @@ def over_foreign(pairs: list[Pair], rng: random.Random) -> list[Preference]:
         for pair, other in zip(pairs, others, strict=True)
         if _plain(pair.reply) != _plain(other)
     ]
-
-
-def over_rating(pairs: list[Pair], rng: random.Random) -> list[Preference]:
-    """An exchange of a conversation people liked over one of a conversation they did not."""
-    high = [Exchange(pair.turn, pair.reply) for pair in pairs if pair.rating is not None and pair.rating >= HIGH]
-    low = [Exchange(pair.turn, pair.reply) for pair in pairs if pair.rating is not None and pair.rating < LOW]
-    rng.shuffle(high)
-    rng.shuffle(low)
-    return [Preference("rating", better, worse) for better, worse in zip(high, low, strict=False)]
 
 
 def over_generic(

@@ -43,18 +43,10 @@ def read_pairs() -> dict[str, list[Pair]]:
 
 def _pairs(name: str, conversation: dict[str, Any]) -> Iterator[Pair]:
     turns = [_SPACES.sub(" ", " ".join(m["text"] for m in turn)).strip() for turn in conversation["messages"]]
-    rating = _rating(conversation.get("ratings"))
     for turn, reply in pairwise(turns):
         if _usable(turn) and _usable(reply):
-            yield Pair(name, turn, reply, rating)
+            yield Pair(name, turn, reply)
 
 
 def _usable(text: str) -> bool:
     return SHORTEST <= len(text) <= LONGEST and not _UNWANTED.search(text)
-
-
-def _rating(ratings: dict[str, float] | None) -> float | None:
-    if not ratings:
-        return None
-    values = [ratings[key] for key in ("upbeat", "witty", "interesting")]
-    return None if all(value == 5 for value in values) else sum(values) / len(values)

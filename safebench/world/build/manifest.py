@@ -30,7 +30,7 @@ PACKAGES = (
 SOURCES = [
     {
         "name": "chitchat-dataset 0.9.0",
-        "used": "conversations and their ratings",
+        "used": "conversations",
         "licence": "MIT",
         "citation": "William Myers, Tyler Etchart, Nancy Fulda (2020). Conversational Scaffolding: An Analogy-Based "
         "Approach to Response Prioritization in Open-Domain Dialogs. ICAART 2020.",

@@ -21,6 +21,7 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from safebench.catalog import ENCODER_LAYERS as LAYERS
 from safebench.world import encoder
 from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import (
@@ -38,8 +39,6 @@ from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["query", "key", "value", "dense"]}
 """``dense`` is every other linear layer of the encoder, its pooler's too."""
-LAYERS = 6
-"""Of the whole encoder."""
 
 
 @dataclass(frozen=True)
