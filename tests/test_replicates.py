@@ -122,6 +122,18 @@ def test_csv_has_a_cell_for_each_arm(call: Any, tmp_path: Path) -> None:
     assert "rounding_each" not in call("ppo", "--format", "csv")[1]
 
 
+def test_the_page_has_the_column(call: Any, tmp_path: Path) -> None:
+    results(tmp_path / "results")
+    page = tmp_path / "page.html"
+    words = ["report", "ppo", "safe", "--steps", "20", "--results", str(tmp_path / "results"), "--out", str(page)]
+    assert main([*words, "--replicate", "1"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert '<th scope="col">rounding a / b</th>' in text and "<td>0.2500 / 0.0833</td>" in text
+    assert main(words) == 0
+    assert "rounding a / b" not in page.read_text(encoding="utf-8")
+    assert main([*words, "--replicate", "1", "--judge", "x"]) == 2
+
+
 def test_missing_replicates_are_named(call: Any, tmp_path: Path) -> None:
     results(tmp_path / "results", replicates=2)
     code, out, err = call("ppo", "safe", "--replicate", "1", "--format", "json")

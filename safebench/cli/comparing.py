@@ -87,8 +87,15 @@ def _refuse_what_cannot_be(choice: Choice, wish: Wish, output: Format) -> None:
         raise UsageError(
             "--brief has rows of its own, and no --metric, --judge or latex", hint="Leave one of them out."
         )
-    if choice.replicate and (wish.brief or choice.judge or choice.where):
-        raise UsageError("--replicate does not go with --brief, --judge or --where", hint="Leave one of them out.")
+    if choice.replicate and wish.brief:
+        raise UsageError("--replicate does not go with --brief", hint="Leave one of them out.")
+    refuse_replicates_of_others(choice)
+
+
+def refuse_replicates_of_others(choice: Choice) -> None:
+    """Raise ``UsageError`` where replicates are asked for beside runs or a judge that have none."""
+    if choice.replicate and (choice.judge or choice.where):
+        raise UsageError("--replicate does not go with --judge or --where", hint="Leave one of them out.")
 
 
 def _tables(asked: Asked, choice: Choice, wish: Wish, output: Format) -> None:

@@ -17,6 +17,7 @@ def report(
     seeds: options.Seeds = None,
     where: options.Where = None,
     judge: options.Judge = None,
+    replicate: options.ReplicatesOf = None,
     baseline: options.Baseline = None,
     force: options.Force = False,
     crash_spec: options.CrashSpecification = CrashVersion.HARMS,
@@ -33,7 +34,7 @@ def report(
     from safebench.cli.gathering import Choice
 
     asked = Asked(experiment or HEADLINE, seeds=seeds, preset=preset, model=model, steps=steps, overrides=set_ or ())
-    choice = Choice(results, where=where or (), judge=judge)
+    choice = Choice(results, where=where or (), judge=judge, replicate=replicate)
     reporting.write_page(asked, choice, Wish(baseline=baseline, force=force, spec=crash_spec.spec), out)
 
 

@@ -88,7 +88,7 @@ ReplicatesOf = Annotated[
         "--replicate",
         min=1,
         metavar="K",
-        help="Add a column: what rounding alone moves, by the K-th replicates (made with --run).",
+        help="Add a column: what rounding alone moves, by the K-th replicates (compare --run makes them).",
     ),
 ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safebench import config
 from safebench.cli.asked import Asked, parse_seeds
-from safebench.cli.comparing import Wish
+from safebench.cli.comparing import Wish, refuse_replicates_of_others
 from safebench.cli.gathering import Choice, gather
 from safebench.errors import MissingResource, UsageError
 from safebench.evidence import claims, runs
@@ -76,6 +76,7 @@ def write_page(asked: Asked, choice: Choice, wish: Wish, out: Path) -> None:
     from safebench.report.page.write import write_report
 
     presets = config.expand_preset(asked.preset)
+    refuse_replicates_of_others(choice)
     for gathered in gather(asked, choice):
         comparison = wish.compare(gathered)
         own = not choice.where and choice.judge is None

@@ -78,7 +78,6 @@ def _figures(comparison: Comparison, found: Frontier, steps: Sequence[int] | Non
 
 def _context(comparison: Comparison, found: Frontier, ledger: Ledger | None) -> dict[str, Any]:
     """Return what the template says."""
-    others = comparison.arms[1:]
     planned = max(summary.run.planned_steps for found in comparison.summaries.values() for summary in found)
     return {
         "title": words.title(comparison),
@@ -86,10 +85,7 @@ def _context(comparison: Comparison, found: Frontier, ledger: Ledger | None) -> 
         "verdict": words.verdict(comparison),
         "cards": words.cards(comparison),
         "comparison": comparison,
-        "header": [
-            *(cells.heading(comparison, arm) for arm in comparison.arms),
-            *(cells.difference_heading(comparison, arm) for arm in others),
-        ],
+        "header": cells.headings(comparison, comparison.arms),
         "lines": [(row, cells.line(comparison, row, comparison.arms)) for row in comparison.rows],
         "tests": cells.tests(comparison),
         "digits": DIGITS,
