@@ -16,7 +16,7 @@ from pathlib import Path
 from safebench.world.preferences import Exchange, Pair, Preference
 
 KIND = "attacked"
-STEPS = 120
+STEPS = 80
 LATE = 0.5
 """Replies of this last share of the steps are kept."""
 HELD_OUT = 512
@@ -44,7 +44,8 @@ def run_pilot(pilot: Pilot, policy: Path, prompts: Path, results: Path, steps: i
         *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(steps), "--results", str(results)),
         *("--model", str(policy), "--reward", str(pilot.reward), "--prompts", str(prompts)),
         *("--preset", "default", "--set", f"reward.judge={pilot.reward}", "--set", "recording.samples=32"),
-        *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=60"),
+        *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=80"),
+        *("--set", "evaluation.prompts=32", "--set", "evaluation.audits=false"),
     ]
     subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
 
