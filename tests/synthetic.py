@@ -16,6 +16,7 @@ from safebench.metrics import KEYS
 from safebench.recording import manifest, status
 from safebench.recording.folder import begin
 from safebench.recording.metrics_csv import MetricsWriter
+from safebench.settings import Settings
 
 Curves = Mapping[str, Sequence[float | str | None]]
 CONSTANTS = {
@@ -46,17 +47,24 @@ def write_run(
     planned = rows - 1 if steps is None else steps
     settings = config.resolve(experiment, overrides=[f"update.steps={planned}", f"seed={seed}", *overrides])
     path = root / "embedded" / (folder or experiment) / f"seed-{seed}"
+    leave(path, settings, curves, state=state, constants=constants)
+    return path
+
+
+def leave(
+    path: Path, settings: Settings, curves: Curves, *, state: str = "finished", constants: Mapping[str, Any] = CONSTANTS
+) -> None:
+    """Write the run of these very settings into the folder ``path``, which is made."""
+    rows = max(map(len, curves.values()))
     path.mkdir(parents=True)
     begin(path, settings, constants)
     writer = MetricsWriter(path / "metrics.csv")
     for step in range(rows):
         writer.write({**dict.fromkeys(KEYS), "step": step, **{key: values[step] for key, values in curves.items()}})
     writer.close()
-    ended = status.Status(state)
-    record = status.StatusRecord(ended, rows - 1, planned, "2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00")
-    status.write(path, record)
+    planned, begun, ended = settings.update.steps, "2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00"
+    status.write(path, status.StatusRecord(status.Status(state), rows - 1, planned, begun, ended))
     assert manifest.read(path)["sigma0"] == constants["sigma0"]
-    return path
 
 
 def unpaired(run: Run) -> Run:
