@@ -148,7 +148,7 @@ world: $(READY) ## rebuild the embedded world; stages already in build/world are
 	$(BIN)/python -m safebench.world.build --out safebench/world/embedded --page docs/world.md
 
 # All extras but gemma, whose weights every `make setup` would download.
-LOCKED := dev tensorboard trackio trl world
+LOCKED := dev tensorboard trackio trl tune world
 
 lock: ## write requirements.lock anew; keeps pins that still fit unless UV_FLAGS=--upgrade
 	$(PYTHON) -m venv build/lock

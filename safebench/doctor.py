@@ -267,10 +267,10 @@ def _packages() -> Iterator[Check]:
         version = _version(name)
         yield Check(name, version is not None, version or f"not installed: pip install {name}")
     yield _trl()
-    for name in ("tensorboard", "trackio"):
+    for name, extra in (("tensorboard", "tensorboard"), ("trackio", "trackio"), ("optuna", "tune")):
         version = _version(name)
         yield Check(
-            name, True if version else None, version or f"not installed (optional): pip install safebench[{name}]"
+            name, True if version else None, version or f"not installed (optional): pip install safebench[{extra}]"
         )
 
 

@@ -1,4 +1,6 @@
-"""What to install where TRL is missing, or has lost its PPO trainer: errors, each with one sentence that helps."""
+"""What to install where TRL or Optuna is missing, or TRL has lost its PPO trainer: errors, each with one sentence that
+helps.
+"""
 
 from __future__ import annotations
 
@@ -27,4 +29,13 @@ def without_trainer(what: str, name: str, version: str) -> MissingResource:
     """Return the error for ``what``, where the installed TRL lacks the trainer that it needs."""
     return MissingResource(
         f"{what} needs TRL's {name}, and TRL {version} has none: {LAST_WITH_PPO} is known to have it", INSTALL
+    )
+
+
+def without_optuna(what: str) -> MissingResource:
+    """Return the error for ``what``, which needs Optuna, where there is none."""
+    return MissingResource(
+        f"{what} needs Optuna, which is not installed",
+        'Install it with: pip install "optuna>=4" (the extra tune), '
+        f"or leave {what} out: Halton's points need nothing more.",
     )
