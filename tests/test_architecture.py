@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "safebench"
-DOORS = {"trl": 2, "wandb": 1, "tensorboard": 1, "trackio": 1, "matplotlib": 1, "plotly": 1}
+DOORS = {"trl": 2, "wandb": 1, "tensorboard": 1, "trackio": 1, "matplotlib": 1, "plotly": 1, "optuna": 1}
 """By how many files each comes in: TRL trains the embedded world, and is an arm or three."""
 LIGHT = ("cli", "config", "catalog", "errors", "settings", "evidence", "report", "metrics")
 

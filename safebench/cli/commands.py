@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from safebench.cli import options
-from safebench.cli.options import CrashVersion, Format, IfExists
+from safebench.cli.options import CrashVersion, Format, IfExists, Sampler
 
 RESULTS = Path("results")
 
@@ -122,6 +122,7 @@ def tune(
     budget: options.Budget,
     pilot_seeds: options.PilotSeeds = "1000-1001",
     criterion: options.Criterion = "judge_final",
+    sampler: options.SamplerName = Sampler.HALTON,
     model: options.ModelName = None,
     reward: options.RewardName = None,
     prompts: options.PromptsName = None,
@@ -153,7 +154,7 @@ def tune(
         overrides=set_ or (),
         trust=trust_remote_code or (),
     )
-    plan = tuning.plan(asked, budget, criterion)
+    plan = tuning.plan(asked, budget, criterion, sampler.value)
     if dry_run:
         return tuning.dry_run(plan)
     return tuning.tune(plan, results, jobs, if_exists)

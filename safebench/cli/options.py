@@ -20,6 +20,13 @@ class IfExists(StrEnum):
     OVERWRITE = "overwrite"
 
 
+class Sampler(StrEnum):
+    """What chooses the points of a tuning."""
+
+    HALTON = "halton"
+    OPTUNA = "optuna"
+
+
 class CrashVersion(StrEnum):
     """Versions of the crash specification."""
 
@@ -205,6 +212,10 @@ Budget = Annotated[
 ]
 PilotSeeds = Annotated[
     str, typer.Option("--pilot-seeds", metavar="1000-1001", help="Seeds of the pilot runs, from 1000 on.")
+]
+SamplerName = Annotated[
+    Sampler,
+    typer.Option("--sampler", help="halton: a fixed sequence; optuna: half of it, then by the results (extra tune)."),
 ]
 Criterion = Annotated[
     str, typer.Option("--criterion", metavar="KEY", help="What the winner has most of, or least: a row of `compare`.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from safebench.knobs import Tunable
 from safebench.launch import Result, exit_code, is_main, launch, open_view
 from safebench.recording.files import write_atomic
 from safebench.settings import Settings
+from safebench.settings.tuning import Sampler
+from safebench.tuning import tpe
 from safebench.tuning.points import Point, points
 from safebench.tuning.search import Search, Trial, criterion, search
 
@@ -29,10 +32,16 @@ FOLDER = "tuning"
 FIRST_SEED = 1000
 """Comparisons count their seeds from 0."""
 
+Made = Mapping[Settings, Result]
+"""What became of the pilot runs so far."""
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """An experiment to tune: how it was asked for, its knobs, its points, and each point's settings, seed by seed."""
+    """An experiment to tune: how it was asked for, its knobs, its points, and each point's settings, seed by seed.
+
+    Its points are those known so far: later ones may be chosen from the results of earlier ones.
+    """
 
     name: str
     tunable: Tunable
@@ -47,30 +56,47 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """All pilot runs of a command."""
+    """All pilot runs of a command: ``count`` points of each candidate, each on every seed."""
 
     asked: Asked
     criterion: Scalar
     seeds: tuple[int, ...]
+    count: int
+    sampler: Sampler
     candidates: tuple[Candidate, ...]
+
+    @property
+    def left(self) -> int:
+        """Points of each experiment that are chosen from the results."""
+        return self.count - len(self.candidates[0].points)
+
+    @property
+    def runs(self) -> int:
+        """Pilot runs of each experiment."""
+        return self.count * len(self.seeds)
 
     @property
     def told(self) -> str:
         """The plan in a line."""
-        count, seeds = len(self.candidates[0].points), ", ".join(map(str, self.seeds))
-        several = "s" if len(self.candidates) > 1 else ""
+        seeds, several = ", ".join(map(str, self.seeds)), "s" if len(self.candidates) > 1 else ""
+        chosen = f" ({self.left} of them chosen by Optuna)" if self.left else ""
         return (
-            f"tune: {len(self.candidates)} experiment{several}, {count} points each, seeds {seeds}: "
-            f"{len(self.candidates) * count * len(self.seeds)} pilot runs; criterion {self.criterion.key}"
+            f"tune: {len(self.candidates)} experiment{several}, {self.count} points each{chosen}, seeds {seeds}: "
+            f"{len(self.candidates) * self.runs} pilot runs; criterion {self.criterion.key}"
         )
 
 
-def plan(asked: Asked, budget: int, key: str) -> Plan:
-    """Return the pilot runs that a budget means. Raises ``UsageError`` for whatever is wrong, before any run."""
+def plan(asked: Asked, budget: int, key: str, sampler: Sampler = "halton") -> Plan:
+    """Return the pilot runs that a budget means, as far as no result chooses them.
+
+    Raises ``UsageError`` for whatever is wrong, and ``MissingResource`` without the sampler's library, before any run.
+    """
     if len(config.expand_preset(asked.preset)) > 1:
         raise UsageError(f"--preset {asked.preset} is several presets", "Tune under one preset at a time.")
+    if sampler == "optuna" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{tpe.OPTION} and several processes per run do not go together", "Use --jobs.")
     seeds = _pilot_seeds(asked.seeds or "")
-    count = _points_of(budget, len(seeds))
+    count = _points_of(budget, len(seeds), sampler)
     tunables = asked.tunable()
     names = list(dict.fromkeys(asked.experiments))
     titles = [tunable.settings.experiment for tunable in tunables]
@@ -78,35 +104,44 @@ def plan(asked: Asked, budget: int, key: str) -> Plan:
         raise UsageError(f"{', '.join(doubled)} is asked for twice", "Name each experiment once.")
     chosen = criterion(key, judged=all(tunable.settings.reward.judge is not None for tunable in tunables))
     pairs = zip(names, tunables, strict=True)
-    return Plan(asked, chosen, tuple(seeds), tuple(_candidate(asked, *pair, count, seeds) for pair in pairs))
+    candidates = tuple(_candidate(asked, *pair, count, seeds, sampler) for pair in pairs)
+    return Plan(asked, chosen, tuple(seeds), count, sampler, candidates)
 
 
 def dry_run(plan: Plan) -> int:
-    """Print every experiment's points."""
+    """Print every experiment's points, as far as no result chooses them."""
     print(f"Nothing is run. {plan.told}")
     for candidate in plan.candidates:
         print(f"\n{candidate.title}")
         knobs = list(candidate.tunable.knobs)
-        rows = [(str(point.number), *_values(point), _published(point)) for point in candidate.points]
+        rows = [(str(point.number), *_values(point), _source(point)) for point in candidate.points]
         print(columns([("POINT", *knobs, ""), *rows]))
+    if plan.left:
+        print(f"\nOf each experiment Optuna chooses {plan.left} more from the results.")
     return 0
 
 
 def tune(plan: Plan, root: Path, jobs: int, if_exists: IfExists) -> int:
     """Make the pilot runs that are missing, write and print each experiment's outcome; return the exit code."""
     folder = root / FOLDER
-    called = dict(_named(plan))
     if is_main():
         print(plan.told, file=sys.stderr)
-    view = open_view(len(called))
-    results = launch(list(called), folder, view, jobs=jobs, if_exists=if_exists.value, name=called.__getitem__)
-    code = exit_code([result for result in results if result.status not in ("finished", "unstable")])
+    candidates, made, stopped = plan.candidates, dict[Settings, Result](), False
+    while called := {settings: name for settings, name in _named(candidates) if settings not in made}:
+        view = open_view(len(called))
+        results = launch(list(called), folder, view, jobs=jobs, if_exists=if_exists.value, name=called.__getitem__)
+        made |= {result.settings: result for result in results}
+        if stopped := any(result.exit_code == 130 for result in results):
+            break
+        candidates = tuple(_grown(plan, candidate, made) for candidate in candidates)
+    code = exit_code([result for result in made.values() if not _ended(result)])
     if not is_main():
         return code
-    made = {result.settings: result for result in results}
-    files = [_settle(plan, candidate, made, folder) for candidate in plan.candidates]
-    if (left := sum(result.exit_code == 130 for result in results)) > 0:
-        text = f"stopped: {left} of {len(results)} pilot runs unfinished; the same command continues them"
+    files = [_settle(plan, candidate, made, folder) for candidate in candidates]
+    if stopped:
+        planned = len(candidates) * plan.runs
+        left = planned - sum(result.exit_code != 130 for result in made.values())
+        text = f"stopped: {left} of {planned} pilot runs unfinished; the same command continues them"
         print(text, file=sys.stderr)
     if all(files):
         print(f"\nnext: {_comparison(plan, [file for file in files if file], root)}")
@@ -123,43 +158,73 @@ def _pilot_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _points_of(budget: int, seeds: int) -> int:
+def _points_of(budget: int, seeds: int, sampler: Sampler) -> int:
     """Return the number of points. A remainder is refused: the budget is what is reported as the cost."""
-    if budget % seeds or budget < 2 * seeds:
-        nearest = max(2, round(budget / seeds)) * seeds
+    least = tpe.LEAST if sampler == "optuna" else 2
+    if budget % seeds or budget < least * seeds:
+        nearest = max(least, round(budget / seeds)) * seeds
         reason = "no whole number of points" if budget % seeds else "the published point alone"
+        if budget == 2 * seeds:
+            reason = f"2 points: they leave {tpe.OPTION} none to choose"
         raise UsageError(f"--budget {budget} on {seeds} pilot seeds is {reason}", f"Write --budget {nearest}.")
     return budget // seeds
 
 
-def _candidate(asked: Asked, name: str, tunable: Tunable, count: int, seeds: list[int]) -> Candidate:
-    chosen = tuple(points(tunable, count))
-    made = []
-    for point in chosen:
-        one = replace(asked, experiments=[name], overrides=[*asked.overrides, *point.overrides])
-        (settings,) = one.settings()
-        made.append(tuple(settings.model_copy(update={"seed": seed}) for seed in seeds))
-    return Candidate(name, tunable, chosen, tuple(made))
+def _candidate(
+    asked: Asked, name: str, tunable: Tunable, count: int, seeds: Sequence[int], sampler: Sampler
+) -> Candidate:
+    chosen = tuple((tpe.first_points if sampler == "optuna" else points)(tunable, count))
+    return Candidate(name, tunable, chosen, tuple(_runs(asked, name, point, seeds) for point in chosen))
 
 
-def _named(plan: Plan) -> Iterator[tuple[Settings, str]]:
+def _runs(asked: Asked, name: str, point: Point, seeds: Sequence[int]) -> tuple[Settings, ...]:
+    """Return the settings of an experiment's point, seed by seed."""
+    one = replace(asked, experiments=[name], overrides=[*asked.overrides, *point.overrides])
+    (settings,) = one.settings()
+    return tuple(settings.model_copy(update={"seed": seed}) for seed in seeds)
+
+
+def _named(candidates: Sequence[Candidate]) -> Iterator[tuple[Settings, str]]:
     """Yield every pilot run and its name on the screen; points in the outer order, experiments take turns."""
-    for number in range(len(plan.candidates[0].points)):
-        for candidate in plan.candidates:
-            for settings in candidate.runs[number]:
-                yield settings, f"{candidate.title} point {number + 1} seed {settings.seed}"
+    for number in range(max(len(candidate.points) for candidate in candidates)):
+        for candidate in candidates:
+            for of_point in candidate.runs[number : number + 1]:
+                for settings in of_point:
+                    yield settings, f"{candidate.title} point {number + 1} seed {settings.seed}"
 
 
-def _settle(plan: Plan, candidate: Candidate, made: dict[Settings, Result], folder: Path) -> Path | None:
+def _grown(plan: Plan, candidate: Candidate, made: Made) -> Candidate:
+    """Return a candidate with one more point, chosen from its results; as it is where it has all, or lacks a run."""
+    if len(candidate.points) == plan.count or not all(_ended(result) for result in _results(candidate, made)):
+        return candidate
+    point = tpe.propose(_search(plan, candidate, made))
+    settings = _runs(plan.asked, candidate.name, point, plan.seeds)
+    return replace(candidate, points=(*candidate.points, point), runs=(*candidate.runs, settings))
+
+
+def _results(candidate: Candidate, made: Made) -> list[Result]:
+    return [made[settings] for of_point in candidate.runs for settings in of_point]
+
+
+def _ended(result: Result) -> bool:
+    """Say whether a run is a result, unstable or not."""
+    return result.status in runs.COMPLETE
+
+
+def _search(plan: Plan, candidate: Candidate, made: Made) -> Search:
+    """Return what the runs of a candidate's points came to, all of which have ended."""
+    read = ([runs.read(made[settings].folder) for settings in of_point] for of_point in candidate.runs)
+    of_points = zip(candidate.points, read, strict=True)
+    return search(candidate.name, candidate.tunable, plan.criterion, of_points, plan.sampler)
+
+
+def _settle(plan: Plan, candidate: Candidate, made: Made, folder: Path) -> Path | None:
     """Write and print the outcome of one experiment; None where runs are missing or nothing can win."""
-    results = [[made[settings] for settings in of_point] for of_point in candidate.runs]
-    ended = [result.status in ("finished", "unstable") for of_point in results for result in of_point]
-    if not all(ended):
-        text = f"{candidate.title}: no outcome, {len(ended) - sum(ended)} of {len(ended)} pilot runs are missing"
+    if missing := plan.runs - sum(_ended(result) for result in _results(candidate, made)):
+        text = f"{candidate.title}: no outcome, {missing} of {plan.runs} pilot runs are missing"
         print(text, file=sys.stderr)
         return None
-    read = [[runs.read(result.folder) for result in of_point] for of_point in results]
-    found = search(candidate.name, candidate.tunable, plan.criterion, zip(candidate.points, read, strict=True))
+    found = _search(plan, candidate, made)
     try:
         print(f"\n{_table(found)}")
     except UsageError as error:
@@ -199,7 +264,7 @@ def _row(trial: Trial, wins: bool) -> tuple[str, ...]:
     if not trial.whole:
         figure += f" in {estimate.n} of {len(trial.pilots)} runs: cannot win"
     crashed = sum(pilot.crashed for pilot in trial.pilots)
-    marks = [mark for mark in (_published(trial.point), "winner" if wins else "") if mark]
+    marks = [mark for mark in (_source(trial.point), "winner" if wins else "") if mark]
     number, count = str(trial.point.number), str(len(trial.pilots))
     return number, *_values(trial.point), figure, count, str(crashed), ", ".join(marks)
 
@@ -208,8 +273,9 @@ def _values(point: Point) -> tuple[str, ...]:
     return tuple("null" if value is None else f"{value:g}" for value in point.values.values())
 
 
-def _published(point: Point) -> str:
-    return "published" if point.number == 1 else ""
+def _source(point: Point) -> str:
+    """Return where a point comes from, where that is to be seen: most are Halton's."""
+    return "" if point.source == "halton" else point.source
 
 
 def _comparison(plan: Plan, files: list[Path], root: Path) -> str:

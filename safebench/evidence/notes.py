@@ -126,9 +126,11 @@ def _tuning(run: Run) -> str:
     record = run.settings["tuned"]
     try:
         seeds = ", ".join(map(str, record["seeds"]))
+        sampler = record.get("sampler", "halton")  # which the first records do not name
+        by = "" if sampler == "halton" else f" (sampler {sampler})"
         return (
             f"tuning of {run.experiment} from {record['experiment']} by {record['criterion']}, "
-            f"{record['points']} points on seeds {seeds}: {cost_told(record)}"
+            f"{record['points']} points{by} on seeds {seeds}: {cost_told(record)}"
         )
     except (KeyError, TypeError, ValueError):  # not as this version writes it
         return f"tuning of {run.experiment}: its config.yaml does not tell the cost"

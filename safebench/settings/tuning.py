@@ -8,6 +8,9 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from safebench.settings.section import Finite, NonNegative, Section
 
+Sampler = Literal["halton", "optuna"]
+"""What chose the points: Halton's sequence alone, or it for the first half and Optuna for the others."""
+
 
 class Knob(Section):
     """Range of one setting: ``tuning.knobs`` of an experiment has one for each setting that tuning may change."""
@@ -33,6 +36,7 @@ class Tuned(Section):
     """The experiment as published."""
     preset: str | None = None
     criterion: str
+    sampler: Sampler = "halton"
     seeds: tuple[NonNegativeInt, ...]
     """Of the pilot runs."""
     points: PositiveInt

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from safebench.errors import UsageError
 from safebench.knobs import Tunable
@@ -18,6 +18,7 @@ PATIENCE = 64
 """Numbers of the sequence drawn per point wanted, before a search that finds no new points is given up."""
 
 Value = int | float | None
+Source = Literal["published", "halton", "optuna"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Point:
 
     number: int
     values: Mapping[str, Value]
+    source: Source = "halton"
+    """Where the values come from."""
 
     @property
     def overrides(self) -> list[str]:
@@ -56,13 +59,26 @@ def points(tunable: Tunable, count: int) -> list[Point]:
             f"the knobs of {tunable.settings.experiment} have {len(found)} different points, and {count} are asked for",
             "Lower --budget, or widen the ranges.",
         )
-    return [Point(number, values) for number, values in enumerate(found, start=1)]
+    others = (Point(number, values) for number, values in enumerate(found[1:], start=2))
+    return [Point(1, published, "published"), *others]
+
+
+def is_whole(published: Value) -> bool:
+    """Say whether a knob takes whole numbers alone: where its published value is one."""
+    return isinstance(published, int)
+
+
+def rounded(knob: Knob, value: float, whole: bool) -> int | float:
+    """Return ``value`` at ``DIGITS`` digits, or as a whole number, within the knob's range."""
+    if whole:
+        return min(max(round(value), math.ceil(knob.low)), math.floor(knob.high))
+    return min(max(float(f"{value:.{DIGITS}g}"), knob.low), knob.high)
 
 
 def _scaled(knobs: Mapping[str, Knob], published: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Value]:
     """Return the values at ``shares``, from 0 to 1, of the knobs' ranges; whole where the published value is."""
     pairs = zip(knobs.items(), shares, strict=True)
-    return {key: _value(knob, share, isinstance(published[key], int)) for (key, knob), share in pairs}
+    return {key: _value(knob, share, is_whole(published[key])) for (key, knob), share in pairs}
 
 
 def _value(knob: Knob, share: float, whole: bool) -> int | float:
@@ -70,6 +86,4 @@ def _value(knob: Knob, share: float, whole: bool) -> int | float:
         value = math.exp(math.log(knob.low) + share * (math.log(knob.high) - math.log(knob.low)))
     else:
         value = knob.low + share * (knob.high - knob.low)
-    if whole:
-        return min(max(round(value), math.ceil(knob.low)), math.floor(knob.high))
-    return min(max(float(f"{value:.{DIGITS}g}"), knob.low), knob.high)
+    return rounded(knob, value, whole)

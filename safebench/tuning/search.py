@@ -22,7 +22,7 @@ from safebench.knobs import Tunable
 from safebench.layers import is_path
 from safebench.names import unknown
 from safebench.recording.jsonl import plain
-from safebench.settings.tuning import Tuned
+from safebench.settings.tuning import Sampler, Tuned
 from safebench.tuning.points import Point
 
 NOT_ALONE = "judge_matched"
@@ -70,6 +70,7 @@ class Search:
     tunable: Tunable
     criterion: Scalar
     trials: tuple[Trial, ...]
+    sampler: Sampler = "halton"
 
     @cached_property
     def winner(self) -> Trial:
@@ -101,6 +102,7 @@ class Search:
             experiment=self.experiment,
             preset=self.tunable.settings.experiment.partition("@")[2] or None,
             criterion=self.criterion.key,
+            sampler=self.sampler,
             seeds=tuple(dict.fromkeys(pilot.seed for pilot in pilots)),
             points=len(self.trials),
             runs=len(pilots),
@@ -119,7 +121,7 @@ class Search:
             "points": [_trial(trial) for trial in self.trials],
             "winner": self.winner.point.number,
         }
-        order = ("experiment", "preset", "criterion", "seeds", "knobs", "points", "winner")
+        order = ("experiment", "preset", "criterion", "sampler", "seeds", "knobs", "points", "winner")
         cost = {key: content.pop(key) for key in ("runs", "steps", "tokens", "seconds")}
         told = {key: content[key] for key in order} | {"cost": cost}
         return json.dumps(plain(told), indent=2, allow_nan=False) + "\n"
@@ -173,16 +175,23 @@ def pilot(run: Run, criterion: Scalar) -> Pilot:
     )
 
 
-def search(name: str, tunable: Tunable, criterion: Scalar, runs: Iterable[tuple[Point, Sequence[Run]]]) -> Search:
+def search(
+    name: str,
+    tunable: Tunable,
+    criterion: Scalar,
+    runs: Iterable[tuple[Point, Sequence[Run]]],
+    sampler: Sampler = "halton",
+) -> Search:
     """Return the outcome of a search from its runs, point by point."""
     trials = (Trial(point, tuple(pilot(run, criterion) for run in found)) for point, found in runs)
-    return Search(name, tunable, criterion, tuple(trials))
+    return Search(name, tunable, criterion, tuple(trials), sampler)
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
     estimate = trial.estimate
     return {
         "number": trial.point.number,
+        "source": trial.point.source,
         "values": dict(trial.point.values),
         "mean": estimate.value,
         "low": estimate.low,

@@ -1,0 +1,103 @@
+"""Points that Optuna chooses from the results so far, by its TPE sampler. The only file that imports optuna."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from safebench.extras import without_optuna
+from safebench.knobs import Tunable
+from safebench.settings.tuning import Knob
+from safebench.tuning.points import PATIENCE, Point, is_whole, points, rounded
+from safebench.tuning.search import Search
+
+OPTION = "--sampler optuna"
+LEAST = 3
+"""Fewest points of a search: the published one, one of Halton's, and one that Optuna chooses."""
+
+
+def first_points(tunable: Tunable, count: int) -> list[Point]:
+    """Return the first half, rounded up, of the ``count`` points of a search, which no result chooses: Halton's.
+
+    Raises ``MissingResource`` without Optuna, and ``UsageError`` where whole numbers leave fewer than ``count`` points.
+    """
+    with _optuna():
+        pass  # it is there
+    return points(tunable, count)[: math.ceil(count / 2)]
+
+
+def propose(found: Search) -> Point:
+    """Return the point that follows those of ``found``, whose trials are in the order of their points.
+
+    It depends on the trials alone: a study is made of them anew, and the seed is the point's number. So the same
+    results give the same point, with one release of Optuna. A point whose criterion is missing on a seed is told as
+    failed. A point with a setting that is off (null) lies in no range, and is not told. Where ``PATIENCE`` draws bring
+    no new point, the first of Halton's that is new is taken.
+    """
+    tunable, number = found.tunable, len(found.trials) + 1
+    tried = [trial.point.values for trial in found.trials]
+    with _optuna() as optuna:
+        ranges = {
+            key: _distribution(optuna, knob, is_whole(tunable.published[key])) for key, knob in tunable.knobs.items()
+        }
+        study = _study(optuna, found, ranges)
+        for _ in range(PATIENCE):
+            drawn = study.ask(ranges)
+            values = {
+                key: rounded(knob, drawn.params[key], is_whole(tunable.published[key]))
+                for key, knob in tunable.knobs.items()
+            }
+            if values not in tried:
+                return Point(number, values, "optuna")
+    # Of so many different points at most all but one are tried.
+    spare = next(point for point in points(tunable, number) if point.values not in tried)
+    return Point(number, spare.values)
+
+
+def _study(optuna: Any, found: Search, ranges: Mapping[str, Any]) -> Any:
+    """Return a study that has been told every trial."""
+    sampler = optuna.samplers.TPESampler(
+        seed=len(found.trials) + 1,
+        n_startup_trials=1,  # Halton's points stand in for its own random ones, but in a study without any result
+        multivariate=True,  # the knobs together
+        constant_liar=True,  # a draw that was tried already moves the next draw away
+    )
+    direction = "minimize" if found.criterion.direction == "down" else "maximize"
+    study = optuna.create_study(sampler=sampler, direction=direction)
+    state = optuna.trial.TrialState
+    for trial in found.trials:
+        values = dict(trial.point.values)
+        if None in values.values():
+            continue
+        outcome = {"state": state.COMPLETE, "value": trial.estimate.value} if trial.whole else {"state": state.FAIL}
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=dict(ranges), **outcome))
+    return study
+
+
+def _distribution(optuna: Any, knob: Knob, whole: bool) -> Any:
+    log = knob.scale == "log"
+    if whole:
+        return optuna.distributions.IntDistribution(math.ceil(knob.low), math.floor(knob.high), log=log)
+    return optuna.distributions.FloatDistribution(knob.low, knob.high, log=log)
+
+
+@contextmanager
+def _optuna() -> Iterator[Any]:
+    """Yield Optuna, which says nothing within this context; raise ``MissingResource`` where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import optuna
+        except ModuleNotFoundError as fault:
+            if fault.name != "optuna":
+                raise
+            raise without_optuna(OPTION) from fault
+        level = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            yield optuna
+        finally:
+            optuna.logging.set_verbosity(level)
