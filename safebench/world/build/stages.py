@@ -71,7 +71,8 @@ SHOWN, SHOWN_SEED = 50, 20260231
 
 TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
 """The rewards that learn from preferences, and are attacked. Only the judge is shipped."""
-ROUNDS = 2
+ROUNDS = {"judge": 2, "teacher": 1}
+"""Of attacks and further training."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
 ATTACK_RATE = 3e-3
 POLL = 0.2
@@ -184,13 +185,13 @@ def harden_taught(build: Build, name: str, number: int) -> None:
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
     model = train_reward_model(recipe, preferences, build.work / f"{name}-run", load_trainable(before))
     finish_reward_model(build, model, build.work / f"{name}-{number + 1}")
-    if number + 1 == ROUNDS and name == "judge":
-        shutil.copytree(build.work / f"{name}-{ROUNDS}", build.out / name, dirs_exist_ok=True)
+    if number + 1 == ROUNDS[name] and name == "judge":
+        shutil.copytree(build.work / f"{name}-{number + 1}", build.out / name, dirs_exist_ok=True)
 
 
 def make_labels(build: Build) -> None:
     """Let the teacher score the replies that the proxies learn from."""
-    teacher, half = read_reward(build.work / f"teacher-{ROUNDS}"), build.half("proxy")
+    teacher, half = read_reward(build.work / f"teacher-{ROUNDS['teacher']}"), build.half("proxy")
     exchanges = ordinary_replies(next(iter(PROXIES.values())), half)
     rows = [[e.turn, e.reply, found] for e, found in zip(exchanges, score(teacher, exchanges).tolist(), strict=True)]
     (build.work / "labels.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -340,14 +341,14 @@ STAGES: dict[str, Stage] = {
     "words": Stage(make_words, ()),
     "policy": Stage(make_policy, ("tokenizer",)),
     "samples": Stage(make_samples, ("policy",)),
-    **_taught("teacher", ROUNDS),
-    **_taught("judge", ROUNDS),
-    "labels": Stage(make_labels, (f"teacher again {ROUNDS}",)),
+    **_taught("teacher", ROUNDS["teacher"]),
+    **_taught("judge", ROUNDS["judge"]),
+    "labels": Stage(make_labels, (f"teacher again {ROUNDS['teacher']}",)),
     **{name: Stage(functools.partial(make_proxy, name=name), ("labels",)) for name in PROXIES},
     "proxy-body": Stage(make_body_reward, ("samples",)),
     "held-out attack": Stage(attack_held_out, ("proxy",)),
     "figures": Stage(
-        make_figures, ("held-out attack", f"judge again {ROUNDS}", *PROXIES, "proxy-body", "prompts", "words")
+        make_figures, ("held-out attack", f"judge again {ROUNDS['judge']}", *PROXIES, "proxy-body", "prompts", "words")
     ),
     "manifest": Stage(make_manifest, ("figures",)),
 }
