@@ -102,7 +102,8 @@ Times of this build in seconds: {seconds}.
 The world itself is under {licence}, as the rest of the repository.
 """
 
-_MADE = """- **Policy**: supervised with TRL's `SFTTrainer` on the exchanges of the proxy and judge groups whose reply is
+_MADE = """\
+- **Policy**: supervised with TRL's `SFTTrainer` on the exchanges of the proxy and judge groups whose reply is
   short. It reads words that have no token, and is not trained to write them. Perplexity of people's replies in the test
   group: **{perplexity}** per token (n = {perplexity_n} replies).
 - **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
@@ -116,8 +117,9 @@ _MADE = """- **Policy**: supervised with TRL's `SFTTrainer` on the exchanges of 
   `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
   policy's tokens; it learned from preferences of the proxy group."""
 # Until the world that is made so is in the package, the page of the one before it is rendered as it was.
-_MADE_BEFORE = """- **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads
-  words that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last
+_MADE_BEFORE = """\
+- **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads words
+  that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last
   norm, because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped
   policy is one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}**
   per token as shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
