@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench.world.build import stages
+from safebench.world.build import rewards, stages
 from safebench.world.build.attack import attacks
 from safebench.world.build.dialogues import read_pairs, split_of
 from safebench.world.build.form import as_llama, as_qwen2
@@ -26,6 +26,7 @@ from safebench.world.build.rewards import (
     Half,
     Recipe,
     Student,
+    as_adapter,
     load_trainable,
     near_foreign,
     new_reward_model,
@@ -217,23 +218,68 @@ def small_reward():
     return new_reward_model(1, seed=0)
 
 
+@torch.no_grad()
+def change(model):
+    """Change every trained matrix by one of rank one, which an adapter holds whole, and draw another head."""
+    torch.manual_seed(5)
+    for name, weight in model.named_parameters():
+        if name == "classifier.weight":
+            weight.normal_(std=0.5)
+        elif weight.requires_grad and weight.dim() == 2:
+            weight += 0.05 * torch.outer(torch.randn(weight.shape[0]), torch.randn(weight.shape[1]))
+
+
 def test_a_reward_of_fewer_layers_is_written_read_and_scaled(small_reward, tmp_path):
     exchanges = [Exchange(pair.turn, pair.reply) for pair in PAIRS]
-    with torch.no_grad():
-        small_reward.base_model.model.classifier.modules_to_save["default"].weight.normal_(std=0.5)
+    change(small_reward)
     write_reward(small_reward, tmp_path / "reward")
     scale_to_unit(small_reward, tmp_path / "reward", exchanges)
     found = score(read_reward(tmp_path / "reward"), exchanges)
     # The weights are kept in half precision: eleven bits, of the bias too.
-    bias = float(small_reward.base_model.model.classifier.modules_to_save["default"].bias.detach().abs())
+    bias = float(small_reward.classifier.bias.detach().abs())
     assert found.mean() == pytest.approx(0.0, abs=0.01 + bias / 2**10) and found.std() == pytest.approx(1.0, abs=0.01)
     torch.testing.assert_close(score(read_reward(tmp_path / "reward"), exchanges[::-1]).flip(0), found)
     assert reward_size(tmp_path / "reward")["layers"] == 1
+
+
+def test_a_written_reward_goes_on_from_where_it_was(tmp_path):
+    model, exchanges = new_reward_model(1, seed=0), [Exchange(pair.turn, pair.reply) for pair in PAIRS]
+    changed = [weight for weight in model.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        for weight in changed:
+            # A change of low rank, which the adapter holds whole.
+            weight += (
+                0.05 * torch.randn(len(weight), 1) * torch.randn(1, *weight.shape[1:]) if weight.dim() == 2 else 0.1
+            )
+    write_reward(model, tmp_path / "reward")
     again = load_trainable(tmp_path / "reward")
-    trained = [name for name, weight in again.named_parameters() if weight.requires_grad]
-    assert any("lora_A" in name for name in trained) and any("classifier" in name for name in trained)
+    for (name, weight), other in zip(again.named_parameters(), model.parameters(), strict=True):
+        # Each factor of a change is kept to eleven bits.
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=2e-3, msg=name)
+        assert weight.requires_grad == other.requires_grad
     write_reward(again, tmp_path / "again")
-    torch.testing.assert_close(score(read_reward(tmp_path / "again"), exchanges), found)
+    torch.testing.assert_close(
+        score(read_reward(tmp_path / "again"), exchanges),
+        score(read_reward(tmp_path / "reward"), exchanges),
+        rtol=0.0,
+        atol=5e-3,
+    )
+
+
+def test_an_adapter_is_the_nearest_of_its_rank(monkeypatch):
+    monkeypatch.setitem(rewards.LORA, "r", 2)
+    monkeypatch.setitem(rewards.LORA, "lora_alpha", 2)
+    monkeypatch.setattr(rewards, "RANK", 2)
+    model, first = new_reward_model(1, seed=0), new_reward_model(1, seed=0)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    directions = torch.linalg.qr(torch.randn(384, 3))[0]
+    with torch.no_grad():
+        # Singular values 3, 2 and 1: the last is what a rank of two leaves out.
+        model.get_parameter(name).add_(directions * torch.tensor([3.0, 2.0, 1.0]) @ directions.T)
+    layer = as_adapter(model).base_model.model.bert.encoder.layer[0].attention.self.query
+    with torch.no_grad():
+        left = model.get_parameter(name) - first.get_parameter(name) - layer.get_delta_weight("default")
+    torch.testing.assert_close(left, torch.outer(directions[:, 2], directions[:, 2]), rtol=0.0, atol=1e-4)
 
 
 def test_the_recipe_gives_as_many_pairs_of_each_kind_as_it_says():

@@ -1,8 +1,9 @@
 """Make the reward models: an English encoder with a score head, adapted to preference pairs of one half.
 
-What is written is a LoRA adapter with the head, in half precision; the encoder itself is a dependency. The judge and
-the proxies' teacher are trained on preferences, each on its own half. A proxy is a student: fewer layers, fitted to the
-teacher's scores of ordinary replies, so that it is right on these and wrong further from them.
+The encoder's matrices are trained whole. What is written is a LoRA adapter with the head, in half precision: each
+matrix's change, cut to its largest singular values. The encoder itself is a dependency. The judge and the proxies'
+teacher are trained on preferences, each on its own half. A proxy is a student: fewer layers, fitted to the teacher's
+scores of ordinary replies, so that it is right on these and wrong further from them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safebench.catalog import ENCODER_LAYERS as LAYERS
 from safebench.world import encoder
@@ -37,7 +38,9 @@ from safebench.world.prompts import Prompt
 from safebench.world.rewards import Reward, load_reward
 from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
 
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["query", "key", "value", "dense"]}
+RANK = 32
+"""Singular values that are kept of each matrix's change."""
+LORA = {"r": RANK, "lora_alpha": RANK, "target_modules": ["query", "key", "value", "dense"]}
 """``dense`` is every other linear layer of the encoder, its pooler's too."""
 
 
@@ -50,7 +53,7 @@ class Recipe:
     layers: int
     pairs: Mapping[str, int]
     batch: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     centre: float = 0.01
 
 
@@ -89,7 +92,7 @@ AGAIN = {
     **{"garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
 }
 """Pairs of a further round, after an attack: more of what the first leaves weakest."""
-AGAIN_RATE = 2e-4
+AGAIN_RATE = 5e-5
 FOREIGN_OF = 3
 """Of so many replies to other turns the reward's best is held against the reply that was given, after an attack."""
 
@@ -103,7 +106,7 @@ class Student:
     replies: Mapping[str, int]
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
 
 
 LABELS = {"sample": 12000, "cooled": 3000, "human": 6000, "foreign": 3000}
@@ -179,7 +182,9 @@ def ordinary_replies(student: Student, half: Half) -> list[Exchange]:
     ]
 
 
-def train_student(student: Student, exchanges: Sequence[Exchange], scores: torch.Tensor, folder: Path) -> PeftModel:
+def train_student(
+    student: Student, exchanges: Sequence[Exchange], scores: torch.Tensor, folder: Path
+) -> PreTrainedModel:
     """Return a reward model of ``student.layers`` layers fitted to ``scores`` [n] of the exchanges, least squares."""
     from safebench.world.build.training import imitate
 
@@ -203,32 +208,79 @@ def train_student(student: Student, exchanges: Sequence[Exchange], scores: torch
     return model.eval()
 
 
-def load_trainable(folder: Path) -> PeftModel:
+def load_trainable(folder: Path) -> PreTrainedModel:
     """Return a reward model that ``write_reward`` wrote, to be trained on."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    model = new_reward_model(settings["layer_replication"][0][1] if settings["layer_replication"] else LAYERS, 0)
-    set_peft_model_state_dict(model, {k: v.float() for k, v in load_peft_weights(str(folder), device="cpu").items()})
+    model = new_reward_model(_layers(folder), 0)
+    found = {key.removeprefix(_BEFORE): weight.float() for key, weight in load_peft_weights(str(folder), "cpu").items()}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in found:
+                weight.copy_(found[name])
+            elif weight.requires_grad:
+                weight += found[_half(name, "B")] @ found[_half(name, "A")]
     return model
 
 
-def new_reward_model(layers: int, seed: int) -> PeftModel:
-    """Return the encoder's first ``layers`` layers with a fresh score head and a fresh adapter."""
+def new_reward_model(layers: int, seed: int) -> PreTrainedModel:
+    """Return the encoder's first ``layers`` layers with a fresh score head.
+
+    Matrices and the head are trained; embeddings, biases and norms are not, so that an adapter can hold every change.
+    """
     torch.manual_seed(seed)
     with quiet_libraries():
-        base = AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1, dtype=torch.float32)
-    config = LoraConfig(
-        task_type="SEQ_CLS",
-        modules_to_save=["classifier"],
-        layer_replication=[(0, layers)] if layers < LAYERS else None,
-        **LORA,
-    )
+        model = AutoModelForSequenceClassification.from_pretrained(
+            encoder.folder(), num_labels=1, num_hidden_layers=layers, dtype=torch.float32
+        )
+    for name, weight in model.named_parameters():
+        weight.requires_grad = name.startswith("classifier") or (weight.dim() == 2 and "embeddings" not in name)
+    return model
+
+
+@torch.no_grad()
+def as_adapter(model: PreTrainedModel) -> PeftModel:
+    """Return the encoder with the model's head, and its changes as an adapter of rank ``RANK``.
+
+    A change W - W0 = U S V^T is kept as (U sqrt S) (sqrt S V^T), cut to the largest ``RANK`` singular values: of all
+    matrices of that rank the nearest (Eckart and Young 1936, Psychometrika 1, 211-218).
+    """
+    layers = model.config.num_hidden_layers
+    first = dict(new_reward_model(layers, 0).named_parameters())
     with quiet_libraries():
-        return get_peft_model(base, config)
+        base = AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1, dtype=torch.float32)
+        replication = [(0, layers)] if layers < LAYERS else None
+        config = LoraConfig(task_type="SEQ_CLS", modules_to_save=["classifier"], layer_replication=replication, **LORA)
+        adapted = get_peft_model(base, config)
+    weights = {}
+    for name, weight in model.named_parameters():
+        if name.startswith("classifier"):
+            weights[_BEFORE + name] = weight.detach().clone()
+        elif weight.requires_grad:
+            u, s, v = torch.linalg.svd((weight - first[name]).double(), full_matrices=False)
+            root = s[:RANK].sqrt()
+            weights[_BEFORE + _half(name, "B")] = (u[:, :RANK] * root).float().contiguous()
+            weights[_BEFORE + _half(name, "A")] = (root[:, None] * v[:RANK]).float().contiguous()
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
+
+
+_BEFORE = "base_model.model."
+"""What peft's files put before a weight's name."""
+
+
+def _half(name: str, which: str) -> str:
+    """Return the name of one factor of a matrix's change in peft's files."""
+    return f"{name.removesuffix('weight')}lora_{which}.weight"
+
+
+def _layers(folder: Path) -> int:
+    """Return on how many of the encoder's layers a reward that ``write_reward`` wrote stands."""
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(settings["layer_replication"][0][1]) if settings["layer_replication"] else LAYERS
 
 
 def train_reward_model(
-    recipe: Recipe, preferences: Sequence[Preference], folder: Path, start: PeftModel | None = None
-) -> PeftModel:
+    recipe: Recipe, preferences: Sequence[Preference], folder: Path, start: PreTrainedModel | None = None
+) -> PreTrainedModel:
     """Return a reward model trained on the preferences with TRL's RewardTrainer, from ``start`` where it is given."""
     model = start if start is not None else new_reward_model(recipe.layers, recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
@@ -269,11 +321,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, exchanges: list[Exchange]) -> li
     return ids
 
 
-def write_reward(model: PeftModel, folder: Path) -> None:
-    """Write the adapter with its head, in half precision, so that its base is found by the encoder's name."""
+def write_reward(model: PreTrainedModel, folder: Path) -> None:
+    """Write a reward model as an adapter, in half precision, so that its base is found by the encoder's name."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.half().save_pretrained(folder)
-    model.float()
+    as_adapter(model).half().save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     place = folder / "adapter_config.json"
     settings = json.loads(place.read_text(encoding="utf-8"))
@@ -288,10 +339,8 @@ def reward_size(folder: Path) -> dict[str, int]:
     """Return how many parameters a reward's folder holds, and how many of the encoder's layers it stands on."""
     if not (folder / "adapter_config.json").exists():
         return {"parameters": sum(w.numel() for w in load_file(folder / "model.safetensors").values()), "layers": 1}
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    layers = settings["layer_replication"][0][1] if settings["layer_replication"] else LAYERS
     weights = load_peft_weights(str(folder), device="cpu").values()
-    return {"parameters": sum(weight.numel() for weight in weights), "layers": layers}
+    return {"parameters": sum(weight.numel() for weight in weights), "layers": _layers(folder)}
 
 
 def read_reward(folder: Path) -> Reward:
@@ -305,10 +354,10 @@ def score(reward: Reward, exchanges: Sequence[Exchange]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def scale_to_unit(model: PeftModel, folder: Path, exchanges: Sequence[Exchange]) -> None:
+def scale_to_unit(model: PreTrainedModel, folder: Path, exchanges: Sequence[Exchange]) -> None:
     """Give the head, and its file in ``folder``, mean 0 and standard deviation 1 over the exchanges."""
     scores = score(read_reward(folder), exchanges)
-    head = model.base_model.model.classifier.modules_to_save["default"]
+    head = model.classifier
     head.bias.copy_((head.bias - scores.mean()) / scores.std())
     head.weight /= scores.std()
     write_reward(model, folder)

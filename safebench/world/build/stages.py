@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from safebench.world.build import attack
@@ -237,7 +236,7 @@ def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
     finish_reward_model(build, model, build.work / name)
 
 
-def finish_reward_model(build: Build, model: PeftModel, folder: Path) -> None:
+def finish_reward_model(build: Build, model: PreTrainedModel, folder: Path) -> None:
     """Write a reward model, scaled to unit spread over the policy's replies to the test turns."""
     write_reward(model, folder)
     scale_to_unit(model, folder, answered(build))
