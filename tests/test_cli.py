@@ -492,7 +492,9 @@ def test_another_model_brings_the_sizes_of_large_models(
     assert (shown["experiment"], shown["model"]["dtype"]) == (preset, dtype)
 
 
-def test_large_differs_between_devices_in_precision_alone() -> None:
-    cuda, cpu = (config.resolve("safe", preset=config.LARGE[kind]).model_dump() for kind in ("cuda", "cpu"))
+@pytest.mark.parametrize("model", ["qwen2.5-3b", "gemma3-270m"])
+def test_large_differs_between_devices_in_precision_alone(model: str) -> None:
+    presets = (config.own_preset(model, device) for device in ("cuda", "cpu"))
+    cuda, cpu = (config.resolve("safe", preset=preset).model_dump() for preset in presets)
     assert cuda["model"].pop("dtype") != cpu["model"].pop("dtype")
     assert {key for key in cuda if cuda[key] != cpu[key]} == {"experiment"}
