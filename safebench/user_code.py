@@ -146,7 +146,9 @@ def blamed(error: Exception) -> SafebenchError | None:
         return MissingResource(f"{error.filename!s:.200}: {error.strerror}", "Choose another path, or mend this one.")
     if not _users(error):
         return None
-    return BadResource(f"{where(error)} raised {named(error)}", "Correct that line and call the same command again.")
+    return BadResource(
+        f"{where(error)} raised {named(error)}", "Correct that line and call the same command again."
+    )
 
 
 def source_of(found: Any) -> str | None:

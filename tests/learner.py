@@ -66,7 +66,9 @@ class Learner:
         return float(measure(self.policy, experience.rollout, 1.0).kl[experience.rollout.mask].mean())
 
 
-def learner(settings: s.Settings, policy: Policy, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD) -> Learner:
+def learner(
+    settings: s.Settings, policy: Policy, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD
+) -> Learner:
     """Put a learner together; the critic takes the policy's precision where it is float64."""
     critic = Critic(settings.critic, policy, settings.seed)
     if policy.output_weight.dtype == torch.float64:

@@ -13,7 +13,7 @@ from safebench.metrics import METRICS
 from safebench.settings import Settings
 from tests.tiny import tiny_policy
 
-REWARDS = """
+REWARDS = '''
 from pathlib import Path
 
 def share_of_a(prompts, replies):
@@ -38,7 +38,7 @@ def fragile(prompts, replies):
 
 def raising(prompts, replies):
     raise RuntimeError("out of tea")
-"""
+'''
 
 DETERMINISTIC = [metric.key for metric in METRICS if not metric.environment]
 

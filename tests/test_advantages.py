@@ -102,7 +102,9 @@ def test_at_lambda_one_it_is_the_monte_carlo_return_less_the_value(
 
 
 @given(episodes(), share, share)
-def test_it_is_the_lambda_return_less_the_value(episode: tuple[Tensor, Tensor], gamma: float, lam: float) -> None:
+def test_it_is_the_lambda_return_less_the_value(
+    episode: tuple[Tensor, Tensor], gamma: float, lam: float
+) -> None:
     """G^lambda = (1 - lambda) sum_n lambda^(n-1) G^(n), the last n-step return taking the rest of the weight."""
     rewards, values = episode
     steps = rewards.shape[1]
@@ -118,7 +120,9 @@ def test_it_is_the_lambda_return_less_the_value(episode: tuple[Tensor, Tensor], 
         weights = [(1 - lam) * lam ** (n - 1) for n in range(1, longest)] + [lam ** (longest - 1)]
         parts = [weight * n_step(t, n) for n, weight in enumerate(weights, 1)]
         expected[:, t] = torch.stack(parts).sum(0) - values[:, t]
-    torch.testing.assert_close(gae(rewards, values, shift_left(values), gamma, lam), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        gae(rewards, values, shift_left(values), gamma, lam), expected, rtol=1e-11, atol=1e-11
+    )
 
 
 def test_a_perfect_critic_leaves_no_advantage() -> None:

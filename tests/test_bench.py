@@ -27,22 +27,21 @@ def test_both_are_printed_with_their_ratio() -> None:
     done = run("side_by_side.py", "toy", "--pairs", "2")
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^toy, (\d) of 2: (TRL|ours) …$", done.stderr, re.M) == [
-        ("1", "TRL"),
-        ("1", "ours"),
-        ("2", "ours"),
-        ("2", "TRL"),
+        ("1", "TRL"), ("1", "ours"), ("2", "ours"), ("2", "TRL")
     ]
     assert "4 replies of 5 tokens to prompts of 6, 2 epochs" in done.stdout
     rows = dict(re.findall(r"^(\S.*?) \[(?:s|MiB)\] +(.*)$", done.stdout, re.M))
-    assert list(rows) == ["time per update", "processor time per update", "peak memory above loading", "peak memory"]
+    assert list(rows) == [
+        "time per update", "processor time per update", "peak memory above loading", "peak memory"
+    ]
     for row in rows.values():
         spans = re.findall(rf"({NUMBER}) \(({NUMBER})–({NUMBER})\)", row)
         assert len(spans) == 3  # TRL, ours, ours / TRL
         assert all(float(least) <= float(median) <= float(most) for median, least, most in spans)
     # The ratio of a pair lies between the ratios of the extremes.
-    theirs, ours, ratio = (
-        tuple(map(float, span)) for span in re.findall(rf"({NUMBER}) \(({NUMBER})–({NUMBER})\)", rows["peak memory"])
-    )
+    theirs, ours, ratio = (tuple(map(float, span)) for span in re.findall(
+        rf"({NUMBER}) \(({NUMBER})–({NUMBER})\)", rows["peak memory"]
+    ))
     assert ours[1] / theirs[2] - 0.006 <= ratio[0] <= ours[2] / theirs[1] + 0.006
 
 

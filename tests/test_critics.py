@@ -21,7 +21,9 @@ def doubles(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def heads(number: int = 2, *, mlp: bool = True, layer_norm: bool = True, seed: int = 0, width: int = 8) -> ValueHeads:
+def heads(
+    number: int = 2, *, mlp: bool = True, layer_norm: bool = True, seed: int = 0, width: int = 8
+) -> ValueHeads:
     return ValueHeads(width, number, mlp=mlp, layer_norm=layer_norm, draws=noise.Draws("test", seed))
 
 

@@ -219,7 +219,9 @@ def test_each_of_safes_fields_reaches_its_setting(tmp_path: Path) -> None:
         if key is None:
             continue
         value = another(field)
-        args = SAFEConfig(output_dir=str(tmp_path), use_cpu=True, **{**alone.get(field.name, {}), field.name: value})
+        args = SAFEConfig(
+            output_dir=str(tmp_path), use_cpu=True, **{**alone.get(field.name, {}), field.name: value}
+        )
         fill_sizes(args, 100, 1)
         found: Any = settings_of(args, own_value_model=False, stops=True)
         for part in key.split("."):

@@ -195,9 +195,9 @@ def test_the_published_command_lines_mean_the_same(line: str) -> None:
 
         words = [*line.split(), "--bf16", "False"]
         theirs = HfArgumentParser((ScriptArguments, PPOConfig, ModelConfig)).parse_args_into_dataclasses(words)
-        found = HfArgumentParser((ours.ScriptArguments, ours.PPOConfig, ours.ModelConfig)).parse_args_into_dataclasses(
-            words
-        )
+        found = HfArgumentParser(
+            (ours.ScriptArguments, ours.PPOConfig, ours.ModelConfig)
+        ).parse_args_into_dataclasses(words)
     for left, right in zip(theirs, found, strict=True):
         differing = {key for key, value in vars(left).items() if str(getattr(right, key)) != str(value)}
         assert differing <= {"logging_dir", "_n_gpu"}, differing

@@ -221,3 +221,4 @@ def test_trl_takes_a_sampled_padding_token_for_the_end_ours_for_a_token() -> Non
     sampled = sample(policy, encoded(policy), draws(8, REPLY), TEMPERATURE)
     assert bool((sampled.tokens[sampled.mask] == PAD).any())
     assert tiny_tokenizer().pad_token_id == PAD
+

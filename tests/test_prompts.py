@@ -165,7 +165,9 @@ def test_csv_fields_are_texts(tmp_path: Path) -> None:
         ("p.jsonl.zst", b"\x28\xb5", "does not say what it holds"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_place(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_with_its_place(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadResource, match=message) as fault:
         load(tmp_path / name)
@@ -422,7 +424,9 @@ ALTERNATING = (
         ("{% for m in messages %", "chat template refuses"),
     ],
 )
-def test_a_conversation_that_the_template_refuses_is_told_by_its_row(template: str, words: str, tmp_path: Path) -> None:
+def test_a_conversation_that_the_template_refuses_is_told_by_its_row(
+    template: str, words: str, tmp_path: Path
+) -> None:
     rows: list[Any] = [{"prompt": text} for text in TEXTS]
     rows[12] = {"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}
     prompts = load(jsonl(tmp_path / "p.jsonl", rows))

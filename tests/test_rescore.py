@@ -71,7 +71,9 @@ def calls(rewards: Path) -> list[int]:
     return [int(line) for line in path.read_text(encoding="utf-8").split()] if path.exists() else []
 
 
-def made(root: Path, experiment: str, seed: int, rows: Sequence[Sequence[int]], overrides: Sequence[str] = ()) -> Path:
+def made(
+    root: Path, experiment: str, seed: int, rows: Sequence[Sequence[int]], overrides: Sequence[str] = ()
+) -> Path:
     """A run of five steps, evaluated at 0, 2, 4; ``rows`` are the held-out rows kept at each.
 
     Row r's reply at step s has r + s letters. One training reply is kept at each step.

@@ -97,7 +97,9 @@ def test_a_transcript_that_ends_within_the_assistants_turn_goes_on_there() -> No
 
 def test_a_template_gets_the_turns() -> None:
     tokens = plain(read(byte_tokenizer(), TALK, " water "))
-    assert tokens == ("<|user|>hello<end><|assistant|>hi<end><|user|>what is the sea?<end><|assistant|>water<end>")
+    assert tokens == (
+        "<|user|>hello<end><|assistant|>hi<end><|user|>what is the sea?<end><|assistant|>water<end>"
+    )
 
 
 # Special tokens
@@ -349,7 +351,7 @@ def test_a_reward_without_its_score_head_is_refused(tmp_path: Path) -> None:
         load_reward(str(tmp_path / "lm"), CPU)
 
 
-CODE = """
+CODE = '''
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -376,7 +378,7 @@ class OwnReward(PreTrainedModel):
         real = attention_mask.unsqueeze(-1)
         BODY
         return SequenceClassifierOutput(logits=self.score(read))
-"""
+'''
 
 
 MASKED = "read = (self.table(input_ids) * real).sum(1) / real.sum(1)"

@@ -150,8 +150,7 @@ def test_a_reward_may_read_ids() -> None:
     world = tiny_world(tiny_policy())
     settings = tiny_settings()
     loop = Loop(
-        settings,
-        type(world)(world.policy, world.prompts, Lengths("lengths", share_of_a), None),
+        settings, type(world)(world.policy, world.prompts, Lengths("lengths", share_of_a), None),
         Processes(settings.compute),
     )
     row, _ = loop.step()

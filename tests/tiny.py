@@ -80,7 +80,9 @@ def tiny_policy(
         base = Qwen2ForCausalLM(config).to(dtype)
     if dtype == torch.float64:
         _widen_norms(base)
-    model = s.Model(lora=s.Lora(rank=4, alpha=8, dropout=dropout), gradient_checkpointing=gradient_checkpointing)
+    model = s.Model(
+        lora=s.Lora(rank=4, alpha=8, dropout=dropout), gradient_checkpointing=gradient_checkpointing
+    )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 by the attribute's old name.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -66,15 +66,8 @@ def classifier(kind: str = "qwen2", *, labels: int = 1, rows: int = 270, **more:
         sizes |= {"num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None}
     if kind == "gpt2":
         sizes = {
-            "vocab_size": rows,
-            "n_embd": 16,
-            "n_layer": 1,
-            "n_head": 2,
-            "n_positions": 128,
-            "num_labels": labels,
-            "pad_token_id": 0,
-            "bos_token_id": None,
-            "eos_token_id": None,
+            "vocab_size": rows, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128, "num_labels": labels,
+            "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
         }
     config = AutoConfig.for_model(kind, **(sizes | more))
     with torch.random.fork_rng():

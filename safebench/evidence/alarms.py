@@ -61,7 +61,9 @@ def course(
 
     ``unrecovered`` is left out: it repeats a ``reward_crash`` that is counted already.
     """
-    watching = Detectors(spec, planned_steps, sigma0, vocabulary, judge_sigma0=judge_sigma0, reply_limit=reply_limit)
+    watching = Detectors(
+        spec, planned_steps, sigma0, vocabulary, judge_sigma0=judge_sigma0, reply_limit=reply_limit
+    )
     steps: list[int] = []
     firings: dict[str, list[int]] = {kind: [] for kind in ALARM_KINDS}
     harms: list[int] = []

@@ -38,7 +38,9 @@ def record_folder(settings: Settings, root: Path, draws: int = DRAWS) -> Path:
     return root / config.model_folder(settings.model.name) / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def sample_best_of_n(settings: Settings, root: Path, *, draws: int = DRAWS, progress: Progress | None = None) -> Path:
+def sample_best_of_n(
+    settings: Settings, root: Path, *, draws: int = DRAWS, progress: Progress | None = None
+) -> Path:
     """Let the initial policy reply ``draws`` times to each held-out prompt, at temperature 1, and score the replies.
 
     The noise of a reply depends on its prompt and draw alone, whatever the run's seed. Writes ``scores.csv`` (a row per

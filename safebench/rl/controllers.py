@@ -137,7 +137,9 @@ def phase(rule: PhaseRule, rewards: tuple[float, ...]) -> str:
     return "converged" if pstdev(recent) < rule.calm and mean > rule.good else "plateau"
 
 
-def entropy_gate(entropy: float, floor: float, least: float, offset: float = 0.1, most: float = math.inf) -> float:
+def entropy_gate(
+    entropy: float, floor: float, least: float, offset: float = 0.1, most: float = math.inf
+) -> float:
     """Return g = max(least, min(most, floor / (H + offset))) (SAFE, equation 9): larger where entropy is low. Nats.
 
     As published, offset 0.1 and no bound but the one that it gives, floor / 0.1; the gate is then below 1 at the floor.
@@ -204,7 +206,9 @@ class SafeSignal:
     pid: PidOutput
 
 
-def update_safe(settings: PenaltySettings, state: SafeState, measurement: Measurement) -> tuple[SafeState, SafeSignal]:
+def update_safe(
+    settings: PenaltySettings, state: SafeState, measurement: Measurement
+) -> tuple[SafeState, SafeSignal]:
     """Turn one batch's measurement into the step's signal (SAFE, equations 5 to 9).
 
     The trackers start at the first measured KL rather than at zero, as bias correction would have it.

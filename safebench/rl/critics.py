@@ -70,7 +70,9 @@ def _head(width: int, mlp: bool, draws: Draws) -> nn.Module:
     if not mlp:
         return _linear(width, 1, 0.02, draws)
     inner = max(1, width // 4)
-    return nn.Sequential(_linear(width, inner, 1 / math.sqrt(width), draws), nn.GELU(), _linear(inner, 1, 0.02, draws))
+    return nn.Sequential(
+        _linear(width, inner, 1 / math.sqrt(width), draws), nn.GELU(), _linear(inner, 1, 0.02, draws)
+    )
 
 
 def _linear(inputs: int, outputs: int, std: float, draws: Draws) -> nn.Linear:

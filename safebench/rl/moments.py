@@ -33,3 +33,5 @@ class Moments:
     def normalise(self, rewards: Tensor) -> Tensor:
         """Return (r - mean) / (std + 1e-8), the shape of ``rewards``."""
         return rewards.sub(self.mean).div(float(self.variance**0.5) + 1e-8)
+
+

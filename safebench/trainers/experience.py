@@ -134,4 +134,6 @@ def appraise(
     returns = advantages + values
     if settings.advantage.whiten:
         advantages = masked.whiten(advantages, mask, add=add)
-    return Experience(rollout, measured, heads, values, torch.where(mask, advantages, 0.0), returns, positions, rewards)
+    return Experience(
+        rollout, measured, heads, values, torch.where(mask, advantages, 0.0), returns, positions, rewards
+    )

@@ -61,7 +61,9 @@ class Plain:
 class Previewed:
     """Steps shortened until their KL on the batch is at most max(ceiling, KL before the step)."""
 
-    def __init__(self, settings: s.Settings, preview: s.Preview, policy: Policy, processes: Processes) -> None:
+    def __init__(
+        self, settings: s.Settings, preview: s.Preview, policy: Policy, processes: Processes
+    ) -> None:
         self.settings, self.preview, self.policy, self.processes = settings, preview, policy, processes
         self.parameters: list[nn.Parameter] = list(policy.trainable().values())
         self.experience: Experience | None = None

@@ -72,7 +72,9 @@ def adapt(
     if model.gradient_checkpointing:
         recompute(adapted)
     adapted.to(device)
-    policy = Policy(adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision, notices=notices)
+    policy = Policy(
+        adapted, tokenizer, stop_ids(base, tokenizer), reference, model.mixed_precision, notices=notices
+    )
     return probes.probe(policy, model.name)
 
 

@@ -295,7 +295,9 @@ def load_reward(
     _refuse_stated_pad(name, source.location)
     tokenizer = load_tokenizer(source.location, what, trust=code)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model, notices = load_whole(AutoModelForSequenceClassification, source.location, what=what, dtype=dtype, trust=code)
+    model, notices = load_whole(
+        AutoModelForSequenceClassification, source.location, what=what, dtype=dtype, trust=code
+    )
     _refuse_other_vocabulary(name, model, tokenizer)
     no_dropout(model)
     reward = ModelReward(name, model.eval().requires_grad_(False).to(device), tokenizer, apart=apart)
