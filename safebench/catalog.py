@@ -7,6 +7,7 @@ Other packages add to them through the entry-point groups ``safebench.arms``,
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -221,6 +222,12 @@ def find(group: Group, name: str) -> Entry:
 def model_source(name: str) -> Entry:
     """Return the model called ``name``; its ``location`` is what transformers loads."""
     return find("models", name)
+
+
+def encoder_layers(folder: Path) -> int:
+    """Return on how many of the encoder's layers the reward in ``folder``, an adapter of it, stands."""
+    replication = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["layer_replication"]
+    return int(replication[0][1]) if replication else ENCODER_LAYERS
 
 
 def packaged_model(location: str) -> Entry | None:

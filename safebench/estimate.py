@@ -7,7 +7,6 @@ both the embedded world and Qwen2.5-0.5B in bfloat16. Everything is in bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,11 +230,9 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
 
 def encoder_layers(entry: catalog.Entry) -> int | None:
     """Return on how many of the English encoder's layers an embedded reward stands, None for another entry."""
-    place = Path(entry.location) / "adapter_config.json"
-    if entry.kind != "embedded" or not place.is_file():
-        return None
-    replication = json.loads(place.read_text(encoding="utf-8"))["layer_replication"]
-    return int(replication[0][1]) if replication else catalog.ENCODER_LAYERS
+    folder = Path(entry.location)
+    on_encoder = entry.kind == "embedded" and (folder / "adapter_config.json").is_file()
+    return catalog.encoder_layers(folder) if on_encoder else None
 
 
 def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:

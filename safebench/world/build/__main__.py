@@ -28,7 +28,7 @@ def main() -> None:
     import torch
 
     from safebench.world.build.page import write_page
-    from safebench.world.build.stages import Build, run, run_stage
+    from safebench.world.build.stages import STAGES, Build, run, run_stage
 
     # Before the first stage: some take minutes, and only later ones ask for TRL.
     try:
@@ -42,6 +42,8 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     build = Build(arguments.out, arguments.work, arguments.limit)
     if arguments.stage:
+        if arguments.stage not in STAGES:
+            parser.error(f"no stage {arguments.stage!r}; there are: {', '.join(STAGES)}")
         run_stage(build, arguments.stage)
         return
     run(

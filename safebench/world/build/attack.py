@@ -10,25 +10,16 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from safebench.world.preferences import Exchange, Pair, Preference
 
 KIND = "attacked"
 STEPS = 80
+LEARNING_RATE = 3e-3
 LATE = 0.5
 """Replies of this last share of the steps are kept."""
 HELD_OUT = 512
-
-
-@dataclass(frozen=True)
-class Pilot:
-    """One run: the folder of the reward that it is trained on, its seed and its learning rate."""
-
-    reward: Path
-    seed: int
-    learning_rate: float
 
 
 def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
@@ -38,13 +29,13 @@ def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def run_pilot(pilot: Pilot, policy: Path, prompts: Path, results: Path, steps: int = STEPS) -> None:
-    """Run the pilot; a finished one is left as it is, an interrupted one goes on."""
+def run_pilot(reward: Path, seed: int, policy: Path, prompts: Path, results: Path, steps: int = STEPS) -> None:
+    """Train a policy on a reward; a finished run is left as it is, an interrupted one goes on."""
     words = [
-        *("run", "ppo", "--seeds", str(pilot.seed), "--steps", str(steps), "--results", str(results)),
-        *("--model", str(policy), "--reward", str(pilot.reward), "--prompts", str(prompts)),
-        *("--preset", "default", "--set", f"reward.judge={pilot.reward}", "--set", "recording.samples=32"),
-        *("--set", f"update.learning_rate={pilot.learning_rate}", "--set", "evaluation.every=80"),
+        *("run", "ppo", "--seeds", str(seed), "--steps", str(steps), "--results", str(results)),
+        *("--model", str(policy), "--reward", str(reward), "--prompts", str(prompts)),
+        *("--preset", "default", "--set", f"reward.judge={reward}", "--set", "recording.samples=32"),
+        *("--set", f"update.learning_rate={LEARNING_RATE}", "--set", "evaluation.every=80"),
         *("--set", "evaluation.prompts=32", "--set", "evaluation.audits=false"),
     ]
     subprocess.run([sys.executable, "-m", "safebench", *words], check=True)

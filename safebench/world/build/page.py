@@ -131,7 +131,8 @@ _MADE_BEFORE = """\
   They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has three
   layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
   `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
-  policy's tokens."""
+  policy's tokens.
+- The build has changed since: `make world` makes another world than this one."""
 
 
 def render(manifest: dict[str, Any]) -> str:

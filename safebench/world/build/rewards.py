@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safebench.catalog import ENCODER_LAYERS as LAYERS
+from safebench.catalog import encoder_layers
 from safebench.world import encoder
 from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import (
@@ -210,7 +211,7 @@ def train_student(
 
 def load_trainable(folder: Path) -> PreTrainedModel:
     """Return a reward model that ``write_reward`` wrote, to be trained on."""
-    model = new_reward_model(_layers(folder), 0)
+    model = new_reward_model(encoder_layers(folder), 0)
     found = {key.removeprefix(_BEFORE): weight.float() for key, weight in load_peft_weights(str(folder), "cpu").items()}
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -270,12 +271,6 @@ _BEFORE = "base_model.model."
 def _half(name: str, which: str) -> str:
     """Return the name of one factor of a matrix's change in peft's files."""
     return f"{name.removesuffix('weight')}lora_{which}.weight"
-
-
-def _layers(folder: Path) -> int:
-    """Return on how many of the encoder's layers a reward that ``write_reward`` wrote stands."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return int(settings["layer_replication"][0][1]) if settings["layer_replication"] else LAYERS
 
 
 def train_reward_model(
@@ -340,7 +335,7 @@ def reward_size(folder: Path) -> dict[str, int]:
     if not (folder / "adapter_config.json").exists():
         return {"parameters": sum(w.numel() for w in load_file(folder / "model.safetensors").values()), "layers": 1}
     weights = load_peft_weights(str(folder), device="cpu").values()
-    return {"parameters": sum(weight.numel() for weight in weights), "layers": _layers(folder)}
+    return {"parameters": sum(weight.numel() for weight in weights), "layers": encoder_layers(folder)}
 
 
 def read_reward(folder: Path) -> Reward:

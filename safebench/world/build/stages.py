@@ -41,7 +41,6 @@ from safebench.world.build.rewards import (
     PROXIES,
     TEACHER,
     Half,
-    Recipe,
     load_trainable,
     near_foreign,
     ordinary_replies,
@@ -73,7 +72,6 @@ TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
 ROUNDS = {"judge": 2, "teacher": 1}
 """Of attacks and further training."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
-ATTACK_RATE = 3e-3
 POLL = 0.2
 """Seconds between two looks at the running stages."""
 
@@ -149,22 +147,33 @@ def make_samples(build: Build) -> None:
 
 def make_taught(build: Build, name: str) -> None:
     """Train the first form of a reward that learns from preferences."""
-    make_reward_model(build, f"{name}-0", TAUGHT[name])
+    recipe = TAUGHT[name]
+    preferences = training_pairs(recipe, build.half(recipe.split))
+    print(f"{name}: {len(preferences)} preference pairs", flush=True)
+    model = train_reward_model(recipe, preferences, build.work / f"{name}-run")
+    finish_reward_model(build, model, reward_folder(build, name, 0))
+
+
+def reward_folder(build: Build, name: str, number: int) -> Path:
+    """Return where a reward lies after ``number`` rounds of attack: among what is shipped if it is the judge's last."""
+    shipped = name == "judge" and number == ROUNDS[name]
+    return build.out / name if shipped else build.work / f"{name}-{number}"
 
 
 def attack_taught(build: Build, name: str, number: int) -> None:
-    """Train a policy on the reward of this round, on its own half's turns; keep what it ends up saying."""
-    pilot = attack.Pilot(build.work / f"{name}-{number}", ATTACK_SEEDS[name] + number, ATTACK_RATE)
-    attack_with(build, pilot, build.sayable[TAUGHT[name].split], f"{name} attack-{number}")
-
-
-def attack_with(build: Build, pilot: attack.Pilot, pairs: list[Pair], name: str) -> None:
-    """Run one pilot on the turns of ``pairs``."""
-    prompts = build.work / f"{name} prompts.jsonl"
-    attack.write_prompts(pairs, prompts)
-    attack.run_pilot(
-        pilot, build.out / "policy", prompts, build.work / name, attack.STEPS if build.limit is None else 4
+    """Train a policy on a reward, on its own half's turns, for round ``number``; keep what it ends up saying."""
+    pairs = build.sayable[TAUGHT[name].split]
+    run_attack(
+        build, reward_folder(build, name, number - 1), ATTACK_SEEDS[name] + number, pairs, f"{name} attack {number}"
     )
+
+
+def run_attack(build: Build, reward: Path, seed: int, pairs: list[Pair], name: str) -> None:
+    """Train a policy on a reward and the turns of ``pairs``."""
+    prompts = build.work / f"{name}.jsonl"
+    attack.write_prompts(pairs, prompts)
+    steps = attack.STEPS if build.limit is None else 4
+    attack.run_pilot(reward, seed, build.out / "policy", prompts, build.work / name, steps)
 
 
 def attacked(folders: list[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
@@ -173,24 +182,22 @@ def attacked(folders: list[Path], pairs: Sequence[Pair], seed: int) -> list[Pref
 
 
 def harden_taught(build: Build, name: str, number: int) -> None:
-    """Train a reward further, with the attacks so far among the replies that are worse."""
+    """Train a reward further, with the attacks of ``number`` rounds among the replies that are worse."""
     recipe = TAUGHT[name]
     recipe = replace(recipe, seed=recipe.seed + 100 + number, pairs=AGAIN, learning_rate=AGAIN_RATE)
-    half, before = build.half(recipe.split), build.work / f"{name}-{number}"
-    found = attacked([build.work / f"{name} attack-{n}" for n in range(number + 1)], half.pairs, recipe.seed)
+    half, before = build.half(recipe.split), reward_folder(build, name, number - 1)
+    found = attacked([build.work / f"{name} attack {n}" for n in range(1, number + 1)], half.pairs, recipe.seed)
     print(f"{name}: {len(found)} replies of pilots to turns whose reply is known", flush=True)
     near = near_foreign(half.pairs, read_reward(before), recipe.pairs["foreign"], recipe.seed)
     preferences = training_pairs(recipe, replace(half, attacks=found, near=near))
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
     model = train_reward_model(recipe, preferences, build.work / f"{name}-run", load_trainable(before))
-    finish_reward_model(build, model, build.work / f"{name}-{number + 1}")
-    if number + 1 == ROUNDS[name] and name == "judge":
-        shutil.copytree(build.work / f"{name}-{number + 1}", build.out / name, dirs_exist_ok=True)
+    finish_reward_model(build, model, reward_folder(build, name, number))
 
 
 def make_labels(build: Build) -> None:
     """Let the teacher score the replies that the proxies learn from."""
-    teacher, half = read_reward(build.work / f"teacher-{ROUNDS['teacher']}"), build.half("proxy")
+    teacher, half = read_reward(reward_folder(build, "teacher", ROUNDS["teacher"])), build.half("proxy")
     exchanges = ordinary_replies(next(iter(PROXIES.values())), half)
     rows = [[e.turn, e.reply, found] for e, found in zip(exchanges, score(teacher, exchanges).tolist(), strict=True)]
     (build.work / "labels.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -206,8 +213,7 @@ def make_proxy(build: Build, name: str) -> None:
 
 def attack_held_out(build: Build) -> None:
     """Train a policy on the proxy, on turns of the test: what no reward has seen."""
-    pilot = attack.Pilot(build.out / "proxy", ATTACK_SEEDS["held out"], ATTACK_RATE)
-    attack_with(build, pilot, build.sayable["test"], "held-out attack")
+    run_attack(build, build.out / "proxy", ATTACK_SEEDS["held out"], build.sayable["test"], "held-out attack")
 
 
 def make_body_reward(build: Build) -> None:
@@ -225,15 +231,6 @@ def answered(build: Build) -> list[Exchange]:
     """Return the policy's replies to the test turns."""
     found = zip(build.sayable["test"], build.samples("test"), strict=False)
     return [Exchange(pair.turn, reply) for pair, reply in found]
-
-
-def make_reward_model(build: Build, name: str, recipe: Recipe) -> None:
-    """Train one reward model on its half."""
-    half = build.half(recipe.split)
-    preferences = training_pairs(recipe, half)
-    print(f"{name}: {len(preferences)} preference pairs", flush=True)
-    model = train_reward_model(recipe, preferences, build.work / f"{name}-run")
-    finish_reward_model(build, model, build.work / name)
 
 
 def finish_reward_model(build: Build, model: PreTrainedModel, folder: Path) -> None:
@@ -323,14 +320,14 @@ class Stage:
     after: tuple[str, ...]
 
 
-def _taught(name: str, rounds: int) -> dict[str, Stage]:
+def _taught(name: str) -> dict[str, Stage]:
     found = {name: Stage(functools.partial(make_taught, name=name), ("samples",))}
     before = name
-    for n in range(rounds):
-        attack_name, hard_name = f"{name} attack {n + 1}", f"{name} again {n + 1}"
-        found[attack_name] = Stage(functools.partial(attack_taught, name=name, number=n), (before,))
-        found[hard_name] = Stage(functools.partial(harden_taught, name=name, number=n), (attack_name,))
-        before = hard_name
+    for n in range(1, ROUNDS[name] + 1):
+        attacking, hardening = f"{name} attack {n}", f"{name} again {n}"
+        found[attacking] = Stage(functools.partial(attack_taught, name=name, number=n), (before,))
+        found[hardening] = Stage(functools.partial(harden_taught, name=name, number=n), (attacking,))
+        before = hardening
     return found
 
 
@@ -340,8 +337,8 @@ STAGES: dict[str, Stage] = {
     "words": Stage(make_words, ()),
     "policy": Stage(make_policy, ("tokenizer",)),
     "samples": Stage(make_samples, ("policy",)),
-    **_taught("teacher", ROUNDS["teacher"]),
-    **_taught("judge", ROUNDS["judge"]),
+    **_taught("teacher"),
+    **_taught("judge"),
     "labels": Stage(make_labels, (f"teacher again {ROUNDS['teacher']}",)),
     **{name: Stage(functools.partial(make_proxy, name=name), ("labels",)) for name in PROXIES},
     "proxy-body": Stage(make_body_reward, ("samples",)),
@@ -361,6 +358,8 @@ def mark(build: Build, name: str) -> Path:
 
 def run_stage(build: Build, name: str) -> None:
     """Run one stage and leave its mark."""
+    for folder in (build.out, build.work):
+        folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     STAGES[name].make(build)
     seconds = round(time.monotonic() - start, 1)
@@ -373,15 +372,13 @@ def run(build: Build, start: Callable[[str], subprocess.Popen[bytes]], at_once: 
 
     ``start`` starts a process that runs a stage. Raises CalledProcessError when one fails, after those beside it ended.
     """
-    build.out.mkdir(parents=True, exist_ok=True)
-    build.work.mkdir(parents=True, exist_ok=True)
-    done = {name for name in STAGES if mark(build, name).exists()}
+    done = [name for name in STAGES if mark(build, name).exists()]
     for name in done:
         print(f"{name}: done before", flush=True)
     running: dict[str, subprocess.Popen[bytes]] = {}
     failed: subprocess.CalledProcessError | None = None
     while running or (failed is None and len(done) < len(STAGES)):
-        ready = [n for n in STAGES if n not in done and n not in running and done.issuperset(STAGES[n].after)]
+        ready = [n for n in STAGES if n not in done and n not in running and set(STAGES[n].after) <= set(done)]
         for name in ready[: 0 if failed else at_once - len(running)]:
             print(f"{name}: started", flush=True)
             running[name] = start(name)
@@ -389,9 +386,10 @@ def run(build: Build, start: Callable[[str], subprocess.Popen[bytes]], at_once: 
             code = process.poll()
             if code is not None:
                 del running[name]
-                done.add(name)
                 if code:
                     failed = subprocess.CalledProcessError(code, process.args)
+                else:
+                    done.append(name)
         time.sleep(POLL)
     if failed is not None:
         raise failed
