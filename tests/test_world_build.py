@@ -334,6 +334,7 @@ def three_stages(monkeypatch, tmp_path):
     """Two stages that a third needs, and a folder; each is a process that writes its mark when it is done."""
     nothing = {name: Stage(lambda build: None, after) for name, after in (("a", ()), ("b", ()), ("c", ("a", "b")))}
     monkeypatch.setattr(stages, "STAGES", nothing)
+    (tmp_path / "work").mkdir()
     return Build(tmp_path / "out", tmp_path / "work")
 
 
