@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Collection, Iterator
@@ -105,7 +106,9 @@ def quiet_libraries() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     loads = transformers_logging.get_logger("transformers.modeling_utils")
-    loads.addFilter(_no_report)
+    # One of its own: contexts nest, and the inner one's end is not to take the outer one's filter along.
+    quiet = functools.partial(_no_report)
+    loads.addFilter(quiet)
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -115,7 +118,7 @@ def quiet_libraries() -> Iterator[None]:
         try:
             yield
         finally:
-            loads.removeFilter(_no_report)
+            loads.removeFilter(quiet)
             if bars:
                 transformers_logging.enable_progress_bar()
 
