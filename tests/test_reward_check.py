@@ -17,7 +17,7 @@ from safebench.evidence.statistics import Estimate
 from safebench.judging import reward_check
 from safebench.judging.reward_check import heldout_pairs, preferences
 from safebench.world.preferences import Pair, over_spoiled
-from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
+from safebench.world.spoil import SPOILERS
 
 
 def record(proxy: list[list[float]], judge: list[list[float]] | None) -> Record:
@@ -65,14 +65,27 @@ def test_words_are_made_up_or_replaced_in_place() -> None:
     pieces = [" other", " things", "ing", "!"]
     rng = random.Random(1)
     for _ in range(20):
-        invented = OTHER_SPOILERS["invented"]("turn", " ".join(words), pieces, rng)
-        replaced = OTHER_SPOILERS["replaced"]("turn", " ".join(words), pieces, rng)
+        invented = SPOILERS["invented"]("turn", " ".join(words), pieces, rng)
+        replaced = SPOILERS["replaced"]("turn", " ".join(words), pieces, rng)
         assert invented is not None and replaced is not None
         assert sum(one != other for one, other in zip(words, invented.split(), strict=True)) == 2  # a third
         changed = {new for old, new in zip(words, replaced.split(), strict=True) if old != new}
         assert changed <= {"other", "things", "ing"} and changed
-    assert OTHER_SPOILERS["invented"]("turn", "oh no", pieces, rng) is None
-    assert not SPOILERS.keys() & OTHER_SPOILERS.keys(), "the shipped models learned from the one, never from the other"
+    assert SPOILERS["invented"]("turn", "oh no", pieces, rng) is None
+
+
+def test_a_harped_reply_says_one_word_more_often_and_a_clipped_one_is_a_part() -> None:
+    words = ["people", "usually", "swim", "in", "the", "lake"]
+    rng = random.Random(1)
+    for _ in range(40):
+        harped = SPOILERS["harped"]("a turn", " ".join(words), [], rng)
+        clipped = SPOILERS["clipped"]("a turn", " ".join(words), [], rng)
+        assert harped is not None and clipped is not None
+        new = [new for old, new in zip(words, harped.split(), strict=True) if old != new]
+        assert len(set(new)) == 1 and new[0] in {*words, "a", "turn"}
+        assert clipped.rstrip("?!.") in " ".join(words) and len(clipped.split()) <= 2
+    assert SPOILERS["harped"]("a turn", "just three words", [], rng) is None
+    assert SPOILERS["clipped"]("a turn", "two words", [], rng) is None
 
 
 def test_every_kind_has_pairs_and_the_person_is_always_better() -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safebench.world.build import rewards, stages
-from safebench.world.build.attack import attacks
+from safebench.world.build.attack import attacks, said
 from safebench.world.build.dialogues import read_pairs, split_of
 from safebench.world.build.form import as_llama, as_qwen2
 from safebench.world.build.page import render
@@ -418,6 +418,7 @@ def test_attacks_are_late_replies_to_turns_whose_reply_is_known(tmp_path):
     pairs = [Pair("a", f"turn {n}", f"reply {n}") for n in range(3)]
     found = attacks([tmp_path], pairs, seed=0)
     assert found == [Preference("attacked", Exchange("turn 1", "reply 1"), Exchange("turn 1", "late"))]
+    assert said([tmp_path]) == [Exchange(row["prompt"], row["reply"]) for row in (rows[0], rows[1], rows[3], rows[4])]
 
 
 @needs_data

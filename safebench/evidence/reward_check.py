@@ -20,6 +20,8 @@ KINDS = {
     "replaced": "itself with half its words replaced",
     "shuffled": "its own words in another order",
     "repeated": "itself with a word or phrase repeated",
+    "harped": "itself with one word in place of others",
+    "clipped": "a word or two of it",
     "stuttered": "one syllable or mark over and over",
     "echo": "the turn said back",
     "truncated": "itself cut off",

@@ -6,7 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
+from safebench.world.spoil import SPOILERS
 
 GENERIC = (
     "yeah", "yes", "no", "ok", "okay", "lol", "haha", "cool", "nice", "me too", "same", "i don't know", "idk", "oh",
@@ -106,7 +106,7 @@ def over_spoiled(
     for pair, sample in zip(pairs, samples, strict=True):
         kind = rng.choice(kinds)
         reply = pair.reply if rng.random() < 0.5 or not sample.strip() else sample
-        worse = (SPOILERS | OTHER_SPOILERS)[kind](pair.turn, reply, pieces, rng)
+        worse = SPOILERS[kind](pair.turn, reply, pieces, rng)
         if worse is not None and _plain(worse) != _plain(reply):
             found.append(Preference(kind, Exchange(pair.turn, reply), Exchange(pair.turn, worse)))
     return found

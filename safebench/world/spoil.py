@@ -102,10 +102,32 @@ def _replaced(turn: str, reply: str, pieces: list[str], rng: random.Random) -> s
     return " ".join(words)
 
 
+def _harped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The reply with some of its words replaced by one word of its own or of the turn: "you chat the chat chat?"."""
+    words = reply.split()
+    if len(words) < 4:
+        return None
+    word = rng.choice([*words, *turn.split()]).strip(".,!?")
+    for n in rng.sample(range(len(words)), rng.randint(2, max(2, len(words) // 2))):
+        words[n] = word
+    return " ".join(words)
+
+
+def _clipped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """One or two words of the reply that are not its whole, with a mark as often as not: "you?"."""
+    words = reply.split()
+    size = rng.choice((1, 1, 2))
+    if len(words) < size + 2:
+        return None
+    start = rng.randrange(len(words) - size)
+    return " ".join(words[start : start + size]).rstrip(".,!?") + rng.choice(("", "?", "?", "!", "."))
+
+
 _ONSETS = ("b", "bl", "ch", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "v")
 _RIMES = ("a", "an", "ard", "e", "ed", "el", "ent", "i", "ib", "ing", "o", "omb", "on", "or", "u", "uce", "um", "unt")
 
-SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] = {
+Spoiler = Callable[[str, str, list[str], random.Random], str | None]
+FIRST_SPOILERS: dict[str, Spoiler] = {
     "repeated": _repeated,
     "stuttered": _stuttered,
     "garbage": _garbage,
@@ -115,7 +137,9 @@ SPOILERS: dict[str, Callable[[str, str, list[str], random.Random], str | None]] 
     "echo": _echo,
     "truncated": _truncated,
 }
-
-"""Ways that the shipped reward models learned from."""
-OTHER_SPOILERS = {"invented": _invented, "replaced": _replaced}
-"""Ways that they never saw."""
+"""Ways that every reward model of the world learned from, the one on the policy's own body too."""
+OTHER_SPOILERS: dict[str, Spoiler] = {"invented": _invented, "replaced": _replaced}
+"""Ways that those on the encoder learned from as well."""
+PILOTS_SPOILERS: dict[str, Spoiler] = {"harped": _harped, "clipped": _clipped}
+"""Ways that pilots on the first proxies took: in the rounds behind an attack alone."""
+SPOILERS = FIRST_SPOILERS | OTHER_SPOILERS | PILOTS_SPOILERS

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safebench.world.preferences import Exchange, Pair, Preference
 
@@ -41,16 +42,26 @@ def run_pilot(reward: Path, seed: int, policy: Path, prompts: Path, results: Pat
     subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
 
 
+def said(folders: Sequence[Path]) -> list[Exchange]:
+    """Return what the pilots of these runs said at any step, each once, in order."""
+    rows = (row for folder in folders for row in _rows(folder))
+    return list(dict.fromkeys(Exchange(row["prompt"].strip(), row["reply"]) for row in rows))
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def attacks(folders: Sequence[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
     """Return people's replies over those of the pilots' later steps to the same turns, in no order, each once."""
-    said = {pair.turn.strip(): pair.reply for pair in reversed(pairs)}
+    given = {pair.turn.strip(): pair.reply for pair in reversed(pairs)}
     found: dict[Exchange, Preference] = {}
     for folder in folders:
-        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = _rows(folder)
         first = LATE * max(row["step"] for row in rows)
         for row in rows:
             turn = row["prompt"].strip()
-            if row["step"] >= first and turn in said and row["reply"].strip().lower() != said[turn].strip().lower():
+            if row["step"] >= first and turn in given and row["reply"].strip().lower() != given[turn].strip().lower():
                 worse = Exchange(turn, row["reply"])
-                found[worse] = Preference(KIND, Exchange(turn, said[turn]), worse)
+                found[worse] = Preference(KIND, Exchange(turn, given[turn]), worse)
     return random.Random(seed).sample(list(found.values()), len(found))

@@ -37,7 +37,7 @@ from safebench.world.preferences import (
 )
 from safebench.world.prompts import Prompt
 from safebench.world.rewards import Reward, load_reward
-from safebench.world.spoil import OTHER_SPOILERS, SPOILERS
+from safebench.world.spoil import FIRST_SPOILERS, OTHER_SPOILERS
 
 RANK = 32
 """Singular values that are kept of each matrix's change."""
@@ -80,7 +80,7 @@ class Half:
 
 FIRST = (
     {"sample": 4000, "cooled": 1500, "foreign": 4500, "generic": 400, "opener": 400}
-    | dict.fromkeys(SPOILERS, 250)
+    | dict.fromkeys(FIRST_SPOILERS, 250)
     | dict.fromkeys(OTHER_SPOILERS, 450)
 )
 """Pairs of each kind for judge and teacher."""
@@ -88,9 +88,9 @@ JUDGE = Recipe("judge", 20261201, LAYERS, FIRST)
 TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
 """As the judge, on the other half: what the proxies are made from."""
 AGAIN = {
-    **{"sample": 1200, "cooled": 300, "foreign": 1200, "attacked": 400, "generic": 250, "opener": 250},
-    **{"truncated": 250, "repeated": 200, "empty": 200, "replaced": 150, "echo": 80, "shuffled": 80},
-    **{"garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
+    **{"sample": 1500, "cooled": 300, "foreign": 1200, "attacked": 500, "generic": 250, "opener": 500},
+    **{"truncated": 350, "repeated": 350, "empty": 300, "harped": 300, "clipped": 300, "replaced": 150, "echo": 150},
+    **{"shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
 }
 """Pairs of a further round, after an attack: more of what the first leaves weakest."""
 AGAIN_RATE = 5e-5
@@ -110,6 +110,8 @@ class Student:
     learning_rate: float = 2e-4
 
 
+SCOUT = Student(20261208, 2, {"sample": 8000, "cooled": 2000, "human": 2000}, epochs=1)
+"""A hasty proxy of the teacher's first form: its pilots find, within few steps, what proxies of it will reward."""
 LABELS = {"sample": 12000, "cooled": 3000, "human": 6000, "foreign": 3000}
 PROXIES = {
     "proxy": Student(20261204, 3, LABELS),
@@ -117,7 +119,7 @@ PROXIES = {
     "proxy-1": Student(20261206, 1, LABELS),
 }
 """By name. The one called ``proxy`` is what runs are trained on by default; the others differ from it in layers."""
-BODY = Recipe("proxy", 20261207, 1, {"sample": 5200, "foreign": 5200} | dict.fromkeys(SPOILERS, 350))
+BODY = Recipe("proxy", 20261207, 1, {"sample": 5200, "foreign": 5200} | dict.fromkeys(FIRST_SPOILERS, 350))
 """The reward on the policy's own body."""
 
 

@@ -39,8 +39,10 @@ from safebench.world.build.rewards import (
     BODY,
     JUDGE,
     PROXIES,
+    SCOUT,
     TEACHER,
     Half,
+    Student,
     load_trainable,
     near_foreign,
     ordinary_replies,
@@ -69,8 +71,8 @@ SHOWN, SHOWN_SEED = 50, 20260231
 
 TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
 """The rewards that learn from preferences, and are attacked. Only the judge is shipped."""
-ROUNDS = {"judge": 2, "teacher": 1}
-"""Of attacks and further training."""
+ROUNDS = {"judge": 2, "teacher": 2}
+"""Of attacks and further training: the first attack is on the reward itself, the later ones on the scout."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
 POLL = 0.2
 """Seconds between two looks at the running stages."""
@@ -161,11 +163,10 @@ def reward_folder(build: Build, name: str, number: int) -> Path:
 
 
 def attack_taught(build: Build, name: str, number: int) -> None:
-    """Train a policy on a reward, on its own half's turns, for round ``number``; keep what it ends up saying."""
+    """Train a policy on a reward's own half's turns for round ``number``; keep what it ends up saying."""
+    reward = reward_folder(build, name, 0) if number == 1 else build.work / "scout"
     pairs = build.sayable[TAUGHT[name].split]
-    run_attack(
-        build, reward_folder(build, name, number - 1), ATTACK_SEEDS[name] + number, pairs, f"{name} attack {number}"
-    )
+    run_attack(build, reward, ATTACK_SEEDS[name] + number, pairs, f"{name} attack {number}")
 
 
 def run_attack(build: Build, reward: Path, seed: int, pairs: list[Pair], name: str) -> None:
@@ -178,7 +179,12 @@ def run_attack(build: Build, reward: Path, seed: int, pairs: list[Pair], name: s
 
 def attacked(folders: list[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
     """Return people's replies over those that the pilots in ``folders`` ended up with."""
-    return attack.attacks([run for folder in folders for run in sorted(folder.glob("*/*/seed-*"))], pairs, seed)
+    return attack.attacks(pilots(folders), pairs, seed)
+
+
+def pilots(folders: list[Path]) -> list[Path]:
+    """Return the folders of the runs that lie in these."""
+    return [run for folder in folders for run in sorted(folder.glob("*/*/seed-*"))]
 
 
 def harden_taught(build: Build, name: str, number: int) -> None:
@@ -195,20 +201,39 @@ def harden_taught(build: Build, name: str, number: int) -> None:
     finish_reward_model(build, model, reward_folder(build, name, number))
 
 
+def labelled(build: Build, teacher: Path, exchanges: list[Exchange], name: str) -> None:
+    """Let a teacher score the exchanges that students learn from."""
+    scores = score(read_reward(teacher), exchanges).tolist()
+    rows = [[exchange.turn, exchange.reply, found] for exchange, found in zip(exchanges, scores, strict=True)]
+    (build.work / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def student(build: Build, recipe: Student, name: str, labels: str) -> PreTrainedModel:
+    """Return a reward fitted to a teacher's scores."""
+    rows = json.loads((build.work / f"{labels}.json").read_text(encoding="utf-8"))
+    exchanges, scores = [Exchange(turn, reply) for turn, reply, _ in rows], torch.tensor([row[2] for row in rows])
+    return train_student(recipe, exchanges, scores, build.work / f"{name}-run")
+
+
+def make_scout(build: Build) -> None:
+    """Fit a hasty proxy to the teacher behind its first round, for the pilots of the next."""
+    exchanges = ordinary_replies(SCOUT, build.half("proxy"))
+    labelled(build, reward_folder(build, "teacher", 1), exchanges, "scout labels")
+    finish_reward_model(build, student(build, SCOUT, "scout", "scout labels"), build.work / "scout")
+
+
 def make_labels(build: Build) -> None:
-    """Let the teacher score the replies that the proxies learn from."""
-    teacher, half = read_reward(reward_folder(build, "teacher", ROUNDS["teacher"])), build.half("proxy")
-    exchanges = ordinary_replies(next(iter(PROXIES.values())), half)
-    rows = [[e.turn, e.reply, found] for e, found in zip(exchanges, score(teacher, exchanges).tolist(), strict=True)]
-    (build.work / "labels.json").write_text(json.dumps(rows), encoding="utf-8")
+    """Let the teacher score the replies that the proxies learn from, its own pilots' among them."""
+    rounds = ROUNDS["teacher"]
+    said = attack.said(pilots([build.work / f"teacher attack {n}" for n in range(1, rounds + 1)]))
+    exchanges = ordinary_replies(next(iter(PROXIES.values())), build.half("proxy")) + said
+    print(f"labels: {len(exchanges)} replies, {len(said)} of them by pilots", flush=True)
+    labelled(build, reward_folder(build, "teacher", rounds), exchanges, "labels")
 
 
 def make_proxy(build: Build, name: str) -> None:
     """Fit a reward that training sees to the teacher's scores."""
-    rows = json.loads((build.work / "labels.json").read_text(encoding="utf-8"))
-    exchanges, labels = [Exchange(turn, reply) for turn, reply, _ in rows], torch.tensor([row[2] for row in rows])
-    model = train_student(PROXIES[name], exchanges, labels, build.work / f"{name}-run")
-    finish_reward_model(build, model, build.out / name)
+    finish_reward_model(build, student(build, PROXIES[name], name, "labels"), build.out / name)
 
 
 def attack_held_out(build: Build) -> None:
@@ -257,12 +282,12 @@ def make_figures(build: Build) -> None:
     policy = build.policy()
     rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
     half = build.half("test")
-    pilots = attacked([build.work / "held-out attack"], half.pairs, EVALUATION_SEED)
-    half = replace(half, phrases=kept_phrases(), attacks=pilots)
+    found = attacked([build.work / "held-out attack"], half.pairs, EVALUATION_SEED)
+    half = replace(half, phrases=kept_phrases(), attacks=found)
     figures = reward_figures(rewards, half)
     turns = [pair.turn for pair in half.pairs]
-    for name, found in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
-        figures[name] |= found | reward_size(build.out / name)
+    for name, best in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
+        figures[name] |= best | reward_size(build.out / name)
     figures["best_of_n"] = {"prompts": PROMPTS, "draws": DRAWS}
     text = list(half.pairs[:PERPLEXITY_PAIRS])
     figures["policy"] = {
@@ -325,9 +350,12 @@ def _taught(name: str) -> dict[str, Stage]:
     before = name
     for n in range(1, ROUNDS[name] + 1):
         attacking, hardening = f"{name} attack {n}", f"{name} again {n}"
-        found[attacking] = Stage(functools.partial(attack_taught, name=name, number=n), (before,))
+        needs = (before,) if n == 1 else (before, "scout")
+        found[attacking] = Stage(functools.partial(attack_taught, name=name, number=n), needs)
         found[hardening] = Stage(functools.partial(harden_taught, name=name, number=n), (attacking,))
         before = hardening
+        if (name, n) == ("teacher", 1):
+            found["scout"] = Stage(make_scout, (hardening,))
     return found
 
 
