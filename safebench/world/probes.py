@@ -69,11 +69,15 @@ class Gap(NamedTuple):
 
 
 def gap(own: Tensor, ours: Tensor) -> Gap:
-    """Return how far two tensors of logits of one shape are apart."""
+    """Return how far two tensors of logits of one shape are apart, as a share of their spread.
+
+    One number a row, as a classifier's, may be nearly the same for every row: there it is a share of their size.
+    """
+    single = own.dim() > 0 and own.shape[-1] == 1
     own, ours = own.detach().double().flatten(), ours.detach().double().flatten()
     apart = own - ours
     worst = int(apart.abs().argmax())
-    spread = float(own.std()) or 1.0
+    spread = float(own.square().mean().sqrt() if single else own.std()) or 1.0
     share = float(apart.square().mean().sqrt()) / spread
     return Gap(share if share == share else float("inf"), float(own[worst]), float(ours[worst]))
 

@@ -57,6 +57,7 @@ from safebench.world.build.rewards import (
 )
 from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
 from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
+from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
@@ -389,7 +390,8 @@ def run_stage(build: Build, name: str) -> None:
     for folder in (build.out, build.work):
         folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    STAGES[name].make(build)
+    with quiet_libraries():
+        STAGES[name].make(build)
     seconds = round(time.monotonic() - start, 1)
     mark(build, name).write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     print(f"{name}: done in {seconds} s", flush=True)
