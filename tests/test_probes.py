@@ -420,5 +420,5 @@ def test_a_pass_that_fails_names_the_model() -> None:
 def test_one_number_a_row_is_held_against_its_size_and_logits_against_their_spread():
     scores = torch.tensor([[-2.39], [-2.38], [-2.40], [-2.39]])  # a reward's of four rows that are all nonsense
     assert probes.gap(scores, scores + 0.03).share == pytest.approx(0.03 / 2.39, rel=1e-2)
-    logits = torch.tensor([[9.0, 10.0, 11.0]])
-    assert probes.gap(logits, logits + 0.1).share == pytest.approx(0.1, rel=1e-6)
+    logits = torch.tensor([[9.0, 10.0, 11.0]], dtype=torch.float64)
+    assert probes.gap(logits, logits + 0.1).share == pytest.approx(0.1, rel=1e-9)
