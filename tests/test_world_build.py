@@ -40,6 +40,7 @@ from safebench.world.build.rewards import (
     write_reward,
 )
 from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
+from safebench.world.build.search import universal
 from safebench.world.build.stages import STAGES, Build, Stage
 from safebench.world.build.tokenizer import label_ids, train_tokenizer
 from safebench.world.preferences import (
@@ -386,6 +387,23 @@ def test_near_foreign_replies_are_the_best_of_the_rewards_tries():
     # The largest of three of 0 to 29 is 22 on average; its mean over thirty scatters by about one.
     assert 19 < mean < 25
     assert all(one.better.turn == one.worse.turn and one.better.reply != one.worse.reply for one in near)
+
+
+def test_a_search_finds_the_replies_that_a_reward_likes_whatever_the_turn():
+    pairs = [Pair("a", f"turn {n}", reply) for n, reply in enumerate(["good luck", "no", "well then", "a lake"] * 3)]
+
+    class LikesLuck:
+        name = "likes luck"
+
+        def score(self, prompts, replies):
+            # Turn 0 lifts any reply above those that are good for all: one turn alone is not enough to tell.
+            turns = [float(prompt == "turn 0") for prompt in prompts]
+            return torch.tensor([reply.count("luck") + turn / 4 for reply, turn in zip(replies, turns, strict=True)])
+
+    found = universal(pairs, LikesLuck(), 3, seed=1)
+    assert len(found) == 3 and all("luck" in reply for reply in found)
+    assert found[0].count("luck") >= found[-1].count("luck")
+    assert found == universal(pairs, LikesLuck(), 3, seed=1)
 
 
 def test_training_order_keeps_every_row_and_groups_by_length():

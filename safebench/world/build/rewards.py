@@ -88,7 +88,8 @@ JUDGE = Recipe("judge", 20261201, LAYERS, FIRST)
 TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
 """As the judge, on the other half: what the proxies are made from."""
 AGAIN = {
-    **{"sample": 1500, "cooled": 300, "foreign": 1200, "attacked": 500, "generic": 250, "opener": 500},
+    **{"sample": 1500, "cooled": 300, "foreign": 1200, "attacked": 500, "universal": 800},
+    **{"generic": 250, "opener": 400},
     **{"truncated": 350, "repeated": 350, "empty": 300, "harped": 300, "clipped": 300, "replaced": 150, "echo": 150},
     **{"shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
 }
