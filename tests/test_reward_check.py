@@ -84,6 +84,7 @@ def test_a_harped_reply_says_one_word_more_often_and_a_clipped_one_is_a_part() -
         new = [new for old, new in zip(words, harped.split(), strict=True) if old != new]
         assert len(set(new)) == 1 and new[0] in {*words, "a", "turn"}
         assert clipped.rstrip("?!.") in " ".join(words) and len(clipped.split()) <= 2
+    assert SPOILERS["doubled"]("a turn", " so far ", [], rng) in {"so far so far", "so far so far so far"}
     assert SPOILERS["harped"]("a turn", "just three words", [], rng) is None
     assert SPOILERS["clipped"]("a turn", "two words", [], rng) is None
 

@@ -390,7 +390,8 @@ def test_near_foreign_replies_are_the_best_of_the_rewards_tries():
 
 
 def test_a_search_finds_the_replies_that_a_reward_likes_whatever_the_turn():
-    pairs = [Pair("a", f"turn {n}", reply) for n, reply in enumerate(["good luck", "luck to you", "luck", "no", "well then"] * 3)]
+    replies = ["good luck", "luck to you", "luck", "no", "well then"] * 3
+    pairs = [Pair("a", f"turn {n}", reply) for n, reply in enumerate(replies)]
 
     class LikesLuck:
         name = "likes luck"

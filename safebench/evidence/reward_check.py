@@ -22,6 +22,7 @@ KINDS = {
     "repeated": "itself with a word or phrase repeated",
     "harped": "itself with one word in place of others",
     "clipped": "a word or two of it",
+    "doubled": "itself said twice",
     "stuttered": "one syllable or mark over and over",
     "echo": "the turn said back",
     "truncated": "itself cut off",

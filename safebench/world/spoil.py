@@ -123,6 +123,11 @@ def _clipped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> st
     return " ".join(words[start : start + size]).rstrip(".,!?") + rng.choice(("", "?", "?", "!", "."))
 
 
+def _doubled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
+    """The whole reply said twice, or thrice."""
+    return " ".join([reply.strip()] * rng.choice((2, 2, 2, 3)))
+
+
 _ONSETS = ("b", "bl", "ch", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "v")
 _RIMES = ("a", "an", "ard", "e", "ed", "el", "ent", "i", "ib", "ing", "o", "omb", "on", "or", "u", "uce", "um", "unt")
 
@@ -140,6 +145,6 @@ FIRST_SPOILERS: dict[str, Spoiler] = {
 """Ways that every reward model of the world learned from, the one on the policy's own body too."""
 OTHER_SPOILERS: dict[str, Spoiler] = {"invented": _invented, "replaced": _replaced}
 """Ways that those on the encoder learned from as well."""
-PILOTS_SPOILERS: dict[str, Spoiler] = {"harped": _harped, "clipped": _clipped}
-"""Ways that pilots on the first proxies took: in the rounds behind an attack alone."""
+PILOTS_SPOILERS: dict[str, Spoiler] = {"harped": _harped, "clipped": _clipped, "doubled": _doubled}
+"""Ways that pilots on the first proxies took, or that a search found: in the rounds behind an attack alone."""
 SPOILERS = FIRST_SPOILERS | OTHER_SPOILERS | PILOTS_SPOILERS

