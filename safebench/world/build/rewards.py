@@ -108,7 +108,7 @@ class Student:
     replies: Mapping[str, int]
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-5
 
 
 SCOUT = Student(20261208, 2, {"sample": 8000, "cooled": 2000, "human": 2000}, epochs=1)
