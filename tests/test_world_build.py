@@ -40,7 +40,6 @@ from safebench.world.build.rewards import (
     write_reward,
 )
 from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
-from safebench.world.build.search import universal
 from safebench.world.build.stages import STAGES, Build, Stage
 from safebench.world.build.tokenizer import label_ids, train_tokenizer
 from safebench.world.preferences import (
@@ -58,6 +57,7 @@ from safebench.world.preferences import (
     over_spoiled,
 )
 from safebench.world.spoil import SPOILERS
+from safebench.world.universal import universal
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 needs_data = pytest.mark.skipif(
@@ -401,10 +401,10 @@ def test_a_search_finds_the_replies_that_a_reward_likes_whatever_the_turn():
             turns = [float(prompt == "turn 0") for prompt in prompts]
             return torch.tensor([reply.count("luck") + turn / 4 for reply, turn in zip(replies, turns, strict=True)])
 
-    found = universal(pairs, LikesLuck(), 3, seed=1)
+    found = universal(pairs, LikesLuck(), 3, 9, seed=1)
     assert len(found) == 3 and all("luck" in reply for reply in found)
     assert found[0].count("luck") >= found[-1].count("luck")
-    assert found == universal(pairs, LikesLuck(), 3, seed=1)
+    assert found == universal(pairs, LikesLuck(), 3, 9, seed=1)
 
 
 def test_training_order_keeps_every_row_and_groups_by_length():

@@ -74,6 +74,9 @@ def check(asked: Asked, draws: int, root: Path) -> None:
     print(f"{name}: how often a person's reply scores above …, with exact 95 % intervals")
     print(columns([("", "RIGHT", "TIED", "PAIRS"), *rows]))
     print()
+    print(f"{name}: what a search found it to like whatever the turn; its score on other turns, ± 95 %")
+    print(columns([(one.reply, interval(one.score)) for one in found.liked]))
+    print()
     print(f"best by {name} of n replies of {settings.model.name} to each of {record.prompts} prompts, ± 95 %")
     print(columns(_rows(record)))
     if record.judge is not None:

@@ -12,6 +12,7 @@ from safebench import catalog
 from safebench.evidence import best_of_n
 from safebench.evidence.best_of_n import Record
 from safebench.evidence.reward_check import KINDS, Order, order
+from safebench.evidence.statistics import Estimate, mean
 from safebench.judging.best_of_n import sample_best_of_n
 from safebench.recording.files import write_atomic
 from safebench.settings import Settings
@@ -31,12 +32,25 @@ from safebench.world.preferences import (
 from safebench.world.prompts import Prompt, encode_prompt
 from safebench.world.rewards import Reward
 from safebench.world.rollout import encode, sample
+from safebench.world.universal import universal
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it so far, and all of it."""
 SEED = 20261127
 TOGETHER = 128
 """Replies that are sampled or scored at once."""
+LIKED, TRIED, FRESH = 5, 300, 64
+"""Replies to anything that are told, of how many tried alone and in twos, and the turns their scores are told on."""
+
+PEOPLE = "(people's own)"
+
+
+@dataclass(frozen=True)
+class Liked:
+    """A reply that a search found the reward to like whatever the turn, and its score on turns the search never saw."""
+
+    reply: str
+    score: Estimate
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class RewardCheck:
     """What a reward said: of pairs, kind by kind, and of the initial policy's replies."""
 
     orders: tuple[Order, ...]
+    liked: tuple[Liked, ...]
+    """What it likes whatever the turn; the last is what people replied to the same turns, each to its own."""
     record: Record
     notices: tuple[str, ...]
 
@@ -67,9 +83,21 @@ def check_reward(settings: Settings, root: Path, draws: int, progress: Progress)
         for kind in KINDS
         if any(p.kind == kind for p in found)
     )
-    text = json.dumps({"reward": world.reward.name, "orders": [asdict(one) for one in orders]}, indent=2)
+    with quiet_libraries():
+        liked = liked_by(world.reward, pairs)
+    found_out = {"orders": [asdict(one) for one in orders], "liked": [asdict(one) for one in liked]}
+    text = json.dumps({"reward": world.reward.name} | found_out, indent=2)
     write_atomic(folder / "orders.json", f"{text}\n".encode())
-    return RewardCheck(orders, best_of_n.read(folder), world.notices)
+    return RewardCheck(orders, liked, best_of_n.read(folder), world.notices)
+
+
+def liked_by(reward: Reward, pairs: Sequence[Pair]) -> tuple[Liked, ...]:
+    """Return the replies that a search over half of ``pairs`` finds, and people's own, scored on the others' turns."""
+    fresh = pairs[len(pairs) // 2 :][:FRESH]
+    turns: list[str] = [Prompt(pair.turn) for pair in fresh]
+    found = universal(pairs[: len(pairs) // 2], reward, LIKED, TRIED, SEED)
+    said = [(reply, [reply] * len(turns)) for reply in found] + [(PEOPLE, [pair.reply for pair in fresh])]
+    return tuple(Liked(reply, mean(reward.score(turns, replies).tolist())) for reply, replies in said)
 
 
 def heldout_pairs() -> list[Pair]:

@@ -56,10 +56,10 @@ from safebench.world.build.rewards import (
     write_reward,
 )
 from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
-from safebench.world.build.search import universal
 from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
 from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
+from safebench.world.universal import universal
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
 SAMPLED, COOLED = 12000, 3000
@@ -75,8 +75,8 @@ TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
 """The rewards that learn from preferences, and are attacked. Only the judge is shipped."""
 ROUNDS = {"judge": 2, "teacher": 2}
 """Of attacks and further training: the first attack is on the reward itself, the later ones on the scout."""
-UNIVERSAL = 300
-"""Replies to anything that a search finds, in each round."""
+UNIVERSAL, TRIED = 300, 2400
+"""Replies to anything that a search finds in each round, and of how many tried alone and in twos."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
 POLL = 0.2
 """Seconds between two looks at the running stages."""
@@ -200,7 +200,7 @@ def harden_taught(build: Build, name: str, number: int) -> None:
     print(f"{name}: {len(found)} replies of pilots to turns whose reply is known", flush=True)
     reward = read_reward(before)
     near = near_foreign(half.pairs, reward, recipe.pairs["foreign"], recipe.seed)
-    phrases = {**half.phrases, "universal": universal(half.pairs, reward, UNIVERSAL, recipe.seed)}
+    phrases = {**half.phrases, "universal": universal(half.pairs, reward, UNIVERSAL, TRIED, recipe.seed)}
     print(f"{name}: to anything, {'; '.join(phrases['universal'][:9])}", flush=True)
     preferences = training_pairs(recipe, replace(half, attacks=found, near=near, phrases=phrases))
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
