@@ -317,7 +317,7 @@ def test_a_student_is_shown_ordinary_replies_of_each_kind_and_no_spoiled_ones():
 def test_a_student_comes_to_score_as_it_is_shown(tmp_path):
     exchanges = [Exchange(pair.turn, reply) for pair in PAIRS for reply in ("yes, i do", "what a lake")] * 16
     scores = torch.tensor([1.0, -1.0] * (len(exchanges) // 2))
-    student = train_student(Student(1, 1, {}, epochs=6, batch=8), exchanges, scores, tmp_path)
+    student = train_student(Student(1, 1, {}, epochs=6, batch=8, learning_rate=2e-4), exchanges, scores, tmp_path)
     write_reward(student, tmp_path / "reward")
     found = score(read_reward(tmp_path / "reward"), exchanges[:10])
     assert (found[0::2] > 0).all() and (found[1::2] < 0).all()
