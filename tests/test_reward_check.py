@@ -132,10 +132,11 @@ def test_a_reward_is_checked_from_the_command_line(
     longer = [len(p.reply) > len(p.turn) for p in some]
     assert orders["echo"]["right"]["value"] == pytest.approx(sum(longer) / len(longer))
     # It likes length alone: what a search finds scores the same whatever the turn, and above most that people say.
-    *liked, people = json.loads((folder / "orders.json").read_text())["liked"]
+    written = json.loads((folder / "orders.json").read_text())
+    liked, people = written["liked"], written["people"]
     assert [one["score"]["value"] for one in liked] == [float(len(one["reply"])) for one in liked]
     assert [len(one["reply"]) for one in liked] == sorted((len(one["reply"]) for one in liked), reverse=True)
-    assert people["score"]["value"] == pytest.approx(sum(len(p.reply) for p in some[12:]) / 12)
+    assert people["value"] == pytest.approx(sum(len(p.reply) for p in some[12:]) / 12)
     assert f"{liked[0]['reply']}  " in said.out
     assert "correlation with lengths:short within a prompt: −1" in said.out
     assert "its best replies are worse by the judge" in said.out

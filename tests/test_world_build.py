@@ -401,10 +401,10 @@ def test_a_search_finds_the_replies_that_a_reward_likes_whatever_the_turn():
             turns = [float(prompt == "turn 0") for prompt in prompts]
             return torch.tensor([reply.count("luck") + turn / 4 for reply, turn in zip(replies, turns, strict=True)])
 
-    found = universal(pairs, LikesLuck(), 3, 9, seed=1)
+    found = universal(pairs, LikesLuck().score, 3, 9, seed=1)
     assert len(found) == 3 and all("luck" in reply for reply in found)
     assert found[0].count("luck") >= found[-1].count("luck")
-    assert found == universal(pairs, LikesLuck(), 3, 9, seed=1)
+    assert found == universal(pairs, LikesLuck().score, 3, 9, seed=1)
 
 
 def test_training_order_keeps_every_row_and_groups_by_length():

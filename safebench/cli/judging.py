@@ -75,7 +75,8 @@ def check(asked: Asked, draws: int, root: Path) -> None:
     print(columns([("", "RIGHT", "TIED", "PAIRS"), *rows]))
     print()
     print(f"{name}: what a search found it to like whatever the turn; its score on other turns, ± 95 %")
-    print(columns([(one.reply, interval(one.score)) for one in found.liked]))
+    liked = [(one.reply, interval(one.score)) for one in found.liked]
+    print(columns([*liked, ("(people, each to its own turn)", interval(found.people))]))
     print()
     print(f"best by {name} of n replies of {settings.model.name} to each of {record.prompts} prompts, ± 95 %")
     print(columns(_rows(record)))

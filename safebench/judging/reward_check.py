@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from safebench import catalog
 from safebench.evidence import best_of_n
 from safebench.evidence.best_of_n import Record
@@ -42,8 +45,6 @@ TOGETHER = 128
 LIKED, TRIED, FRESH = 5, 300, 64
 """Replies to anything that are told, of how many tried alone and in twos, and the turns their scores are told on."""
 
-PEOPLE = "(people's own)"
-
 
 @dataclass(frozen=True)
 class Liked:
@@ -59,7 +60,9 @@ class RewardCheck:
 
     orders: tuple[Order, ...]
     liked: tuple[Liked, ...]
-    """What it likes whatever the turn; the last is what people replied to the same turns, each to its own."""
+    """What it likes whatever the turn."""
+    people: Estimate
+    """Its score of what people replied to the same turns, each to its own."""
     record: Record
     notices: tuple[str, ...]
 
@@ -84,20 +87,29 @@ def check_reward(settings: Settings, root: Path, draws: int, progress: Progress)
         if any(p.kind == kind for p in found)
     )
     with quiet_libraries():
-        liked = liked_by(world.reward, pairs)
-    found_out = {"orders": [asdict(one) for one in orders], "liked": [asdict(one) for one in liked]}
-    text = json.dumps({"reward": world.reward.name} | found_out, indent=2)
+        liked, people = liked_by(world.reward, pairs, progress)
+    found_out = {
+        "reward": world.reward.name,
+        "orders": [asdict(one) for one in orders],
+        "liked": [asdict(one) for one in liked],
+        "people": asdict(people),
+    }
+    text = json.dumps(found_out, indent=2)
     write_atomic(folder / "orders.json", f"{text}\n".encode())
-    return RewardCheck(orders, liked, best_of_n.read(folder), world.notices)
+    return RewardCheck(orders, liked, people, best_of_n.read(folder), world.notices)
 
 
-def liked_by(reward: Reward, pairs: Sequence[Pair]) -> tuple[Liked, ...]:
-    """Return the replies that a search over half of ``pairs`` finds, and people's own, scored on the others' turns."""
+def liked_by(reward: Reward, pairs: Sequence[Pair], progress: Progress) -> tuple[tuple[Liked, ...], Estimate]:
+    """Return the replies that a search over half of ``pairs`` finds, scored on the others' turns; and people's own."""
+
+    def score(turns: list[str], replies: list[str]) -> Tensor:
+        return _scored(reward, turns, replies, "replies to anything scored", progress)
+
+    found = universal(pairs[: len(pairs) // 2], score, LIKED, TRIED, SEED)
     fresh = pairs[len(pairs) // 2 :][:FRESH]
-    turns: list[str] = [Prompt(pair.turn) for pair in fresh]
-    found = universal(pairs[: len(pairs) // 2], reward, LIKED, TRIED, SEED)
-    said = [(reply, [reply] * len(turns)) for reply in found] + [(PEOPLE, [pair.reply for pair in fresh])]
-    return tuple(Liked(reply, mean(reward.score(turns, replies).tolist())) for reply, replies in said)
+    turns = [pair.turn for pair in fresh]
+    liked = tuple(Liked(reply, mean(score(turns, [reply] * len(turns)).tolist())) for reply in found)
+    return liked, mean(score(turns, [pair.reply for pair in fresh]).tolist())
 
 
 def heldout_pairs() -> list[Pair]:
@@ -150,10 +162,15 @@ def _answers(world: World, settings: Settings, pairs: Sequence[Pair]) -> list[st
 def _scores(reward: Reward, found: Sequence[Preference], progress: Progress) -> dict[Asked, float]:
     """Return the score of each exchange among the preferences, each asked for once."""
     asked = list(dict.fromkeys(pair for kind in KINDS for side in _sides(found, kind) for pair in side))
-    scores: dict[Asked, float] = {}
-    for start in range(0, len(asked), TOGETHER):
-        chosen = asked[start : start + TOGETHER]
-        values = reward.score([Prompt(turn) for turn, _ in chosen], [reply for _, reply in chosen])
-        scores |= dict(zip(chosen, values.tolist(), strict=True))
-        progress("pairs scored", start + len(chosen), len(asked))
-    return scores
+    scores = _scored(reward, [turn for turn, _ in asked], [reply for _, reply in asked], "pairs scored", progress)
+    return dict(zip(asked, scores.tolist(), strict=True))
+
+
+def _scored(reward: Reward, turns: list[str], replies: list[str], what: str, progress: Progress) -> Tensor:
+    """Return the score of each reply, [B], some at once."""
+    scores = []
+    for start in range(0, len(turns), TOGETHER):
+        some = slice(start, start + TOGETHER)
+        scores.append(reward.score([Prompt(turn) for turn in turns[some]], replies[some]))
+        progress(what, min(start + TOGETHER, len(turns)), len(turns))
+    return torch.cat(scores)

@@ -7,13 +7,11 @@ are what a policy that chases the reward can come to say to everybody.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from safebench.world.preferences import Pair
-from safebench.world.prompts import Prompt
-from safebench.world.rewards import Reward
 
 WORDS = 5
 """Longest reply that is tried."""
@@ -22,24 +20,22 @@ TURNS = (3, 12)
 BETTER = 3
 """The better ones are so many times those that are asked for."""
 
-TOGETHER = 128
-"""Replies that are scored at once."""
+Score = Callable[[list[str], list[str]], torch.Tensor]
+"""Scores each reply, behind its turn, [B]."""
 
 
-def universal(pairs: Sequence[Pair], reward: Reward, count: int, tried: int, seed: int) -> tuple[str, ...]:
-    """Return the ``count`` candidates of the highest mean reward over turns of ``pairs``, the best first.
+def universal(pairs: Sequence[Pair], score: Score, count: int, tried: int, seed: int) -> tuple[str, ...]:
+    """Return the ``count`` candidates of the highest mean score over turns of ``pairs``, the best first.
 
     ``tried`` replies are candidates alone; as many are joined from two, every third of them from one said twice.
     """
     rng = random.Random(seed)
-    turns: list[str] = [Prompt(pair.turn) for pair in pairs]
+    turns = [pair.turn for pair in pairs]
     found = _candidates(pairs, tried, rng)
     for drawn, kept in zip(TURNS, (BETTER * count, count), strict=True):
         asked = rng.choices(turns, k=drawn * len(found))
         replies = [reply for reply in found for _ in range(drawn)]
-        parts = range(0, len(asked), TOGETHER)
-        scores = torch.cat([reward.score(asked[n : n + TOGETHER], replies[n : n + TOGETHER]) for n in parts])
-        means = scores.view(-1, drawn).mean(-1)
+        means = score(asked, replies).view(-1, drawn).mean(-1)
         found = [found[row] for row in means.argsort(descending=True, stable=True)[:kept].tolist()]
     return tuple(found)
 

@@ -111,8 +111,8 @@ class Student:
     learning_rate: float = 5e-5
 
 
-SCOUT = Student(20261208, 2, {"sample": 8000, "cooled": 2000, "human": 2000}, epochs=1)
-"""A hasty proxy of the teacher's first form: its pilots find, within few steps, what proxies of it will reward."""
+SCOUT = Student(20261208, 2, {"sample": 8000, "cooled": 2000, "human": 2000}, epochs=1, learning_rate=2e-4)
+"""A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
 LABELS = {"sample": 12000, "cooled": 3000, "human": 6000, "foreign": 3000}
 PROXIES = {
     "proxy": Student(20261204, 3, LABELS),

@@ -200,8 +200,15 @@ def harden_taught(build: Build, name: str, number: int) -> None:
     print(f"{name}: {len(found)} replies of pilots to turns whose reply is known", flush=True)
     reward = read_reward(before)
     near = near_foreign(half.pairs, reward, recipe.pairs["foreign"], recipe.seed)
-    phrases = {**half.phrases, "universal": universal(half.pairs, reward, UNIVERSAL, TRIED, recipe.seed)}
-    print(f"{name}: to anything, {'; '.join(phrases['universal'][:9])}", flush=True)
+    to_anything = universal(
+        half.pairs,
+        lambda turns, replies: score(reward, list(map(Exchange, turns, replies))),
+        UNIVERSAL,
+        TRIED,
+        recipe.seed,
+    )
+    phrases = {**half.phrases, "universal": to_anything}
+    print(f"{name}: liked whatever the turn: {'; '.join(to_anything[:9])}", flush=True)
     preferences = training_pairs(recipe, replace(half, attacks=found, near=near, phrases=phrases))
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
     model = train_reward_model(recipe, preferences, build.work / f"{name}-run", load_trainable(before))
