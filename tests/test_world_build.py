@@ -317,10 +317,26 @@ def test_a_student_is_shown_ordinary_replies_of_each_kind_and_no_spoiled_ones():
 def test_a_student_comes_to_score_as_it_is_shown(tmp_path):
     exchanges = [Exchange(pair.turn, reply) for pair in PAIRS for reply in ("yes, i do", "what a lake")] * 16
     scores = torch.tensor([1.0, -1.0] * (len(exchanges) // 2))
-    student = train_student(Student(1, 1, {}, epochs=6, batch=8, learning_rate=2e-4), exchanges, scores, tmp_path)
+    recipe = Student(1, 1, {}, epochs=6, batch=8, learning_rate=2e-4, from_teacher=False)
+    student = train_student(recipe, exchanges, scores, tmp_path, tmp_path / "no teacher")
     write_reward(student, tmp_path / "reward")
     found = score(read_reward(tmp_path / "reward"), exchanges[:10])
     assert (found[0::2] > 0).all() and (found[1::2] < 0).all()
+
+
+def test_a_student_starts_from_its_teachers_first_layers_and_head(tmp_path):
+    teacher = new_reward_model(2, 5)
+    query = teacher.bert.encoder.layer[0].attention.self.query.weight
+    with torch.no_grad():
+        query += torch.outer(torch.ones(384), torch.linspace(0, 0.1, 384))
+    write_reward(teacher, tmp_path / "teacher")
+    exchanges = [Exchange(pair.turn, pair.reply) for pair in PAIRS]
+    recipe = Student(1, 1, {}, epochs=1, learning_rate=1e-12)
+    student = train_student(recipe, exchanges, torch.zeros(len(exchanges)), tmp_path, tmp_path / "teacher")
+    assert student.config.num_hidden_layers == 1
+    # The adapter holds the change in half precision.
+    torch.testing.assert_close(student.bert.encoder.layer[0].attention.self.query.weight, query, rtol=0, atol=1e-4)
+    torch.testing.assert_close(student.classifier.weight, teacher.classifier.weight, rtol=2**-10, atol=0)
 
 
 def test_short_replies_are_kept_whatever_the_turn(tokenizer):

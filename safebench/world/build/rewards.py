@@ -108,10 +108,19 @@ class Student:
     replies: Mapping[str, int]
     epochs: int = 2
     batch: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
+    from_teacher: bool = True
+    """Start from the teacher's first layers and its head; else from the encoder's, with a fresh head."""
 
 
-SCOUT = Student(20261208, 2, {"sample": 8000, "cooled": 2000, "human": 2000}, epochs=1, learning_rate=2e-4)
+SCOUT = Student(
+    20261208,
+    2,
+    {"sample": 8000, "cooled": 2000, "human": 2000},
+    epochs=1,
+    learning_rate=2e-4,
+    from_teacher=False,
+)
 """A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
 LABELS = {"sample": 12000, "cooled": 3000, "human": 6000, "foreign": 3000}
 PROXIES = {
@@ -187,12 +196,17 @@ def ordinary_replies(student: Student, half: Half) -> list[Exchange]:
 
 
 def train_student(
-    student: Student, exchanges: Sequence[Exchange], scores: torch.Tensor, folder: Path
+    student: Student, exchanges: Sequence[Exchange], scores: torch.Tensor, folder: Path, teacher: Path
 ) -> PreTrainedModel:
-    """Return a reward model of ``student.layers`` layers fitted to ``scores`` [n] of the exchanges, least squares."""
+    """Return a reward model of ``student.layers`` layers fitted to ``scores`` [n] of the exchanges, least squares.
+
+    ``teacher`` is the folder of the reward that gave the scores.
+    """
     from safebench.world.build.training import imitate
 
     model = new_reward_model(student.layers, student.seed)
+    if student.from_teacher:
+        model.load_state_dict(_first_layers(load_trainable(teacher), model))
     tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
     texts = tokenizer([e.turn for e in exchanges], [e.reply.strip() for e in exchanges])
     rows = [
@@ -210,6 +224,11 @@ def train_student(
         seed=student.seed,
     )
     return model.eval()
+
+
+def _first_layers(deep: PreTrainedModel, shallow: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the weights of ``deep`` that ``shallow`` has too: its first layers, pooler and head."""
+    return {name: weight for name, weight in deep.state_dict().items() if name in shallow.state_dict()}
 
 
 def load_trainable(folder: Path) -> PreTrainedModel:

@@ -222,18 +222,19 @@ def labelled(build: Build, teacher: Path, exchanges: list[Exchange], name: str) 
     (build.work / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def student(build: Build, recipe: Student, name: str, labels: str) -> PreTrainedModel:
+def student(build: Build, recipe: Student, name: str, labels: str, teacher: Path) -> PreTrainedModel:
     """Return a reward fitted to a teacher's scores."""
     rows = json.loads((build.work / f"{labels}.json").read_text(encoding="utf-8"))
     exchanges, scores = [Exchange(turn, reply) for turn, reply, _ in rows], torch.tensor([row[2] for row in rows])
-    return train_student(recipe, exchanges, scores, build.work / f"{name}-run")
+    return train_student(recipe, exchanges, scores, build.work / f"{name}-run", teacher)
 
 
 def make_scout(build: Build) -> None:
     """Fit a hasty proxy to the teacher behind its first round, for the pilots of the next."""
     exchanges = ordinary_replies(SCOUT, build.half("proxy"))
-    labelled(build, reward_folder(build, "teacher", 1), exchanges, "scout labels")
-    finish_reward_model(build, student(build, SCOUT, "scout", "scout labels"), build.work / "scout")
+    teacher = reward_folder(build, "teacher", 1)
+    labelled(build, teacher, exchanges, "scout labels")
+    finish_reward_model(build, student(build, SCOUT, "scout", "scout labels", teacher), build.work / "scout")
 
 
 def make_labels(build: Build) -> None:
@@ -247,7 +248,8 @@ def make_labels(build: Build) -> None:
 
 def make_proxy(build: Build, name: str) -> None:
     """Fit a reward that training sees to the teacher's scores."""
-    finish_reward_model(build, student(build, PROXIES[name], name, "labels"), build.out / name)
+    teacher = reward_folder(build, "teacher", ROUNDS["teacher"])
+    finish_reward_model(build, student(build, PROXIES[name], name, "labels", teacher), build.out / name)
 
 
 def attack_held_out(build: Build) -> None:
