@@ -2,8 +2,8 @@
 
 The encoder's matrices are trained whole. What is written is a LoRA adapter with the head, in half precision: each
 matrix's change, cut to its largest singular values. The encoder itself is a dependency. The judge and the proxies'
-teacher are trained on preferences, each on its own half. A proxy is a student: fewer layers, fitted to the teacher's
-scores of ordinary replies, so that it is right on these and wrong further from them.
+teacher are trained on preferences, each on its own half. A proxy is a student: the teacher's first layers, fitted to
+its scores of ordinary replies, so that it is right on these and wrong further from them.
 """
 
 from __future__ import annotations
