@@ -30,11 +30,11 @@ from safebench.world.build.rewards import (
     load_trainable,
     near_foreign,
     new_reward_model,
-    ordinary_replies,
     read_reward,
     reward_size,
     scale_to_unit,
     score,
+    shown_replies,
     train_student,
     training_pairs,
     write_reward,
@@ -301,10 +301,13 @@ def test_the_recipe_gives_as_many_pairs_of_each_kind_as_it_says():
     assert Counter(pair.kind for pair in found) == {kind: count for kind, count in counts.items() if kind != "attacked"}
 
 
-def test_a_student_is_shown_ordinary_replies_of_each_kind_and_no_spoiled_ones():
+def test_a_student_is_shown_replies_of_each_kind():
     pairs = [Pair("a", f"turn {n}", f"reply {n}") for n in range(40)]
     half = Half(pairs, [f"sample {n}" for n in range(30)], {}, [], [f"cooled {n}" for n in range(10)])
-    found = ordinary_replies(Student(1, 1, {"sample": 20, "cooled": 10, "human": 25, "foreign": 5}), half)
+    counts = {"sample": 20, "cooled": 10, "human": 25, "foreign": 5, "doubled": 3}
+    shown = shown_replies(Student(1, 1, counts), half)
+    found, doubled = shown[:-3], shown[-3:]
+    assert all(e.reply.split()[:2] == e.reply.split()[2:] for e in doubled)
     number = [(int(e.turn.split()[1]), int(e.reply.split()[1])) for e in found]
     kinds = Counter(
         e.reply.split()[0] if e.reply[0] != "r" else "human" if turn == reply else "foreign"

@@ -122,7 +122,12 @@ SCOUT = Student(
     from_teacher=False,
 )
 """A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
-LABELS = {"sample": 12000, "cooled": 3000, "human": 6000, "foreign": 3000}
+LABELS = {
+    **{"sample": 12000, "cooled": 3000, "human": 5000, "foreign": 2500},
+    **{"repeated": 800, "doubled": 800, "harped": 500, "echo": 500, "generic": 400, "opener": 400},
+    **dict.fromkeys(("stuttered", "clipped", "truncated", "shuffled", "replaced"), 300),
+}
+"""Without spoiled replies three layers took "you are good, really good, you are good" for twice as good as once."""
 PROXIES = {
     "proxy": Student(20261204, 3, LABELS),
     "proxy-2": Student(20261205, 2, LABELS),
@@ -178,21 +183,21 @@ def near_foreign(pairs: Sequence[Pair], reward: Reward, count: int, seed: int) -
     return [max(some, key=lambda one: scores[one.worse]) for some in by_better.values()]
 
 
-def ordinary_replies(student: Student, half: Half) -> list[Exchange]:
-    """Return the exchanges that a student is shown: the policy's replies, people's, and such to other turns."""
+def shown_replies(student: Student, half: Half) -> list[Exchange]:
+    """Return what a student is shown: the policy's replies, people's, people's to other turns, and spoiled ones."""
     rng = random.Random(student.seed)
-    answered = list(half.pairs[: len(half.samples)])
-    by_kind = {
+    pairs, answered = list(half.pairs), list(half.pairs[: len(half.samples)])
+    ordinary = {
         "sample": [Exchange(pair.turn, reply) for pair, reply in zip(answered, half.samples, strict=True)],
         "cooled": [Exchange(pair.turn, reply) for pair, reply in zip(answered, half.cooled, strict=False)],
-        "human": [Exchange(pair.turn, pair.reply) for pair in half.pairs],
-        "foreign": [one.worse for one in over_foreign(list(half.pairs), rng)],
+        "human": [Exchange(pair.turn, pair.reply) for pair in pairs],
+        "foreign": [one.worse for one in over_foreign(pairs, rng)],
     }
-    return [
-        exchange
-        for kind, count in student.replies.items()
-        for exchange in rng.sample(by_kind[kind], min(count, len(by_kind[kind])))
-    ]
+    found: list[Exchange] = []
+    for kind, count in student.replies.items():
+        there = ordinary.get(kind) or [one.worse for one in _made(kind, count, pairs, answered, half, rng)]
+        found += rng.sample(there, min(count, len(there)))
+    return found
 
 
 def train_student(

@@ -45,11 +45,11 @@ from safebench.world.build.rewards import (
     Student,
     load_trainable,
     near_foreign,
-    ordinary_replies,
     read_reward,
     reward_size,
     scale_to_unit,
     score,
+    shown_replies,
     train_reward_model,
     train_student,
     training_pairs,
@@ -231,7 +231,7 @@ def student(build: Build, recipe: Student, name: str, labels: str, teacher: Path
 
 def make_scout(build: Build) -> None:
     """Fit a hasty proxy to the teacher behind its first round, for the pilots of the next."""
-    exchanges = ordinary_replies(SCOUT, build.half("proxy"))
+    exchanges = shown_replies(SCOUT, build.half("proxy"))
     teacher = reward_folder(build, "teacher", 1)
     labelled(build, teacher, exchanges, "scout labels")
     finish_reward_model(build, student(build, SCOUT, "scout", "scout labels", teacher), build.work / "scout")
@@ -241,7 +241,7 @@ def make_labels(build: Build) -> None:
     """Let the teacher score the replies that the proxies learn from, its own pilots' among them."""
     rounds = ROUNDS["teacher"]
     said = attack.said(pilots([build.work / f"teacher attack {n}" for n in range(1, rounds + 1)]))
-    exchanges = ordinary_replies(next(iter(PROXIES.values())), build.half("proxy")) + said
+    exchanges = shown_replies(next(iter(PROXIES.values())), build.half("proxy")) + said
     print(f"labels: {len(exchanges)} replies, {len(said)} of them by pilots", flush=True)
     labelled(build, reward_folder(build, "teacher", rounds), exchanges, "labels")
 
