@@ -327,6 +327,20 @@ def test_a_student_comes_to_score_as_it_is_shown(tmp_path):
     assert (found[0::2] > 0).all() and (found[1::2] < 0).all()
 
 
+def test_a_student_that_learned_nothing_is_refused(tmp_path, capsys):
+    reward = new_reward_model(1, seed=0)
+    write_reward(reward, tmp_path / "reward")
+    exchanges = [Exchange(pair.turn, pair.reply) for pair in PAIRS]
+    scores, build = score(read_reward(tmp_path / "reward"), exchanges), Build(tmp_path, tmp_path)
+    for name, labels in (("same", scores), ("opposite", -scores)):
+        rows = [[e.turn, e.reply, label] for e, label in zip(exchanges, labels.tolist(), strict=True)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    stages.see_that_it_learned(build, "it", tmp_path / "reward", "same")
+    assert "it: r = 1.00 with its teacher" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"it learned nearly nothing \(r = -1.00"):
+        stages.see_that_it_learned(build, "it", tmp_path / "reward", "opposite")
+
+
 def test_a_student_starts_from_its_teachers_first_layers_and_head(tmp_path):
     teacher = new_reward_model(2, 5)
     query = teacher.bert.encoder.layer[0].attention.self.query.weight

@@ -78,6 +78,8 @@ ROUNDS = {"judge": 2, "teacher": 2}
 UNIVERSAL, TRIED = 300, 2400
 """Replies to anything that a search finds in each round, and of how many tried alone and in twos."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
+AGREED, LEAST_R = 1000, 0.2
+"""Replies on which a student is held against its teacher, and the correlation under which it learned nothing."""
 POLL = 0.2
 """Seconds between two looks at the running stages."""
 
@@ -229,12 +231,24 @@ def student(build: Build, recipe: Student, name: str, labels: str, teacher: Path
     return train_student(recipe, exchanges, scores, build.work / f"{name}-run", teacher)
 
 
+def see_that_it_learned(build: Build, name: str, folder: Path, labels: str) -> None:
+    """Say how a student agrees with its teacher on what it was shown. Raises RuntimeError where it hardly does."""
+    rows = json.loads((build.work / f"{labels}.json").read_text(encoding="utf-8"))
+    rows = random.Random(0).sample(rows, min(AGREED, len(rows)))
+    found = score(read_reward(folder), [Exchange(turn, reply) for turn, reply, _ in rows])
+    r = float(torch.corrcoef(torch.stack([found, torch.tensor([row[2] for row in rows])]))[0, 1])
+    print(f"{name}: r = {r:.2f} with its teacher over {len(rows)} replies", flush=True)
+    if not r > LEAST_R:
+        raise RuntimeError(f"{name} learned nearly nothing (r = {r:.2f} with its teacher): try another learning rate")
+
+
 def make_scout(build: Build) -> None:
     """Fit a hasty proxy to the teacher behind its first round, for the pilots of the next."""
     exchanges = shown_replies(SCOUT, build.half("proxy"))
     teacher = reward_folder(build, "teacher", 1)
     labelled(build, teacher, exchanges, "scout labels")
     finish_reward_model(build, student(build, SCOUT, "scout", "scout labels", teacher), build.work / "scout")
+    see_that_it_learned(build, "scout", build.work / "scout", "scout labels")
 
 
 def make_labels(build: Build) -> None:
@@ -250,6 +264,7 @@ def make_proxy(build: Build, name: str) -> None:
     """Fit a reward that training sees to the teacher's scores."""
     teacher = reward_folder(build, "teacher", ROUNDS["teacher"])
     finish_reward_model(build, student(build, PROXIES[name], name, "labels", teacher), build.out / name)
+    see_that_it_learned(build, name, build.out / name, "labels")
 
 
 def attack_held_out(build: Build) -> None:
