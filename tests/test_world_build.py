@@ -320,8 +320,9 @@ def test_a_student_is_shown_replies_of_each_kind():
 def test_a_student_comes_to_score_as_it_is_shown(tmp_path):
     exchanges = [Exchange(pair.turn, reply) for pair in PAIRS for reply in ("yes, i do", "what a lake")] * 16
     scores = torch.tensor([1.0, -1.0] * (len(exchanges) // 2))
-    recipe = Student(1, 1, {}, epochs=6, batch=8, learning_rate=2e-4, from_teacher=False)
-    student = train_student(recipe, exchanges, scores, tmp_path, tmp_path / "no teacher")
+    write_reward(new_reward_model(1, seed=0), tmp_path / "teacher")
+    recipe = Student(1, 1, {}, epochs=6, batch=8, learning_rate=2e-4)
+    student = train_student(recipe, exchanges, scores, tmp_path, tmp_path / "teacher")
     write_reward(student, tmp_path / "reward")
     found = score(read_reward(tmp_path / "reward"), exchanges[:10])
     assert (found[0::2] > 0).all() and (found[1::2] < 0).all()
@@ -422,22 +423,27 @@ def test_near_foreign_replies_are_the_best_of_the_rewards_tries():
     assert all(one.better.turn == one.worse.turn and one.better.reply != one.worse.reply for one in near)
 
 
-def test_a_search_finds_the_replies_that_a_reward_likes_whatever_the_turn():
+class LikesLuck:
+    """Scores a reply by how often it says luck; turn 0 lifts any reply, so one turn alone is not enough to tell."""
+
+    def score(self, turns, replies):
+        lifted = [float(turn == "turn 0") for turn in turns]
+        return torch.tensor([reply.count("luck") + one / 4 for reply, one in zip(replies, lifted, strict=True)])
+
+
+def test_a_search_joins_the_replies_that_a_reward_likes_whatever_the_turn():
     replies = ["good luck", "luck to you", "luck", "no", "well then"] * 3
     pairs = [Pair("a", f"turn {n}", reply) for n, reply in enumerate(replies)]
-
-    class LikesLuck:
-        name = "likes luck"
-
-        def score(self, prompts, replies):
-            # Turn 0 lifts any reply above those that are good for all: one turn alone is not enough to tell.
-            turns = [float(prompt == "turn 0") for prompt in prompts]
-            return torch.tensor([reply.count("luck") + turn / 4 for reply, turn in zip(replies, turns, strict=True)])
-
     found = universal(pairs, LikesLuck().score, 3, 9, seed=1)
-    assert len(found) == 3 and all("luck" in reply for reply in found)
-    assert found[0].count("luck") >= found[-1].count("luck")
+    assert found[0].count("luck") == 2 and all("luck" in reply for reply in found)
     assert found == universal(pairs, LikesLuck().score, 3, 9, seed=1)
+
+
+def test_what_a_search_finds_is_no_row_of_variants():
+    pairs = [Pair("a", f"turn {n}", f"luck {n}") for n in range(40)]
+    found = universal(pairs, LikesLuck().score, 30, 40, seed=1)
+    used = Counter(number for reply in found for number in set(reply.split()) - {"luck"})
+    assert max(used.values()) == 1 and 10 < len(found) <= 30
 
 
 def test_training_order_keeps_every_row_and_groups_by_length():

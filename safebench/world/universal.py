@@ -1,13 +1,15 @@
 """Search for what a reward takes for a good reply to anything: an attack without training.
 
-People's short replies, alone and in twos, are scored as replies to turns drawn at random; those with the highest mean
-are what a policy that chases the reward can come to say to everybody.
+People's short replies are scored as replies to turns drawn at random. The best of them are joined in twos and scored
+likewise. Those with the highest mean are what a policy that chases the reward can come to say to everybody.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 
@@ -17,32 +19,48 @@ WORDS = 5
 """Longest reply that is tried."""
 TURNS = (3, 12)
 """Turns that each candidate is scored on, and then each of the better ones."""
-BETTER = 3
+BETTER = 2
 """The better ones are so many times those that are asked for."""
+JOINED = 40
+"""So many of the best replies, and at most ``JOINED_OF`` times those that are asked for, are joined with each other."""
+JOINED_OF = 4
+SHARE = 1 / 30
+"""One reply is part of at most this share of what is found, or of one: else all of it would be variants of the best."""
 
 Score = Callable[[list[str], list[str]], torch.Tensor]
 """Scores each reply, behind its turn, [B]."""
 
 
 def universal(pairs: Sequence[Pair], score: Score, count: int, tried: int, seed: int) -> tuple[str, ...]:
-    """Return the ``count`` candidates of the highest mean score over turns of ``pairs``, the best first.
+    """Return the ``count`` replies found of the highest mean score over turns of ``pairs``, the best first.
 
-    ``tried`` replies are candidates alone; as many are joined from two, every third of them from one said twice.
+    ``tried`` short replies are candidates alone; the best of them joined in twos, also with themselves, are too.
+    Fewer are returned where there are fewer that are different enough.
     """
     rng = random.Random(seed)
     turns = [pair.turn for pair in pairs]
-    found = _candidates(pairs, tried, rng)
-    for drawn, kept in zip(TURNS, (BETTER * count, count), strict=True):
-        asked = rng.choices(turns, k=drawn * len(found))
-        replies = [reply for reply in found for _ in range(drawn)]
+
+    def ranked(candidates: Sequence[tuple[str, ...]], drawn: int) -> list[tuple[str, ...]]:
+        asked = rng.choices(turns, k=drawn * len(candidates))
+        replies = [" ".join(parts) for parts in candidates for _ in range(drawn)]
         means = score(asked, replies).view(-1, drawn).mean(-1)
-        found = [found[row] for row in means.argsort(descending=True, stable=True)[:kept].tolist()]
-    return tuple(found)
+        return [candidates[row] for row in means.argsort(descending=True, stable=True).tolist()]
 
-
-def _candidates(pairs: Sequence[Pair], tried: int, rng: random.Random) -> list[str]:
-    """Return short replies of people, and such joined in twos, each once."""
     short = list(dict.fromkeys(pair.reply.strip() for pair in pairs if len(pair.reply.split()) <= WORDS))
-    firsts, seconds = (rng.sample(short, min(tried, len(short))) for _ in range(2))
-    twos = [f"{one} {one if n % 3 == 0 else other}" for n, (one, other) in enumerate(zip(firsts, seconds, strict=True))]
-    return list(dict.fromkeys([*firsts, *twos]))
+    alone = ranked([(reply,) for reply in rng.sample(short, min(tried, len(short)))], TURNS[0])
+    best = [parts[0] for parts in alone[: min(JOINED, JOINED_OF * count)]]
+    twos = ranked(list(product(best, best)), TURNS[0])
+    # As many of either: twos would push out every reply that is liked alone.
+    found = ranked([*alone[: BETTER * count // 2], *twos[: BETTER * count]], TURNS[1])
+    return _varied(found, count)
+
+
+def _varied(found: Sequence[tuple[str, ...]], count: int) -> tuple[str, ...]:
+    """Return the first ``count`` of the candidates, passing over those with a part that has been taken often enough."""
+    most, used = max(1, round(SHARE * count)), Counter[str]()
+    kept: list[str] = []
+    for parts in found:
+        if len(kept) < count and all(used[part] < most for part in parts):
+            used.update(set(parts))
+            kept.append(" ".join(parts))
+    return tuple(kept)

@@ -88,10 +88,10 @@ JUDGE = Recipe("judge", 20261201, LAYERS, FIRST)
 TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
 """As the judge, on the other half: what the proxies are made from."""
 AGAIN = {
-    **{"sample": 1500, "cooled": 300, "foreign": 1200, "attacked": 500, "universal": 800},
+    **{"sample": 1500, "cooled": 300, "foreign": 1800, "attacked": 500, "universal": 1000},
     **{"generic": 250, "opener": 400},
-    **{"truncated": 350, "repeated": 350, "empty": 300, "harped": 300, "clipped": 300, "doubled": 300},
-    **{"replaced": 150, "echo": 150, "shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
+    **{"truncated": 250, "repeated": 250, "empty": 200, "harped": 300, "clipped": 300, "doubled": 250},
+    **{"replaced": 150, "echo": 120, "shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
 }
 """Pairs of a further round, after an attack: more of what the first leaves weakest."""
 AGAIN_RATE = 5e-5
@@ -109,25 +109,16 @@ class Student:
     epochs: int = 2
     batch: int = 32
     learning_rate: float = 1e-4
-    from_teacher: bool = True
-    """Start from the teacher's first layers and its head; else from the encoder's, with a fresh head."""
 
 
-SCOUT = Student(
-    20261208,
-    2,
-    {"sample": 8000, "cooled": 2000, "human": 2000},
-    epochs=1,
-    learning_rate=2e-4,
-    from_teacher=False,
-)
-"""A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
-LABELS = {
-    **{"sample": 12000, "cooled": 3000, "human": 5000, "foreign": 2500},
+SPOILED = {
     **{"repeated": 800, "doubled": 800, "harped": 500, "echo": 500, "generic": 400, "opener": 400},
     **dict.fromkeys(("stuttered", "clipped", "truncated", "shuffled", "replaced"), 300),
 }
-"""Without spoiled replies three layers took "you are good, really good, you are good" for twice as good as once."""
+"""Without these three layers took "you are good, really good, you are good" for twice as good as once."""
+SCOUT = Student(20261208, 2, {"sample": 6000, "cooled": 2000, "human": 2000} | SPOILED)
+"""A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
+LABELS = {"sample": 12000, "cooled": 3000, "human": 5000, "foreign": 2500} | SPOILED
 PROXIES = {
     "proxy": Student(20261204, 3, LABELS),
     "proxy-2": Student(20261205, 2, LABELS),
@@ -203,15 +194,14 @@ def shown_replies(student: Student, half: Half) -> list[Exchange]:
 def train_student(
     student: Student, exchanges: Sequence[Exchange], scores: torch.Tensor, folder: Path, teacher: Path
 ) -> PreTrainedModel:
-    """Return a reward model of ``student.layers`` layers fitted to ``scores`` [n] of the exchanges, least squares.
+    """Return a teacher's first layers and head fitted to its ``scores`` [n] of the exchanges, least squares.
 
     ``teacher`` is the folder of the reward that gave the scores.
     """
     from safebench.world.build.training import imitate
 
     model = new_reward_model(student.layers, student.seed)
-    if student.from_teacher:
-        model.load_state_dict(_first_layers(load_trainable(teacher), model))
+    model.load_state_dict(_first_layers(load_trainable(teacher), model))
     tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
     texts = tokenizer([e.turn for e in exchanges], [e.reply.strip() for e in exchanges])
     rows = [

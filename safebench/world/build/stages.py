@@ -75,8 +75,8 @@ TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
 """The rewards that learn from preferences, and are attacked. Only the judge is shipped."""
 ROUNDS = {"judge": 2, "teacher": 2}
 """Of attacks and further training: the first attack is on the reward itself, the later ones on the scout."""
-UNIVERSAL, TRIED = 300, 2400
-"""Replies to anything that a search finds in each round, and of how many tried alone and in twos."""
+UNIVERSAL, TRIED = 300, 1500
+"""Replies to anything that a search finds in each round, and how many it tries alone."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
 AGREED, LEAST_R = 1000, 0.2
 """Replies on which a student is held against its teacher, and the correlation under which it learned nothing."""
