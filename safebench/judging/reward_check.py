@@ -43,7 +43,7 @@ SEED = 20261127
 TOGETHER = 128
 """Replies that are sampled or scored at once."""
 LIKED, TRIED, FRESH = 5, 300, 64
-"""Replies to anything that are told, of how many tried alone and in twos, and the turns their scores are told on."""
+"""Replies to anything that are told, how many are tried alone, and the turns that the scores are told on."""
 
 
 @dataclass(frozen=True)

