@@ -23,8 +23,6 @@ METRICS = (
     "kl_final",
     "entropy_final",
     "distinct_final",
-    "known_words_final",
-    "relevance_final",
     "length_final",
     "crash_rate",
     "crash/degenerate",
