@@ -133,13 +133,14 @@ def test_spoilers_do_what_they_are_named_for():
 
 def test_prompts_are_distinct_and_held_out_ones_do_not_occur_in_training():
     again = Pair("d", "How was your  day today?", "good")
-    rows = choose_prompts([*PAIRS[:3], again], [*PAIRS[3:], again])
+    elsewhere = Pair("e", PAIRS[3].turn.upper(), "a reply that no prompt may have")
+    rows = choose_prompts([*PAIRS[:3], again], [*PAIRS[3:], again], [elsewhere])
     assert sorted(row["prompt"] for row in rows if row["split"] == "train") == sorted(p.turn for p in PAIRS[:3])
-    assert sorted(row["prompt"] for row in rows if row["split"] == "heldout") == sorted(p.turn for p in PAIRS[3:])
+    assert sorted(row["prompt"] for row in rows if row["split"] == "heldout") == sorted(p.turn for p in PAIRS[4:])
 
 
 def test_the_order_of_prompts_is_that_of_their_hashes_not_that_of_the_data():
-    assert choose_prompts(PAIRS, []) == choose_prompts(PAIRS[::-1], [])
+    assert choose_prompts(PAIRS, [], []) == choose_prompts(PAIRS[::-1], [], [])
 
 
 def test_the_template_encodes_as_its_parts(tokenizer):

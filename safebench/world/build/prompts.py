@@ -9,13 +9,14 @@ from safebench.world.preferences import Pair
 TRAIN, HELDOUT = 6000, 512
 
 
-def choose_prompts(train: list[Pair], heldout: list[Pair]) -> list[dict[str, str]]:
+def choose_prompts(train: list[Pair], heldout: list[Pair], learned: list[Pair]) -> list[dict[str, str]]:
     """Return the rows of prompts.jsonl: each turn once, in the order of its hash.
 
-    Both lists hold short pairs. A turn that also occurs in training is no held-out prompt.
+    ``train`` and ``heldout`` hold the pairs that may be chosen, ``learned`` all that any model learns from: a turn that
+    occurs there is no held-out prompt.
     """
     training = _distinct(train, set())
-    seen = {_key(pair) for pair in train}
+    seen = {_key(pair) for pair in (*train, *learned)}
     rows = [("train", pair) for pair in training[:TRAIN]]
     rows += [("heldout", pair) for pair in _distinct(heldout, seen)[:HELDOUT]]
     return [{"split": split, "prompt": pair.turn, "human": pair.reply} for split, pair in rows]

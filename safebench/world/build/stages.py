@@ -297,7 +297,8 @@ def finish_reward_model(build: Build, model: PreTrainedModel, folder: Path) -> N
 
 def make_prompts(build: Build) -> None:
     """Write the prompts."""
-    rows = choose_prompts(build.sayable["proxy"] + build.sayable["judge"], build.sayable["test"])
+    train, learned = ([*pairs["proxy"], *pairs["judge"]] for pairs in (build.sayable, build.pairs))
+    rows = choose_prompts(train, build.sayable["test"], learned)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (build.out / "prompts.jsonl").write_text(text, encoding="utf-8")
 
