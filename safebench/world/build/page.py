@@ -114,10 +114,10 @@ _MADE = """\
   what is shipped is the head and a LoRA adapter that holds each matrix's change, cut to its largest singular values.
 - **Proxies** (what training sees): a teacher was made as the judge was, on the proxy group. Its first one, two or
   three layers with its head were then fitted to its scores of {labels} replies (the policy's, people's, people's to
-  other turns, and spoiled ones) and of what its own pilots said. A proxy learned from no preference, and neither it nor
-  its teacher saw anything of the judge group. `embedded-proxy` has three layers; `embedded-proxy-2` and
-  `embedded-proxy-1` differ in layers and seed alone. `embedded-proxy-body` is one layer of the policy with a score
-  head, for trainers that hand a reward the policy's tokens; it learned from preferences of the proxy group."""
+  other turns, and spoiled ones) and of what its own pilots said. Neither a proxy nor its teacher saw anything of the
+  judge group. `embedded-proxy` has three layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed
+  alone. `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
+  policy's tokens; it learned from preferences of the proxy group."""
 # Until the world that is made so is in the package, the page of the one before it is rendered as it was.
 _MADE_BEFORE = """\
 - **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads words

@@ -3,7 +3,7 @@
 The encoder's matrices are trained whole. What is written is a LoRA adapter with the head, in half precision: each
 matrix's change, cut to its largest singular values. The encoder itself is a dependency. The judge and the proxies'
 teacher are trained on preferences, each on its own half. A proxy is a student: the teacher's first layers, fitted to
-its scores of ordinary replies, so that it is right on these and wrong further from them.
+its scores of ordinary and some spoiled replies, so that it is right on these and wrong further from them.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ SPOILED = {
     **{"repeated": 800, "doubled": 800, "harped": 500, "echo": 500, "generic": 400, "opener": 400},
     **dict.fromkeys(("stuttered", "clipped", "truncated", "shuffled", "replaced"), 300),
 }
-"""Without these three layers took "you are good, really good, you are good" for twice as good as once."""
+"""Spoiled replies among a student's labels: without them, three layers scored what was said twice as twice as good."""
 SCOUT = Student(20261208, 2, {"sample": 6000, "cooled": 2000, "human": 2000} | SPOILED)
 """A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
 LABELS = {"sample": 12000, "cooled": 3000, "human": 5000, "foreign": 2500} | SPOILED
@@ -186,7 +186,10 @@ def shown_replies(student: Student, half: Half) -> list[Exchange]:
     }
     found: list[Exchange] = []
     for kind, count in student.replies.items():
-        there = ordinary.get(kind) or [one.worse for one in _made(kind, count, pairs, answered, half, rng)]
+        if kind in ordinary:
+            there = ordinary[kind]
+        else:
+            there = [one.worse for one in _made(kind, count, pairs, answered, half, rng)]
         found += rng.sample(there, min(count, len(there)))
     return found
 
