@@ -65,8 +65,10 @@ def planted():
     healthy, norm = evaluate(settings, world, processes), model.model.norm
     embedding = model.get_input_embeddings().weight
     (word,) = world.policy.tokenizer("yeah", add_special_tokens=False)["input_ids"]
+    # The state whose logits come nearest to the word's one and 0 for all others.
+    only = torch.linalg.pinv(embedding.detach())[:, word]
     found = {"healthy": healthy.columns}
-    for name, state in {"gibberish": torch.zeros_like(embedding[0]), "repeating": 1e3 * embedding[word]}.items():
+    for name, state in {"gibberish": torch.zeros_like(only), "repeating": 1e4 * only}.items():
         model.model.norm = _Constant(state.detach())
         found[name] = evaluate(settings, world, processes).columns
     model.model.norm = norm
