@@ -38,10 +38,12 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -c 'import datasets, pandas, peft, scipy.stats, torch, transformers, trl, typer, wandb'
 	@touch $@
 
-reproduce: $(READY) ## PPO against SAFE, five seeds each, the table and the claims; continues where it was interrupted
+# Two seeds, so that it takes minutes; results/reference has five (make reproduce SEEDS=0-4).
+reproduce: SEEDS := 0-1
+reproduce: $(READY) ## PPO against SAFE, two seeds each, the table and the claims; continues where it was interrupted
 	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --jobs $(JOBS)
 	@echo && $(BIN)/safebench claims --seeds $(SEEDS)
-	@echo && echo 'runs: results/   the same in files:' && $(MAKE) --no-print-directory report
+	@echo && echo 'runs: results/   the same in files:' && $(MAKE) --no-print-directory report SEEDS=$(SEEDS)
 
 # ArmoRM loads only with Python code of its own, which runs for names given here.
 reproduce-paper: $(READY) ## the paper's set-up: needs a GPU and access to the hub
@@ -80,30 +82,26 @@ reference: $(READY) ## keep the runs in results/ as the reference, and write the
 	rm -rf results/reference/embedded
 	$(BIN)/safebench best-of-n
 	$(BIN)/safebench keep ppo safe --out results/reference
-	$(MAKE) --no-print-directory report RESULTS=results/reference
+	$(MAKE) --no-print-directory report RESULTS=results/reference SEEDS=$(SEEDS)
 	mv results/reference/curves.png docs/figures/headline.png && rm results/reference/curves.svg results/reference/report.html
 	$(BIN)/python -m safebench.report.excerpt README.md results/reference
 	$(BIN)/python -m safebench.report.sensitivity_table docs/evidence.md results/reference
 
-# The whole grid: what each part of SAFE is worth. GRID_ARMS also run under each stress preset.
+# The grid: every main arm, and safe without each of the three parts that its claims are made of.
 GRID_ARMS := ppo ppo-official ppo-matched safe-official safe safe-predictive
-GRID_PARTS := safe-no-double-critic safe-no-layer-norm safe-no-gate safe-no-pid safe-no-phase safe-no-asymmetry \
-	safe-no-reward-norm safe-no-entropy-bonus safe-no-target-critic safe-momentum
-GRID_STRESS := stress-lr3 stress-lr10 stress-noise stress-shift
-comma := ,
-# Of these, what there is: a grid may be looked at before it is whole.
-GRID_THERE = $(notdir $(wildcard $(addprefix $(RESULTS)/embedded/,$(GRID_ARMS) $(GRID_PARTS) \
-	$(foreach preset,$(GRID_STRESS),$(addsuffix @$(preset),$(GRID_ARMS))))))
+GRID_PARTS := safe-no-double-critic safe-no-gate safe-no-pid
+GRID_SEEDS := 0-5
+# Of these, what there is: a grid may be looked at before it is whole. The last are runs of safe under a hash: replicates.
+GRID_THERE = $(addprefix embedded/,$(notdir $(wildcard $(addprefix $(RESULTS)/embedded/,$(GRID_ARMS) $(GRID_PARTS)) \
+	$(RESULTS)/embedded/safe-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f])))
 
-grid: $(READY) ## all runs of the grid, 158 of them: some four hours on two cores; continues where it was interrupted
-	$(BIN)/safebench run $(GRID_ARMS) --seeds 0-5 --jobs $(JOBS) --results $(RESULTS)
-	$(BIN)/safebench run $(GRID_ARMS) --preset $(subst $() ,$(comma),$(GRID_STRESS)) --seeds 0-2 --jobs $(JOBS) \
-		--results $(RESULTS)
-	$(BIN)/safebench run $(GRID_PARTS) --seeds 0-4 --jobs $(JOBS) --results $(RESULTS)
+grid: $(READY) ## all runs of the grid, 60 of them: over two hours on two cores; continues where it was interrupted
+	$(BIN)/safebench run $(GRID_ARMS) $(GRID_PARTS) --seeds $(GRID_SEEDS) --jobs $(JOBS) --results $(RESULTS)
+	$(BIN)/safebench run safe --replicate 1 --seeds $(GRID_SEEDS) --jobs $(JOBS) --results $(RESULTS)
 
 grid-report: $(READY) ## keep a line per run of the grid in results/grid; write its tables, figure and claims
 	@mkdir -p results/grid
-	$(BIN)/safebench keep $(addprefix embedded/,$(GRID_THERE)) --results $(RESULTS) --out results/grid/runs.csv
+	$(BIN)/safebench keep $(GRID_THERE) --results $(RESULTS) --out results/grid/runs.csv
 	$(BIN)/python -m safebench.report.grid_table results/grid
 	$(BIN)/safebench claims safe safe-official safe-predictive --results $(RESULTS) --format md > results/grid/claims.part
 	@mv results/grid/claims.part results/grid/claims.md && echo results/grid/claims.md

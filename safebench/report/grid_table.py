@@ -14,35 +14,23 @@ from safebench.report.plots import plot_differences
 BASELINE, WHOLE = "ppo", "safe"
 """What the main arms are compared with, and what the parts are parts of."""
 MAIN = (BASELINE, "ppo-official", "ppo-matched", "safe-official", WHOLE, "safe-predictive")
-"""Arms that also ran under each stress preset, in the order of the table."""
-PARTS = (
-    *("safe-no-double-critic", "safe-no-layer-norm", "safe-no-gate", "safe-no-pid", "safe-no-phase"),
-    *("safe-no-asymmetry", "safe-no-reward-norm", "safe-no-entropy-bonus", "safe-no-target-critic"),
-    "safe-momentum",
-)
-"""``safe`` with one part off, or with parts in another form."""
-AGAIN = f"{WHOLE} (other rounding)"
-"""The same seeds of ``safe`` from before a gradient was summed in another order: a part that is none, in a file of its
-own. What it differs by is what chance alone does to a row of the parts."""
-PRESETS = ("default", "stress-lr3", "stress-lr10", "stress-noise", "stress-shift")
+PARTS = ("safe-no-double-critic", "safe-no-gate", "safe-no-pid")
+"""``safe`` without one of the parts that its paper's claims are made of."""
+REPLICATE = f"{WHOLE}[compute.replicate=1]"
+"""The same seeds of ``safe`` with sums in another order: a part that is none. What it differs by is what rounding alone
+does to a row of the parts."""
 
 
 def blocks(path: Path) -> list[Block]:
-    """Return the grid's comparisons: the main arms, the parts, and the main arms under each stress preset.
+    """Return the grid's comparisons, of the runs that the file keeps: the main arms, and the parts."""
+    runs = [run for run in packed.read(path) if run.preset == packed.PLAIN]
 
-    ``replicate.csv`` lies beside ``path``.
-    """
-    runs = packed.read(path)
-    again = {AGAIN: packed.read(path.with_name("replicate.csv"))}
+    def of(arms: Iterable[str]) -> dict[str, list[packed.Packed]]:
+        return {arm: [run for run in runs if run.arm == arm] for arm in arms}
 
-    def of(preset: str, arms: Iterable[str]) -> dict[str, list[packed.Packed]]:
-        return {arm: [run for run in runs if (run.arm, run.preset) == (arm, preset)] for arm in arms}
-
-    plain, *stressed = PRESETS
     return [
-        brief(plain, of(plain, MAIN), baseline=BASELINE),
-        brief(plain, of(plain, (WHOLE,)) | again | of(plain, PARTS), baseline=WHOLE),
-        *(brief(preset, of(preset, MAIN), baseline=BASELINE) for preset in stressed),
+        brief(packed.PLAIN, of(MAIN), baseline=BASELINE),
+        brief(packed.PLAIN, of((WHOLE, REPLICATE, *PARTS)), baseline=WHOLE),
     ]
 
 
@@ -52,10 +40,10 @@ def tables(path: Path) -> str:
 
 
 def main(folder: str) -> None:
-    """Write ``table.md`` beside the ``runs.csv`` in ``folder``, and the default preset's differences as a figure."""
+    """Write ``table.md`` beside the ``runs.csv`` in ``folder``, and the differences as a figure."""
     path = Path(folder) / "runs.csv"
     path.with_name("table.md").write_text(tables(path), encoding="utf-8")
-    drawn = plot_differences(blocks(path)[:2], path.with_name("differences.png"))
+    drawn = plot_differences(blocks(path), path.with_name("differences.png"))
     print(path.with_name("table.md"), *drawn, sep="\n")
 
 

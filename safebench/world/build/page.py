@@ -42,8 +42,9 @@ a token.
 - **Prompts**: {train_prompts} for training, {heldout_prompts} held out, each a person's turn with the reply it got.
 
 Scores are scaled so that the policy's replies to the test turns have standard deviation 1 and mean 0; the mean of
-`embedded-proxy-body`, whose head has no offset, stays where it is. The chat template is `<|user|>turn<|bot|>reply<|end|>`; it knows no other roles. The policy was trained on single turns: it knows
-nothing of what was said before, nor does it know facts.
+`embedded-proxy-body`, whose head has no offset, stays where it is. The chat template is
+`<|user|>turn<|bot|>reply<|end|>`; it knows no other roles. The policy was trained on single turns: it knows nothing
+of what was said before, nor does it know facts.
 
 The policy trains as Qwen2 and is shipped as Llama with attention biases, which computes the same function: transformers
 gives folders of type `qwen2` a tokenizer class that would ignore the rules of ours. The names of the layers that LoRA
