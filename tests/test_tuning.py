@@ -290,7 +290,7 @@ def test_a_file_tuned_under_a_preset_stands_above_that_preset_alone(tmp_path: Pa
     assert config.resolve(str(path), preset="large").update.learning_rate == 2e-5
     assert config.resolve(str(path), preset="large").experiment == "ppo-tuned@large"
     assert config.resolve(str(path), preset="large").model == config.resolve("ppo", preset="large").model
-    assert config.resolve(str(path), preset="stress-lr3").update.learning_rate == 9e-3
+    assert config.resolve(str(path), preset="stress-lr3").update.learning_rate == 3e-3
     assert config.resolve(str(path), preset="large", overrides=["update.learning_rate=1"]).update.learning_rate == 1
 
 
