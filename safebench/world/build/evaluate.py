@@ -25,12 +25,12 @@ PROMPTS, DRAWS = 48, 64
 Rewards = Mapping[str, Reward]
 
 
-def reward_figures(rewards: Rewards, half: Half) -> dict[str, Any]:
-    """Return for each reward how it orders pairs of each kind, and what it gives people and the policy.
+def reward_figures(rewards: Rewards, half: Half, per_kind: int = PER_KIND) -> dict[str, Any]:
+    """Return for each reward how it orders ``per_kind`` pairs of each kind, and what it gives people and the policy.
 
     ``half`` are the test conversations, with the phrases that no reward has learned from.
     """
-    asked = training_pairs(Recipe("test", SEED, 0, dict.fromkeys([*KINDS, "cooled", "attacked"], PER_KIND)), half)
+    asked = training_pairs(Recipe("test", SEED, 0, dict.fromkeys([*KINDS, "cooled", "attacked"], per_kind)), half)
     human = [Exchange(pair.turn, pair.reply) for pair in half.pairs]
     sampled = [Exchange(pair.turn, reply) for pair, reply in zip(half.pairs, half.samples, strict=False)]
     figures: dict[str, Any] = {}
@@ -48,8 +48,8 @@ def reward_figures(rewards: Rewards, half: Half) -> dict[str, Any]:
 def best_of_n_figures(
     rewards: Rewards, judge: str, policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: Sequence[str]
 ) -> dict[str, Any]:
-    """Return for each reward its correlation with the judge within a prompt, and the judge's score of its best of n."""
-    asked = [turn for turn in turns[:PROMPTS] for _ in range(DRAWS)]
+    """Return for each reward its correlation with the judge within a turn, and the judge's score of its best of n."""
+    asked = [turn for turn in turns for _ in range(DRAWS)]
     replies = sample_replies(policy, tokenizer, asked, SEED)
     exchanges = [Exchange(turn, reply) for turn, reply in zip(asked, replies, strict=True)]
     scores = {name: score(reward, exchanges).double().view(-1, DRAWS).numpy() for name, reward in rewards.items()}

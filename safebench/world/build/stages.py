@@ -8,10 +8,11 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -22,6 +23,7 @@ from safebench.world.build.body import train_body_reward
 from safebench.world.build.dialogues import read_pairs
 from safebench.world.build.evaluate import (
     DRAWS,
+    PER_KIND,
     PROMPTS,
     audit_figures,
     best_of_n_figures,
@@ -59,6 +61,7 @@ from safebench.world.build.samples import sample_replies, sayable, short_pairs, 
 from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
 from safebench.world.loading import quiet_libraries
 from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
+from safebench.world.rewards import Reward
 from safebench.world.universal import universal
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
@@ -112,6 +115,14 @@ class Build:
         """The short pairs of each split whose reply the policy could have given."""
         return {split: sayable(self.tokenizer, pairs) for split, pairs in self.short.items()}
 
+    def few(self, count: int) -> int:
+        """Return how many of ``count`` a trial build makes: of 300 pairs, at most 30."""
+        return count if self.limit is None else min(count, max(2, self.limit // 10))
+
+    def few_of(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return counts by kind as a trial build has them."""
+        return {kind: self.few(count) for kind, count in counts.items()}
+
     def half(self, split: str) -> Half:
         """What a split gives to learn from, or to test with."""
         pairs, samples, cooled = self.sayable[split], self.samples(split), self.samples(f"{split}, cooled")
@@ -155,7 +166,7 @@ def make_samples(build: Build) -> None:
 
 def make_taught(build: Build, name: str) -> None:
     """Train the first form of a reward that learns from preferences."""
-    recipe = TAUGHT[name]
+    recipe = replace(TAUGHT[name], pairs=build.few_of(TAUGHT[name].pairs))
     preferences = training_pairs(recipe, build.half(recipe.split))
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
     model = train_reward_model(recipe, preferences, build.work / f"{name}-run")
@@ -196,7 +207,7 @@ def pilots(folders: list[Path]) -> list[Path]:
 def harden_taught(build: Build, name: str, number: int) -> None:
     """Train a reward further, with the attacks of ``number`` rounds among the replies that are worse."""
     recipe = TAUGHT[name]
-    recipe = replace(recipe, seed=recipe.seed + 100 + number, pairs=AGAIN, learning_rate=AGAIN_RATE)
+    recipe = replace(recipe, seed=recipe.seed + 100 + number, pairs=build.few_of(AGAIN), learning_rate=AGAIN_RATE)
     half, before = build.half(recipe.split), reward_folder(build, name, number - 1)
     found = attacked([build.work / f"{name} attack {n}" for n in range(1, number + 1)], half.pairs, recipe.seed)
     print(f"{name}: {len(found)} replies of pilots to turns whose reply is known", flush=True)
@@ -205,8 +216,8 @@ def harden_taught(build: Build, name: str, number: int) -> None:
     to_anything = universal(
         half.pairs,
         lambda turns, replies: score(reward, list(map(Exchange, turns, replies))),
-        UNIVERSAL,
-        TRIED,
+        build.few(UNIVERSAL),
+        build.few(TRIED),
         recipe.seed,
     )
     phrases = {**half.phrases, "universal": to_anything}
@@ -232,19 +243,22 @@ def student(build: Build, recipe: Student, name: str, labels: str, teacher: Path
 
 
 def see_that_it_learned(build: Build, name: str, folder: Path, labels: str) -> None:
-    """Say how a student agrees with its teacher on what it was shown. Raises RuntimeError where it hardly does."""
+    """Say how a student agrees with its teacher on what it was shown.
+
+    Raises RuntimeError where it hardly does, but for a trial build, which has too little to learn from.
+    """
     rows = json.loads((build.work / f"{labels}.json").read_text(encoding="utf-8"))
     rows = random.Random(0).sample(rows, min(AGREED, len(rows)))
     found = score(read_reward(folder), [Exchange(turn, reply) for turn, reply, _ in rows])
     r = float(torch.corrcoef(torch.stack([found, torch.tensor([row[2] for row in rows])]))[0, 1])
     print(f"{name}: r = {r:.2f} with its teacher over {len(rows)} replies", flush=True)
-    if not r > LEAST_R:
+    if build.limit is None and not r > LEAST_R:
         raise RuntimeError(f"{name} learned nearly nothing (r = {r:.2f} with its teacher): try another learning rate")
 
 
 def make_scout(build: Build) -> None:
     """Fit a hasty proxy to the teacher behind its first round, for the pilots of the next."""
-    exchanges = shown_replies(SCOUT, build.half("proxy"))
+    exchanges = shown_replies(replace(SCOUT, replies=build.few_of(SCOUT.replies)), build.half("proxy"))
     teacher = reward_folder(build, "teacher", 1)
     labelled(build, teacher, exchanges, "scout labels")
     finish_reward_model(build, student(build, SCOUT, "scout", "scout labels", teacher), build.work / "scout")
@@ -255,7 +269,8 @@ def make_labels(build: Build) -> None:
     """Let the teacher score the replies that the proxies learn from, its own pilots' among them."""
     rounds = ROUNDS["teacher"]
     said = attack.said(pilots([build.work / f"teacher attack {n}" for n in range(1, rounds + 1)]))
-    exchanges = shown_replies(next(iter(PROXIES.values())), build.half("proxy")) + said
+    recipe = next(iter(PROXIES.values()))
+    exchanges = shown_replies(replace(recipe, replies=build.few_of(recipe.replies)), build.half("proxy")) + said
     print(f"labels: {len(exchanges)} replies, {len(said)} of them by pilots", flush=True)
     labelled(build, reward_folder(build, "teacher", rounds), exchanges, "labels")
 
@@ -274,7 +289,7 @@ def attack_held_out(build: Build) -> None:
 
 def make_body_reward(build: Build) -> None:
     """Train the reward on the policy's own body, and scale it as the others."""
-    preferences = training_pairs(BODY, build.half("proxy"))
+    preferences = training_pairs(replace(BODY, pairs=build.few_of(BODY.pairs)), build.half("proxy"))
     model = train_body_reward(BODY, build.policy(), build.tokenizer, preferences, build.work / "body-run")
     save(model, build, "proxy-body")
     scores = score(read_reward(build.out / "proxy-body"), answered(build))
@@ -309,18 +324,26 @@ def make_words(build: Build) -> None:
     (build.out / "words.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
 
 
-def make_figures(build: Build) -> None:
-    """Measure everything on the test conversations."""
-    policy = build.policy()
-    rewards = {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
+def measured_rewards(build: Build) -> dict[str, Reward]:
+    """Return the rewards that figures are of."""
+    return {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
+
+
+def make_pair_figures(build: Build) -> None:
+    """Measure on the test conversations how the rewards order pairs."""
     half = build.half("test")
     found = attacked([build.work / "held-out attack"], half.pairs, EVALUATION_SEED)
     half = replace(half, phrases=kept_phrases(), attacks=found)
-    figures = reward_figures(rewards, half)
-    turns = [pair.turn for pair in half.pairs]
-    for name, best in best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns).items():
-        figures[name] |= best | reward_size(build.out / name)
-    figures["best_of_n"] = {"prompts": PROMPTS, "draws": DRAWS}
+    figures = reward_figures(measured_rewards(build), half, build.few(PER_KIND))
+    (build.work / "pair figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def make_draw_figures(build: Build) -> None:
+    """Measure on the test conversations what the policy says, and what the rewards take for the best of it."""
+    policy, rewards, half = build.policy(), measured_rewards(build), build.half("test")
+    turns = [pair.turn for pair in half.pairs][: build.few(PROMPTS)]
+    figures: dict[str, Any] = best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns)
+    figures["best_of_n"] = {"prompts": len(turns), "draws": DRAWS}
     text = list(half.pairs[:PERPLEXITY_PAIRS])
     figures["policy"] = {
         "reply_perplexity": round(policies.reply_perplexity(policy, build.tokenizer, text), 2),
@@ -329,10 +352,20 @@ def make_figures(build: Build) -> None:
         "layers": policy.config.num_hidden_layers,
         "audits": audit_figures(half),
     }
-    figures["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
     shown = prompt_rows(build.out)["heldout"][:SHOWN]
     figures["replies"] = sample_table(rewards, policy, build.tokenizer, shown, SHOWN_SEED)
-    (build.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    (build.work / "draw figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def figures(build: Build) -> dict[str, Any]:
+    """Return what was measured on the test conversations."""
+    pairs, drawn = (
+        json.loads((build.work / f"{name} figures.json").read_text(encoding="utf-8")) for name in ("pair", "draw")
+    )
+    for name, found in pairs.items():
+        drawn[name] = found | drawn[name] | reward_size(build.out / name)
+    drawn["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
+    return dict(drawn)
 
 
 def make_manifest(build: Build) -> None:
@@ -350,7 +383,7 @@ def make_manifest(build: Build) -> None:
         },
         seeds={f"samples of {split}": seed for split, seed in SAMPLE_SEEDS.items()} | {"replies shown": SHOWN_SEED},
         threads=torch.get_num_threads(),
-        figures=json.loads((build.work / "figures.json").read_text(encoding="utf-8")),
+        figures=figures(build),
         seconds={
             name: json.loads(mark(build, name).read_text(encoding="utf-8"))["seconds"]
             for name in STAGES
@@ -391,6 +424,7 @@ def _taught(name: str) -> dict[str, Stage]:
     return found
 
 
+_MEASURED = (f"judge again {ROUNDS['judge']}", *PROXIES, "proxy-body")
 STAGES: dict[str, Stage] = {
     "tokenizer": Stage(make_tokenizer, ()),
     "prompts": Stage(make_prompts, ("tokenizer",)),
@@ -403,10 +437,9 @@ STAGES: dict[str, Stage] = {
     **{name: Stage(functools.partial(make_proxy, name=name), ("labels",)) for name in PROXIES},
     "proxy-body": Stage(make_body_reward, ("samples",)),
     "held-out attack": Stage(attack_held_out, ("proxy",)),
-    "figures": Stage(
-        make_figures, ("held-out attack", f"judge again {ROUNDS['judge']}", *PROXIES, "proxy-body", "prompts", "words")
-    ),
-    "manifest": Stage(make_manifest, ("figures",)),
+    "pair figures": Stage(make_pair_figures, ("held-out attack", *_MEASURED)),
+    "draw figures": Stage(make_draw_figures, (*_MEASURED, "prompts", "words")),
+    "manifest": Stage(make_manifest, ("pair figures", "draw figures")),
 }
 """By name, each behind those that it needs."""
 
