@@ -95,7 +95,7 @@ GRID_SEEDS := 0-5
 GRID_THERE = $(addprefix embedded/,$(notdir $(wildcard $(addprefix $(RESULTS)/embedded/,$(GRID_ARMS) $(GRID_PARTS)) \
 	$(RESULTS)/embedded/safe-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f])))
 
-grid: $(READY) ## all runs of the grid, 60 of them: over two hours on two cores; continues where it was interrupted
+grid: $(READY) ## all runs of the grid, 60 of them: some three hours on two cores; continues where it was interrupted
 	$(BIN)/safebench run $(GRID_ARMS) $(GRID_PARTS) --seeds $(GRID_SEEDS) --jobs $(JOBS) --results $(RESULTS)
 	$(BIN)/safebench run safe --replicate 1 --seeds $(GRID_SEEDS) --jobs $(JOBS) --results $(RESULTS)
 

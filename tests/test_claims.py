@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safebench import config
 from safebench.evidence.claims import CLAIMS, ablations, crashing, figures, log, speed
 from safebench.evidence.claims.declared import MATCHED_TO
 from safebench.evidence.claims.types import Case, Part
@@ -512,9 +513,10 @@ def test_an_opponent_that_learned_nothing_sets_no_goal(curves):
 # Claim 8: long runs
 
 
-def long_case(seeds=6, crashed=(), steps=160, **changed):
-    from safebench import config
+SHORT = config.resolve("safe").update.steps
 
+
+def long_case(seeds=6, crashed=(), steps=SHORT, **changed):
     settings = config.resolve("safe").model_dump(mode="json")
     short = [replace(summary(s), run=replace(summary(s).run, settings=settings)) for s in range(seeds)]
     plan = with_settings(short[0].run, {"update.steps": 4 * steps, **changed}).settings
@@ -536,8 +538,8 @@ def test_long_runs_stay_whole():
 
 
 def test_a_long_run_is_the_same_run_but_longer():
-    short = crashing.long_run(long_case(steps=159, crashed=["numeric"]))
-    assert short.verdict == "not shown" and "636 steps are not 4 times 160" in short.why
+    short = crashing.long_run(long_case(steps=SHORT - 1, crashed=["numeric"]))
+    assert short.verdict == "not shown" and f"{4 * SHORT - 4} steps are not 4 times {SHORT}" in short.why
     other = crashing.long_run(long_case(**{"penalty.coefficient": 2.0}))
     assert other.verdict == "not shown" and "penalty.coefficient" in other.why
     assert crashing.long_run(long_case(**{"evaluation.every": 120, "recording.samples": 1})).verdict == "holds"

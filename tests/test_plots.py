@@ -188,7 +188,7 @@ def test_the_command_draws_the_reference(tmp_path, capsys):
     assert main(["plot", "ppo", "safe/seed-0", "--results", str(REFERENCE), "--out", str(tmp_path / "a.svg")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "a.svg")]
     written = words(tmp_path / "a.svg")
-    assert {"ppo (5 seeds)", "safe (seed 0)", "Phases and penalty of safe. Explained"} <= set(written)
+    assert {"ppo (5 seeds)", "safe (seed 0)", "Phases and penalty of safe."} <= set(written)
 
 
 def test_comparing_imports_no_plotting_no_tables_and_no_torch():
