@@ -60,7 +60,8 @@ $(VENV)/.gemma: $(READY)
 
 reproduce-gemma: $(VENV)/.gemma ## PPO against SAFE on Gemma 3 270M, three seeds each, without a hub; continues where it was interrupted
 	@$(BIN)/safebench run $(GEMMA_ARGUMENTS) --dry-run | grep '^# '
-	@echo '# time: not measured, on a CPU or a GPU; each run shows its own as it goes'
+	@echo '# time: 80 to 110 s a step on one thread of a busy CPU (three steps measured), so 9 to 12 hours for these six runs'
+	@echo '# on a GPU: not measured; each run shows its own as it goes'
 	$(BIN)/safebench compare $(GEMMA_ARGUMENTS) --run --jobs 1
 
 report: $(READY) ## write what lies in RESULTS as files there: comparison, claims, curves, and one page with everything

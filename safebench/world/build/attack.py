@@ -24,9 +24,10 @@ HELD_OUT = 512
 
 
 def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
-    """Write the turns of ``pairs``, each once, as prompts: the first ``HELD_OUT`` for evaluations."""
+    """Write the turns of ``pairs``, each once, as prompts: the first ``HELD_OUT``, or half, for evaluations."""
     turns = list(dict.fromkeys(pair.turn for pair in pairs))
-    rows = ({"split": "heldout" if number < HELD_OUT else "train", "prompt": turn} for number, turn in enumerate(turns))
+    heldout = min(HELD_OUT, len(turns) // 2)
+    rows = ({"split": "heldout" if number < heldout else "train", "prompt": turn} for number, turn in enumerate(turns))
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
