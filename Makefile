@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-SEEDS ?= 0-4
+SEEDS ?= 0-1
 JOBS ?= 2
 RESULTS ?= results
 
@@ -38,14 +38,14 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -c 'import datasets, pandas, peft, scipy.stats, torch, transformers, trl, typer, wandb'
 	@touch $@
 
-# Two seeds, so that it takes minutes; results/reference has five (make reproduce SEEDS=0-4).
-reproduce: SEEDS := 0-1
+# Two seeds unless told otherwise, so that it takes minutes.
 reproduce: $(READY) ## PPO against SAFE, two seeds each, the table and the claims; continues where it was interrupted
 	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --jobs $(JOBS)
 	@echo && $(BIN)/safebench claims --seeds $(SEEDS)
 	@echo && echo 'runs: results/   the same in files:' && $(MAKE) --no-print-directory report SEEDS=$(SEEDS)
 
 # ArmoRM loads only with Python code of its own, which runs for names given here.
+reproduce-paper: SEEDS := 0-4
 reproduce-paper: $(READY) ## the paper's set-up: needs a GPU and access to the hub
 	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --preset paper --trust-remote-code armorm
 
@@ -60,7 +60,7 @@ $(VENV)/.gemma: $(READY)
 
 reproduce-gemma: $(VENV)/.gemma ## PPO against SAFE on Gemma 3 270M, three seeds each, without a hub; continues where it was interrupted
 	@$(BIN)/safebench run $(GEMMA_ARGUMENTS) --dry-run | grep '^# '
-	@echo '# time: 80 to 110 s a step on one thread of a busy CPU (three steps measured), so 9 to 12 hours for these six runs'
+	@echo '# time: 79 to 113 s a step on one thread of a busy CPU (three steps of ppo), so 9 to 12 hours for these six runs'
 	@echo '# on a GPU: not measured; each run shows its own as it goes'
 	$(BIN)/safebench compare $(GEMMA_ARGUMENTS) --run --jobs 1
 
@@ -79,6 +79,7 @@ report: $(READY) ## write what lies in RESULTS as files there: comparison, claim
 	@$(BIN)/safebench report ppo safe --seeds $(SEEDS) --results $(RESULTS) --out $(RESULTS)/report.html
 
 # What is kept under version control, and the README's table and figure from it.
+reference: SEEDS := 0-4
 reference: $(READY) ## keep the runs in results/ as the reference, and write the README's table from them
 	rm -rf results/reference/embedded
 	$(BIN)/safebench best-of-n

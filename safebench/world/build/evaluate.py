@@ -25,7 +25,7 @@ PROMPTS, DRAWS = 48, 64
 Rewards = Mapping[str, Reward]
 
 
-def reward_figures(rewards: Rewards, half: Half, per_kind: int = PER_KIND) -> dict[str, Any]:
+def reward_figures(rewards: Rewards, half: Half, per_kind: int) -> dict[str, Any]:
     """Return for each reward how it orders ``per_kind`` pairs of each kind, and what it gives people and the policy.
 
     ``half`` are the test conversations, with the phrases that no reward has learned from.

@@ -359,13 +359,15 @@ def make_draw_figures(build: Build) -> None:
 
 def figures(build: Build) -> dict[str, Any]:
     """Return what was measured on the test conversations."""
+    pairs: dict[str, Any]
+    drawn: dict[str, Any]
     pairs, drawn = (
         json.loads((build.work / f"{name} figures.json").read_text(encoding="utf-8")) for name in ("pair", "draw")
     )
     for name, found in pairs.items():
         drawn[name] = found | drawn[name] | reward_size(build.out / name)
     drawn["prompts"] = {split: len(rows) for split, rows in prompt_rows(build.out).items()}
-    return dict(drawn)
+    return drawn
 
 
 def make_manifest(build: Build) -> None:
