@@ -231,7 +231,7 @@ def test_fewer_crashed_runs(first, second, verdict):
 
 
 def test_what_nobody_watched_is_no_health():
-    judge = (Blind("judge_crash", ("judge_sigma0",), wholly=True),)
+    judge = (Blind("judge_crash", ("no judge_sigma0",), wholly=True),)
     unlike = crashed_arms([0] * 6, [1] * 6)
     unlike = replace(unlike, first=(replace(unlike.first[0], blind=judge), *unlike.first[1:]))
     found = crashing.crashes(unlike)

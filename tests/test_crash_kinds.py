@@ -191,9 +191,10 @@ def test_nan_is_not_measured():
 
 
 def test_a_gap_counts_as_steps_and_the_last_measured_step_is_the_end():
-    table = [{"step": s, "reply/distinct": 0.1} for s in (1, 5, 20)] + [{"step": 30, "reply/distinct": 1.0}]
-    assert [(e.start, e.end) for e in found(table, "degenerate")] == [(1, 20)]
-    assert found([{"step": s, "reply/distinct": 0.1} for s in (1, 5, 19)], "degenerate") == []
+    first = {"step": 1, "reply/distinct": 1.0}
+    table = [first] + [{"step": s, "reply/distinct": 0.1} for s in (2, 6, 21)] + [{"step": 31, "reply/distinct": 1.0}]
+    assert [(e.start, e.end) for e in found(table, "degenerate")] == [(2, 21)]
+    assert found([first] + [{"step": s, "reply/distinct": 0.1} for s in (2, 6, 20)], "degenerate") == []
 
 
 # What was never watched
@@ -240,17 +241,40 @@ def test_what_is_missing_is_named():
             "entropy/mean": [0.0] * 3,
         }
     )
-    blind = {name: (missing, wholly) for name, missing, wholly in survey(table, LONG, None, None).blind}
-    assert blind["numeric"] == (("losses", "gradients", "ratios"), False)
-    assert blind["degenerate"] == (("reply/distinct", "reply/distinct_2"), False)
-    assert blind["reward_crash"] == blind["unrecovered"] == (("sigma0",), True)
-    assert blind["judge_crash"] == (("judge_sigma0",), True)
-    assert blind["length_blowup"] == (("reply limit",), True)
-    assert blind["kl_spike"] == (("kl/mean",), True)  # NaN is no measurement of KL
-    assert blind["entropy_collapse"] == (("entropy/mean",), True)  # nothing is a fifth of nothing
+    blind = {name: (reasons, wholly) for name, reasons, wholly in survey(table, LONG, None, None).blind}
+    assert blind["numeric"] == (("no losses", "no gradients", "no ratios"), False)
+    assert blind["degenerate"] == (("no reply/distinct", "no reply/distinct_2"), False)
+    assert blind["reward_crash"] == blind["unrecovered"] == (("no sigma0",), True)
+    assert blind["judge_crash"] == (("no judge_sigma0",), True)
+    assert blind["length_blowup"] == (("no reply limit",), True)
+    assert blind["kl_spike"] == (("no kl/mean",), True)  # NaN is no measurement of KL
+    assert blind["entropy_collapse"] == (("no entropy/mean",), True)  # nothing is a fifth of nothing
     cells = {"loss/total": [math.nan], "grad/norm": [1], "update/ratio_max": [1], "reward/mean": [1], "kl/mean": [1]}
     broken = survey(rows(cells), 9, 1.0, 9).blind
     assert "numeric" not in {found.kind for found in broken}  # a NaN loss is just what numeric watches
+
+
+def test_what_the_untouched_policy_did_already_is_not_watched():
+    table = rows(
+        {
+            "reply/length": [100.0] * 60,  # a base model that never writes its end token
+            "reply/ended": [0.0] * 60,
+            "reply/distinct": [1.0] * 30 + [0.1] * 30,
+            "reply/distinct_2": [1.0] * 60,
+        }
+    )
+    seen = survey(table, LONG, 1.0, VOCABULARY, reply_limit=LIMIT)
+    blind = {name: (reasons, wholly) for name, reasons, wholly in seen.blind}
+    assert blind["length_blowup"] == (("reply/length beyond its limit before training",), True)
+    assert blind["degenerate"] == (("reply/ended beyond its limit before training",), False)
+    assert [(e.kind, e.start) for e in seen.events[1.0]] == [("degenerate", 31)]  # its other shares are watched
+    assert {e.kind for events in seen.events.values() for e in events} == {"degenerate"}
+    below = rows({"reply/length": [97.0] + [100.0] * 60})
+    assert [e.start for e in found(below, "length_blowup")] == [2]
+    detectors = Detectors(SPEC, LONG, 1.0, VOCABULARY, judge_sigma0=1.0, reply_limit=LIMIT)
+    assert detectors.beyond_before_training == ()
+    detectors.update(table[0])
+    assert [found.kind for found in detectors.beyond_before_training] == ["degenerate", "length_blowup"]
 
 
 # Properties

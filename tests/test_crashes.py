@@ -180,12 +180,7 @@ def test_constant_nan_and_empty_curves(value):
     keys = [key for key in KEYS if not key.startswith(left_out)]
     rows = [{"step": t, **dict.fromkeys(keys, value)} for t in range(1, 201)]
     kinds = {event.kind for event in detect(rows, 200, 1.0, VOCABULARY, judge_sigma0=1.0, reply_limit=100)}
-    if value in (0.0, 0.05):
-        assert kinds == {"degenerate"}  # a constant share of distinct replies of 0.05
-    elif value in (None, ""):
-        assert kinds == set()
-    else:
-        assert kinds == {"numeric"}
+    assert kinds == ({"numeric"} if isinstance(value, float) and math.isnan(value) else set())
 
 
 def test_nothing_one_step_and_very_short():
@@ -194,7 +189,8 @@ def test_nothing_one_step_and_very_short():
     health = {"step": 1, "reward/mean": -5.0, "kl/mean": 0.0, "entropy/mean": 3.0, "reply/length": 9.0}
     health["reply/distinct"] = 1.0
     assert detect([health], 1, 1.0, VOCABULARY, reply_limit=24) == []
-    assert [e.kind for e in detect([{**health, "reply/distinct": 0.03}], 1, 1.0, VOCABULARY)] == ["degenerate"]
+    collapsed = [health, {**health, "step": 2, "reply/distinct": 0.03}]
+    assert [e.kind for e in detect(collapsed, 2, 1.0, VOCABULARY)] == ["degenerate"]
     assert spans("reward_crash", table(reward_mean=[0.0, -100.0]), planned=2) == [(2, None)]
 
 

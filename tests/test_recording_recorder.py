@@ -257,6 +257,18 @@ def test_status_follows_the_run_and_keeps_its_notices(tmp_path: Path) -> None:
     assert told == ["the judge is slow"] == list(recorder.notices)
 
 
+def test_what_cannot_be_watched_is_told_once_at_the_first_step(tmp_path: Path) -> None:
+    told: list[str] = []
+    full = {"reply/length": float(rows.settings().rollout.reply_tokens)}
+    with Recorder.open(tmp_path, rows.settings(), rows.MANIFEST, notify=told.append) as recorder:
+        recorder.step({**rows.row(0), "reply/length": None})
+        assert told == []
+        for step in (1, 2):
+            recorder.step({**rows.row(step), **full})
+            assert told == ["not watched: length_blowup (reply/length beyond its limit before training)"]
+        assert list(recorder.notices) == told
+
+
 def test_episodes_stay_open_in_the_file_only_where_the_run_is_over(tmp_path: Path) -> None:
     for name, state, expected in (("a", Status.INTERRUPTED, set()), ("b", Status.UNSTABLE, {"entropy_collapse"})):
         with Recorder.open(tmp_path / name, rows.settings(), rows.MANIFEST, notify=silent) as recorder:

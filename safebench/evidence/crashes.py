@@ -129,6 +129,11 @@ class Detectors:
         """Kinds that the rows so far could not show, or only in part."""
         return self._signals.blind()
 
+    @property
+    def beyond_before_training(self) -> tuple[Blind, ...]:
+        """Kinds of which a part is not watched because its first value was beyond a fixed limit already."""
+        return self._signals.beyond_before_training()
+
     def update(self, row: Row) -> list[Event]:
         """Take in one row and return the events that open or close at it, open ones with ``end`` None.
 

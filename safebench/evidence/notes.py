@@ -55,11 +55,11 @@ def _inert(arm: str, found: Sequence[Summary]) -> list[str]:
 
 
 def _blind(arm: str, found: Sequence[Summary]) -> list[str]:
-    """Name the kinds of crash that an arm's files could not show, with what is missing there and in which seeds."""
+    """Name the kinds of crash that an arm's files could not show, with the reasons and the seeds."""
     seeds: dict[tuple[bool, str], list[int]] = {}
     for summary in found:
-        for kind, missing, wholly in summary.blind:
-            seeds.setdefault((wholly, f"{kind} (no {', no '.join(missing)})"), []).append(summary.run.seed)
+        for kind, reasons, wholly in summary.blind:
+            seeds.setdefault((wholly, f"{kind} ({', '.join(reasons)})"), []).append(summary.run.seed)
     warnings = []
     for whole, words in ((True, "not watched, which is not the same as no crash"), (False, "watched in part only")):
         told = [

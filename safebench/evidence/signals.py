@@ -66,10 +66,10 @@ FOLLOWS = {"unrecovered": "reward_crash"}
 
 
 class Blind(NamedTuple):
-    """A kind that was not watched, or only in part: what was ``missing``, and whether nothing of it was there."""
+    """A kind that was not watched, or only in part: the ``reasons``, one for each part, and whether all of it."""
 
     kind: str
-    missing: tuple[str, ...]
+    reasons: tuple[str, ...]
     wholly: bool
 
 
@@ -189,6 +189,7 @@ class Signals:
             "entropy_explosion": ("vocabulary", self._top_entropy),
             "length_blowup": ("reply limit", reply_limit),
         }
+        self._from_the_start: set[tuple[str, str]] = set()
         self._waiting = {(kind, part): keys for kind, parts in PARTS.items() for part, keys in parts.items()}
 
     @property
@@ -198,19 +199,43 @@ class Signals:
         return tuple(kind for kind in CRASH_KINDS if FOLLOWS.get(kind, kind) in unknown)
 
     def blind(self) -> tuple[Blind, ...]:
-        """Return the kinds that no row so far could show, or only in part, for want of a constant or of columns.
+        """Return the kinds that no row so far could show, or only in part, and why.
 
-        A count of 0 says nothing about them: not watched is not "no crash".
+        A constant or a column is missing, or the untouched policy was beyond the limit already. A count of 0 says
+        nothing about them: not watched is not "no crash".
         """
         found = []
         for kind in CRASH_KINDS:
             source = FOLLOWS.get(kind, kind)
             parts = [part for part in PARTS[source] if (source, part) in self._waiting]
             name, value = self._constants.get(source, ("", True))
-            missing = parts if value else [name]
-            if missing:
-                found.append(Blind(kind, tuple(missing), not value or len(parts) == len(PARTS[source])))
+            reasons = [self._reason(source, part) for part in parts] if value else [f"no {name}"]
+            if reasons:
+                found.append(Blind(kind, tuple(reasons), not value or len(parts) == len(PARTS[source])))
         return tuple(found)
+
+    def beyond_before_training(self) -> tuple[Blind, ...]:
+        """Return the kinds of which a part was beyond its fixed limit at its first value, and those parts."""
+        parts = {kind: [part for part in PARTS[kind] if (kind, part) in self._from_the_start] for kind in PARTS}
+        return tuple(
+            Blind(kind, tuple(self._reason(kind, part) for part in found), len(found) == len(PARTS[kind]))
+            for kind, found in parts.items()
+            if found
+        )
+
+    def _reason(self, kind: str, part: str) -> str:
+        return f"{part} beyond its limit before training" if (kind, part) in self._from_the_start else f"no {part}"
+
+    def _absolute(self, key: str, first: float, reading: Reading) -> list[Reading]:
+        """Return the reading of a quantity with a fixed limit, unless its ``first`` value was beyond that at scale 1.
+
+        Training did not bring that about, so that being there says nothing of it.
+        """
+        at_first = self._first.setdefault(key, first)
+        if reading._replace(value=at_first).excess(1.0) is None:
+            return [reading]
+        self._from_the_start.add((reading.kind, key))
+        return []
 
     def read(self, step: int, row: Row) -> list[Reading]:
         """Return the readings of one row, none for what it did not measure."""
@@ -236,7 +261,8 @@ class Signals:
     def _note(self, row: Row, kinds: set[str]) -> None:
         """Strike off what this row has shown. A NaN shows that ``numeric`` is watched, and nothing else."""
         for (kind, part), keys in list(self._waiting.items()):
-            if kind in kinds and any(_told(row, key, kind) for key in keys):
+            there = kind in kinds and (kind, part) not in self._from_the_start
+            if there and any(_told(row, key, kind) for key in keys):
                 del self._waiting[kind, part]
 
     def _drops(self, kind: str, step: int, reward: float | None) -> list[Reading]:
@@ -275,8 +301,12 @@ class Signals:
             ("reply/distinct_2", spec.distinct_2_low, "below"),
             ("reply/ended", 0.0, "at"),
         )
-        found = ((finite(row, key), limit, sense) for key, limit, sense in limits)
-        return [Reading("degenerate", share, limit, sense) for share, limit, sense in found if share is not None]
+        found: list[Reading] = []
+        for key, limit, sense in limits:
+            share = finite(row, key)
+            if share is not None:
+                found += self._absolute(key, share, Reading("degenerate", share, limit, sense))
+        return found
 
     def _lengths(self, length: float | None) -> list[Reading]:
         if length is None:
@@ -287,7 +317,8 @@ class Signals:
             readings.append(Reading("length_collapse", length / first, self._spec.length_low, "below"))
         if self._reply_limit:
             slack = 1.0 - length / self._reply_limit
-            readings.append(Reading("length_blowup", slack, self._spec.length_slack, "below"))
+            reading = Reading("length_blowup", slack, self._spec.length_slack, "below")
+            readings += self._absolute("reply/length", slack, reading)
         return readings
 
 

@@ -26,7 +26,7 @@ SMALLEST_WINDOW = 10
 class Summary:
     """A run's scalars by key (NaN where not measured) and its crashes by severity scale.
 
-    ``blind`` has the kinds of crash that could not be watched, or only in part, with what was missing: of
+    ``blind`` has the kinds of crash that could not be watched, or only in part, with the reasons: of
     these, no event does not mean no crash.
     """
 

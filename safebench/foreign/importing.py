@@ -205,7 +205,7 @@ def _provenance(trainer: Trainer, file: Path, converted: Converted) -> dict[str,
 
 def _told(imported: Imported) -> list[str]:
     """Return what a reader of the run must know: it stands in status.json."""
-    missing = [f"{one.kind} (no {', no '.join(one.missing)})" for one in imported.blind if one.wholly]
+    missing = [f"{one.kind} ({', '.join(one.reasons)})" for one in imported.blind if one.wholly]
     parts = [f"not watched: {', '.join(missing)}"] if missing else []
     parts += [f"assumed: {text}" for text in imported.assumed]
     return [*parts, *imported.gaps, *imported.notices]

@@ -34,7 +34,7 @@ def _taken(one: Taken) -> str:
 
 
 def _blind(imported: Imported, *, wholly: bool) -> list[str]:
-    return [f"{one.kind}: no {', no '.join(one.missing)}" for one in imported.blind if one.wholly == wholly]
+    return [f"{one.kind}: {', '.join(one.reasons)}" for one in imported.blind if one.wholly == wholly]
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

@@ -131,6 +131,7 @@ class Recorder:
         stack.callback(self._events.close)
         self._trackers: list[Guarded] = []
         self._finished = False
+        self._unwatched_told: set[str] = set()
         started = str(manifest.get("started") or now())
         self._status = StatusRecord(Status.RUNNING, last or 0, settings.update.steps, started, now())
         self._write_status()
@@ -185,6 +186,10 @@ class Recorder:
         for tracker in self._trackers:
             tracker.log(step, read_back)
         self._status = replace(self._status, step=step)
+        for kind, reasons, _ in self._watch.beyond_before_training():
+            if kind not in self._unwatched_told:
+                self._unwatched_told.add(kind)
+                self.notice(f"not watched: {kind} ({', '.join(reasons)})")
         self._note_failures()
         self._write_status()
         return events

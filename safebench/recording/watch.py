@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from safebench.errors import BadResource, SafebenchError
-from safebench.evidence.crashes import SPEC, Detectors, Event
+from safebench.evidence.crashes import SPEC, Blind, Detectors, Event
 from safebench.evidence.inert import Inert, Inertia
 from safebench.metrics import CRASH_KINDS
 from safebench.recording.metrics_csv import Row, Value, format_row, parse_row, step_of
@@ -66,6 +66,10 @@ class Watch:
     def finish(self) -> list[Event]:
         """Return the episodes that the run's end finds open."""
         return self._detectors.finish()
+
+    def beyond_before_training(self) -> tuple[Blind, ...]:
+        """Return the kinds that are not watched, or only in part, because the untouched policy was beyond a limit."""
+        return self._detectors.beyond_before_training
 
     def inert(self) -> tuple[Inert, ...]:
         """Return the loss terms that moved nothing so far."""
