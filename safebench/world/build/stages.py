@@ -80,6 +80,8 @@ ROUNDS = {"judge": 2, "teacher": 2}
 """Of attacks and further training: the first attack is on the reward itself, the later ones on the scout."""
 UNIVERSAL, TRIED = 300, 1500
 """Replies to anything that a search finds in each round, and how many it tries alone."""
+UNIVERSAL_OF_TRIAL = 3
+"""Those that a trial build's search finds: the time goes with the square of it."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
 AGREED, LEAST_R = 1000, 0.2
 """Replies on which a student is held against its teacher, and the correlation under which it learned nothing."""
@@ -216,7 +218,7 @@ def harden_taught(build: Build, name: str, number: int) -> None:
     to_anything = universal(
         half.pairs,
         lambda turns, replies: score(reward, list(map(Exchange, turns, replies))),
-        build.few(UNIVERSAL),
+        UNIVERSAL if build.limit is None else UNIVERSAL_OF_TRIAL,
         build.few(TRIED),
         recipe.seed,
     )
