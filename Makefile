@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-paper reproduce-gemma report reference grid grid-report bench test test-slow test-gpu test-extra tools lint type world lock clean
+.PHONY: help setup reproduce reproduce-paper reproduce-gemma report tuned reference grid grid-report bench test test-slow test-gpu test-extra tools lint type world lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,15 +78,28 @@ report: $(READY) ## write what lies in RESULTS as files there: comparison, claim
 	@$(BIN)/safebench plot ppo safe --results $(RESULTS) --out $(RESULTS)/curves
 	@$(BIN)/safebench report ppo safe --seeds $(SEEDS) --results $(RESULTS) --out $(RESULTS)/report.html
 
-# What is kept under version control, and the README's table and figure from it.
+# The same number of pilot runs for each, on seeds of their own; then the winners on the comparison's seeds.
+TUNED := ppo-tuned safe-tuned
+tuned: SEEDS := 0-4
+tuned: $(READY) ## tune PPO and SAFE equally, and compare the winners, five seeds each; continues where it was interrupted
+	$(BIN)/safebench tune ppo safe --budget 8 --jobs $(JOBS)
+	$(BIN)/safebench compare $(TUNED:%=results/tuning/%.yaml) --seeds $(SEEDS) --run --jobs $(JOBS)
+
+# What is kept under version control, and the pages' tables and figure from it.
 reference: SEEDS := 0-4
-reference: $(READY) ## keep the runs in results/ as the reference, and write the README's table from them
-	rm -rf results/reference/embedded
+reference: $(READY) ## keep the runs in results/ as the reference, and write the pages' tables from them
+	rm -rf results/reference/embedded results/reference/tuning
 	$(BIN)/safebench best-of-n
-	$(BIN)/safebench keep ppo safe --out results/reference
+	$(BIN)/safebench keep ppo safe $(TUNED) --out results/reference
+	mkdir -p results/reference/tuning && cp results/tuning/ppo.json results/tuning/safe.json $(TUNED:%=results/tuning/%.yaml) results/reference/tuning
+	@for format in md csv json latex; do \
+		file=results/reference/comparison-tuned.$$(echo $$format | sed s/latex/tex/); \
+		$(BIN)/safebench compare $(TUNED) --seeds $(SEEDS) --results results/reference --format $$format > $$file || exit; echo $$file; \
+	done
 	$(MAKE) --no-print-directory report RESULTS=results/reference SEEDS=$(SEEDS)
 	mv results/reference/curves.png docs/figures/headline.png && rm results/reference/curves.svg results/reference/report.html
 	$(BIN)/python -m safebench.report.excerpt README.md results/reference
+	$(BIN)/python -m safebench.report.excerpt docs/tuning.md results/reference
 	$(BIN)/python -m safebench.report.sensitivity_table docs/evidence.md results/reference
 
 # The grid: every main arm, and safe without each of the three parts that its claims are made of.
@@ -104,7 +117,7 @@ grid: $(READY) ## all runs of the grid, 60 of them: some three hours on two core
 grid-report: $(READY) ## keep a line per run of the grid in results/grid; write its tables, figure and claims
 	@mkdir -p results/grid
 	$(BIN)/safebench keep $(GRID_THERE) --results $(RESULTS) --out results/grid/runs.csv
-	$(BIN)/python -m safebench.report.grid_table results/grid
+	$(BIN)/python -m safebench.report.grid_table results/grid docs/parts.md
 	$(BIN)/safebench claims safe safe-official safe-predictive --results $(RESULTS) --format md > results/grid/claims.part
 	@mv results/grid/claims.part results/grid/claims.md && echo results/grid/claims.md
 

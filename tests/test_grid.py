@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from safebench import config
 from safebench.evidence import packed, runs
+from safebench.evidence.statistics import Estimate
 from safebench.report import grid_table
 from safebench.report.grid_table import MAIN, PARTS, REPLICATE, WHOLE, blocks
 from tests.synthetic import healthy, write_run
@@ -59,8 +61,28 @@ def test_main_arms_are_held_against_ppo_and_parts_against_safe(kept: Path) -> No
 
 
 def test_the_files_are_written_beside_the_lines(kept: Path) -> None:
-    grid_table.main(str(kept.parent))
+    page = kept.with_name("page.md")
+    page.write_text("<!-- parts: start -->old<!-- parts: end -->", encoding="utf-8")
+    grid_table.main(str(kept.parent), str(page))
+    assert page.read_text(encoding="utf-8") == f"<!-- parts: start -->\n{grid_table.parts(kept)}<!-- parts: end -->"
     text = kept.with_name("table.md").read_text(encoding="utf-8")
     assert text == grid_table.tables(kept)
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["default, against ppo", "default, against safe"]
     assert kept.with_name("differences.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_verdict_takes_both_baselines_on_one_side() -> None:
+    def said(*judge: tuple[float, float]) -> str:
+        found = tuple(Estimate(value, value - margin, value + margin, 6, "t") for value, margin in judge)
+        level = Estimate(0.0, -1.0, 1.0, 6, "t")
+        return grid_table._verdict({"judge_final": found, "kl_mean": (level, level)})
+
+    assert said((-1.0, 0.9), (-2.0, 1.0)) == "earns its place (judge)"
+    assert said((-1.0, 0.5), (-2.0, 1.0)) == "earns its place, clear (judge)"
+    assert said((1.0, 0.5), (2.0, 1.5)) == "stands in the way (judge)"
+    assert said((-1.0, 0.5), (-2.0, 2.5)) == said((-1.0, 0.5), (2.0, 0.5)) == "nothing shown"
+    assert stats.t.ppf(0.9975, 5) / stats.t.ppf(0.975, 5) == pytest.approx(grid_table.CLEAR, abs=0.005)
+    high = Estimate(1.0, 0.5, 1.5, 6, "t")
+    level = Estimate(0.0, -1.0, 1.0, 6, "t")
+    told = grid_table._verdict({"judge_final": (level, level), "kl_mean": (high, high)})
+    assert told == "earns its place, clear (KL)"  # without the part KL is higher
