@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RUNS = [
-    "ppo", "safe", "safe-published", "safe-official", "ppo-official", "safe-predictive", "safe-momentum", "trl-ppo", "grpo"
+    "ppo", "safe", "safe-published", "safe-official", "ppo-official", "safe-predictive", "safe-momentum", "trl-ppo",
+    "grpo",
 ]  # fmt: skip
 SEEDS = "0-1"
 MEASURED = ("time/", "speed/", "memory/")
