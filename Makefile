@@ -98,9 +98,9 @@ reference: $(READY) ## keep the runs in results/ as the reference, and write the
 	done
 	$(MAKE) --no-print-directory report RESULTS=results/reference SEEDS=$(SEEDS)
 	mv results/reference/curves.png docs/figures/headline.png && rm results/reference/curves.svg results/reference/report.html
-	$(BIN)/python -m safebench.report.excerpt README.md results/reference
-	$(BIN)/python -m safebench.report.excerpt docs/tuning.md results/reference
-	$(BIN)/python -m safebench.report.sensitivity_table docs/evidence.md results/reference
+	$(BIN)/python -m tools.excerpt README.md results/reference
+	$(BIN)/python -m tools.excerpt docs/tuning.md results/reference
+	$(BIN)/python -m tools.sensitivity_page docs/evidence.md results/reference
 
 # The grid: every main arm, and safe without each of the three parts that its claims are made of.
 GRID_ARMS := ppo ppo-official ppo-matched safe-official safe safe-predictive
@@ -117,7 +117,7 @@ grid: $(READY) ## all runs of the grid, 60 of them: some three hours on two core
 grid-report: $(READY) ## keep a line per run of the grid in results/grid; write its tables, figure and claims
 	@mkdir -p results/grid
 	$(BIN)/safebench keep $(GRID_THERE) --results $(RESULTS) --out results/grid/runs.csv
-	$(BIN)/python -m safebench.report.grid_table results/grid docs/parts.md
+	$(BIN)/python -m tools.grid_table results/grid docs/parts.md
 	$(BIN)/safebench claims safe safe-official safe-predictive --results $(RESULTS) --format md > results/grid/claims.part
 	@mv results/grid/claims.part results/grid/claims.md && echo results/grid/claims.md
 
@@ -158,7 +158,7 @@ type: $(READY) ## mypy, strict on the package
 	$(BIN)/mypy
 
 world: $(READY) ## rebuild the embedded world; stages already in build/world are kept (make clean forgets them)
-	$(BIN)/python -m safebench.world.build --out safebench/world/embedded --page docs/world.md
+	$(BIN)/python -m tools.world --out safebench/world/embedded --page docs/world.md
 
 # All extras but gemma, whose weights every `make setup` would download.
 LOCKED := dev tensorboard trackio trl tune world

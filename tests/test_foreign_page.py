@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safebench.foreign import page
 from safebench.foreign.trainers import TRAINERS
+from tools import import_page as page
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,9 @@ from scipy import stats
 from safebench import config
 from safebench.evidence import packed, runs
 from safebench.evidence.statistics import Estimate
-from safebench.report import grid_table
-from safebench.report.grid_table import MAIN, PARTS, REPLICATE, WHOLE, blocks
 from tests.synthetic import healthy, write_run
+from tools import grid_table
+from tools.grid_table import MAIN, PARTS, REPLICATE, WHOLE, blocks
 
 ROOT = Path(__file__).parents[1]
 SEEDS = range(3)

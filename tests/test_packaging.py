@@ -111,7 +111,7 @@ def test_every_command_that_the_pages_name_is_a_target() -> None:
 
 def test_the_world_is_rebuilt_by_the_command_in_its_manifest() -> None:
     manifest = json.loads((ROOT / "safebench" / "world" / "embedded" / "manifest.json").read_text())
-    (recipe,) = [line for line in make("-n", "world").stdout.splitlines() if "safebench.world.build" in line]
+    (recipe,) = [line for line in make("-n", "world").stdout.splitlines() if "tools.world" in line]
     assert recipe.partition("/")[2].partition("/")[2] == manifest["command"]
 
 

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
 from safebench.evidence.crashes import Event
 from safebench.metrics import KEYS, METRICS
-from safebench.recording import events, jsonl, machine, manifest, metrics_csv, metrics_page, samples, status
+from safebench.recording import events, jsonl, machine, manifest, metrics_csv, samples, status
 from safebench.recording.files import Appender, FolderLock, is_locked, storing, write_atomic
 from safebench.recording.metrics_csv import MetricsWriter
 from safebench.recording.status import Status, StatusRecord
 from safebench.telemetry import QUIET, quiet
 from tests import rows
+from tools import metrics_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -472,7 +473,7 @@ def test_a_files_hash_is_what_sha256sum_prints(tmp_path: Path) -> None:
 
 def test_the_page_is_the_schemas() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page.render(), (
-        "python -m safebench.recording.metrics_page > docs/metrics.md"
+        "python -m tools.metrics_page > docs/metrics.md"
     )
 
 

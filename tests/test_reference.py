@@ -14,7 +14,8 @@ from safebench.evidence.claims import ledger
 from safebench.evidence.compare import Comparison
 from safebench.evidence.runs import Run
 from safebench.report import ledger as ledgers
-from safebench.report.excerpt import (
+from safebench.report.table import render
+from tools.excerpt import (
     ARMS,
     METRICS,
     TUNED_ARMS,
@@ -24,8 +25,7 @@ from safebench.report.excerpt import (
     points,
     tuned_excerpt,
 )
-from safebench.report.marks import insert
-from safebench.report.table import render
+from tools.marks import insert
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"

@@ -12,9 +12,10 @@ from scipy import stats
 from safebench.errors import UsageError
 from safebench.evidence import compare, independent, reliability, runs
 from safebench.evidence.sensitivity import sensitivity
-from safebench.report.marks import insert
-from safebench.report.sensitivity_table import MARK, from_runs, to_markdown
+from safebench.report.sensitivity_table import to_markdown
 from tests.synthetic import collapsing, healthy, unpaired, write_run
+from tools.marks import insert
+from tools.sensitivity_page import MARK, from_runs
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("ppo", "safe")
@@ -206,7 +207,7 @@ def test_markdown_is_whole(variants):
 
 def test_the_page_has_the_tables_of_the_reference():
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    remedy = "python -m safebench.report.sensitivity_table docs/evidence.md results/reference"
+    remedy = "python -m tools.sensitivity_page docs/evidence.md results/reference"
     assert insert(page, MARK, from_runs(ROOT / "results" / "reference")) == page, remedy
 
 

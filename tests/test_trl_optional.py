@@ -121,7 +121,7 @@ def test_without_trl_all_but_three_arms_works(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_without_trl_the_world_is_not_rebuilt(tmp_path: Path) -> None:
-    build = "from safebench.world.build.__main__ import main\nmain()"
+    build = "from tools.world.__main__ import main\nmain()"
     script = f"{DRIVER.partition('PREPARE')[0]}\n{WITHOUT_TRL}\n{build}"
     done = subprocess.run(
         [sys.executable, "-c", script, "--out", str(tmp_path / "world"), "--work", str(tmp_path / "work")],

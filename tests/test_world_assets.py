@@ -77,7 +77,7 @@ def test_the_world_is_small(manifest):
 
 
 def test_page_and_manifest_agree(manifest):
-    from safebench.world.build.page import render
+    from tools.world.page import render
 
     assert PAGE.read_text(encoding="utf-8") == render(manifest)
 

@@ -14,34 +14,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench.world.build import rewards, stages
-from safebench.world.build.attack import attacks, said
-from safebench.world.build.dialogues import read_pairs, split_of
-from safebench.world.build.form import as_llama, as_qwen2
-from safebench.world.build.page import render
-from safebench.world.build.phrases import learned_phrases
-from safebench.world.build.policy import encode_reply, encode_turn, new_policy, reply_perplexity
-from safebench.world.build.prompts import choose_prompts
-from safebench.world.build.rewards import (
-    Half,
-    Recipe,
-    Student,
-    as_adapter,
-    load_trainable,
-    near_foreign,
-    new_reward_model,
-    read_reward,
-    reward_size,
-    scale_to_unit,
-    score,
-    shown_replies,
-    train_student,
-    training_pairs,
-    write_reward,
-)
-from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
-from safebench.world.build.stages import STAGES, Build, Stage
-from safebench.world.build.tokenizer import label_ids, train_tokenizer
 from safebench.world.preferences import (
     GENERIC,
     KEPT,
@@ -58,6 +30,34 @@ from safebench.world.preferences import (
 )
 from safebench.world.spoil import SPOILERS
 from safebench.world.universal import universal
+from tools.world import rewards, stages
+from tools.world.attack import attacks, said
+from tools.world.dialogues import read_pairs, split_of
+from tools.world.form import as_llama, as_qwen2
+from tools.world.page import render
+from tools.world.phrases import learned_phrases
+from tools.world.policy import encode_reply, encode_turn, new_policy, reply_perplexity
+from tools.world.prompts import choose_prompts
+from tools.world.rewards import (
+    Half,
+    Recipe,
+    Student,
+    as_adapter,
+    load_trainable,
+    near_foreign,
+    new_reward_model,
+    read_reward,
+    reward_size,
+    scale_to_unit,
+    score,
+    shown_replies,
+    train_student,
+    training_pairs,
+    write_reward,
+)
+from tools.world.samples import sample_replies, sayable, short_pairs, short_replies
+from tools.world.stages import STAGES, Build, Stage
+from tools.world.tokenizer import label_ids, train_tokenizer
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 needs_data = pytest.mark.skipif(
@@ -448,7 +448,7 @@ def test_what_a_search_finds_is_no_row_of_variants():
 
 
 def test_training_order_keeps_every_row_and_groups_by_length():
-    from safebench.world.build.training import by_length
+    from tools.world.training import by_length
 
     rows = [{"chosen_ids": [0] * (n % 40 + 1), "rejected_ids": [n]} for n in range(640)]
     order = by_length(rows, 32, seed=3)
@@ -459,7 +459,7 @@ def test_training_order_keeps_every_row_and_groups_by_length():
 
 
 def test_pairs_are_collated_with_segments():
-    from safebench.world.build.training import Segments
+    from tools.world.training import Segments
 
     batch = Segments(0, 102)([{"chosen_ids": [101, 7, 102, 8, 102], "rejected_ids": [101, 7, 102, 102]}])
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]
@@ -513,7 +513,7 @@ def test_perplexity_is_the_manifests(tokenizer):
 @needs_data
 @pytest.mark.slow
 def test_the_whole_build_on_a_few_pairs_and_again(tmp_path):
-    command = [sys.executable, "-m", "safebench.world.build", "--limit", "300"]
+    command = [sys.executable, "-m", "tools.world", "--limit", "300"]
     command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--page", str(tmp_path / "page.md")]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "judge again 2: done in" in first.stdout

@@ -1,22 +1,12 @@
-"""Sensitivity of the result as Markdown: a table of crashes, one of differences, and what turns over.
-
-``python -m safebench.report.sensitivity_table PAGE FOLDER`` writes it between PAGE's marks, from the runs in FOLDER.
-"""
+"""Sensitivity of the result as Markdown: a table of crashes, one of differences, and what turns over."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from safebench.evidence import runs
-from safebench.evidence.sensitivity import CRASHED, SIGN, Variant, sensitivity
+from safebench.evidence.sensitivity import CRASHED, SIGN, Variant
 from safebench.report.cells import DASH, interval
-from safebench.report.marks import insert
-
-MARK = "sensitivity"
-ARMS = ("ppo", "safe")
 
 
 def to_markdown(variants: Sequence[Variant], arms: tuple[str, str]) -> str:
@@ -41,18 +31,6 @@ def to_markdown(variants: Sequence[Variant], arms: tuple[str, str]) -> str:
         *_turned(variants),
     ]
     return "\n".join(lines) + "\n"
-
-
-def from_runs(root: Path) -> str:
-    """Return the tables of the runs below ``root``, of the headline's two arms."""
-    found = runs.find(root)
-    return to_markdown(sensitivity({arm: [run for run in found if run.experiment == arm] for arm in ARMS}), ARMS)
-
-
-def main(page: str, root: str) -> None:
-    """Write the tables into ``page``."""
-    path = Path(page)
-    path.write_text(insert(path.read_text(encoding="utf-8"), MARK, from_runs(Path(root))), encoding="utf-8")
 
 
 def _turned(variants: Sequence[Variant]) -> list[str]:
@@ -111,6 +89,3 @@ def _name(variant: Variant) -> str:
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

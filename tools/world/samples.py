@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from safebench.world.build.policy import encode_reply, encode_turn
-from safebench.world.build.tokenizer import label_ids
 from safebench.world.preferences import Pair
+from tools.world.policy import encode_reply, encode_turn
+from tools.world.tokenizer import label_ids
 
 TURN_TOKENS = (5, 24)
 """Shortest and longest templated turn, special tokens included."""

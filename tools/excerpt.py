@@ -1,4 +1,4 @@
-"""The tables that pages show of the runs that are kept: ``python -m safebench.report.excerpt PAGE FOLDER``."""
+"""The tables that pages show of the runs that are kept: ``python -m tools.excerpt PAGE FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from safebench.evidence import runs
 from safebench.evidence.compare import Comparison, compare
 from safebench.evidence.selection import choose
-from safebench.report.marks import insert
 from safebench.report.table import markdown_row, table_lines
+from tools.marks import insert
 
 ARMS = ("ppo", "safe")
 TUNED_ARMS = ("ppo-tuned", "safe-tuned")

@@ -12,10 +12,10 @@ from safebench.evidence.best_of_n import expected_best
 from safebench.evidence.reward_check import KINDS, order, within_prompts
 from safebench.evidence.statistics import Estimate
 from safebench.world.audit import Auditor
-from safebench.world.build.rewards import Half, Recipe, score, training_pairs
-from safebench.world.build.samples import sample_replies
 from safebench.world.preferences import Exchange
 from safebench.world.rewards import Reward
+from tools.world.rewards import Half, Recipe, score, training_pairs
+from tools.world.samples import sample_replies
 
 SEED = 20261211
 PER_KIND = 500

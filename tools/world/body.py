@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from safebench.world.build.policy import encode_turn
-from safebench.world.build.rewards import Recipe, fit
-from safebench.world.build.samples import REPLY_TOKENS
 from safebench.world.preferences import Exchange, Preference
+from tools.world.policy import encode_turn
+from tools.world.rewards import Recipe, fit
+from tools.world.samples import REPLY_TOKENS
 
 
 def new_body_reward(policy: Qwen2ForCausalLM, layers: int, seed: int) -> Qwen2ForSequenceClassification:

@@ -1,4 +1,4 @@
-"""The grid's tables and figure, from the lines that are kept: ``python -m safebench.report.grid_table FOLDER PAGE``."""
+"""The grid's tables and figure, from the lines that are kept: ``python -m tools.grid_table FOLDER PAGE``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from safebench.evidence.brief import Block, brief
 from safebench.evidence.statistics import Estimate
 from safebench.report.brief import render
 from safebench.report.cells import DASH, interval
-from safebench.report.marks import insert
 from safebench.report.plots import plot_differences
 from safebench.report.table import markdown_row
+from tools.marks import insert
 
 BASELINE, WHOLE = "ppo", "safe"
 """What the main arms are compared with, and what the parts are parts of."""

@@ -201,7 +201,7 @@ def train_student(
 
     ``teacher`` is the folder of the reward that gave the scores.
     """
-    from safebench.world.build.training import imitate
+    from tools.world.training import imitate
 
     model = new_reward_model(student.layers, student.seed)
     model.load_state_dict(_first_layers(load_trainable(teacher), model))
@@ -316,7 +316,7 @@ def fit(
     segments: bool = True,
 ) -> None:
     """Train ``model`` in place on pairs of token ids, as the recipe says."""
-    from safebench.world.build.training import prefer
+    from tools.world.training import prefer
 
     prefer(
         model,

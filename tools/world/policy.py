@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from safebench.world.build.tokenizer import BOT, USER, label_ids
 from safebench.world.preferences import Pair
+from tools.world.tokenizer import BOT, USER, label_ids
 
 SEED = 20260204
 EPOCHS = 3.0
@@ -57,7 +57,7 @@ def train_policy(
     The turn is trained on too: at this size the extra text is worth more than the focus. Words without a token of their
     own are read and not predicted, so that the policy does not learn to make words up.
     """
-    from safebench.world.build.training import supervise
+    from tools.world.training import supervise
 
     rows = [_row(tokenizer, pair) for pair in pairs]
     model = new_policy(tokenizer)

@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from safebench.world.build import attack
-from safebench.world.build import policy as policies
-from safebench.world.build.body import train_body_reward
-from safebench.world.build.dialogues import read_pairs
-from safebench.world.build.evaluate import (
+from safebench.world.loading import quiet_libraries
+from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
+from safebench.world.rewards import Reward
+from safebench.world.universal import universal
+from tools.world import attack
+from tools.world import policy as policies
+from tools.world.body import train_body_reward
+from tools.world.dialogues import read_pairs
+from tools.world.evaluate import (
     DRAWS,
     PER_KIND,
     PROMPTS,
@@ -30,12 +34,12 @@ from safebench.world.build.evaluate import (
     reward_figures,
     sample_table,
 )
-from safebench.world.build.evaluate import SEED as EVALUATION_SEED
-from safebench.world.build.form import as_llama, as_qwen2
-from safebench.world.build.manifest import manifest, write_manifest
-from safebench.world.build.phrases import common_words, learned_phrases
-from safebench.world.build.prompts import choose_prompts
-from safebench.world.build.rewards import (
+from tools.world.evaluate import SEED as EVALUATION_SEED
+from tools.world.form import as_llama, as_qwen2
+from tools.world.manifest import manifest, write_manifest
+from tools.world.phrases import common_words, learned_phrases
+from tools.world.prompts import choose_prompts
+from tools.world.rewards import (
     AGAIN,
     AGAIN_RATE,
     BODY,
@@ -57,12 +61,8 @@ from safebench.world.build.rewards import (
     training_pairs,
     write_reward,
 )
-from safebench.world.build.samples import sample_replies, sayable, short_pairs, short_replies
-from safebench.world.build.tokenizer import SPECIAL, train_tokenizer
-from safebench.world.loading import quiet_libraries
-from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
-from safebench.world.rewards import Reward
-from safebench.world.universal import universal
+from tools.world.samples import sample_replies, sayable, short_pairs, short_replies
+from tools.world.tokenizer import SPECIAL, train_tokenizer
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
 SAMPLED, COOLED = 12000, 3000

@@ -1,4 +1,4 @@
-"""Build the embedded world: ``python -m safebench.world.build --out DIR``."""
+"""Build the embedded world: ``python -m tools.world --out DIR``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREADS = 1
 
 def main() -> None:
     """Parse the command line and run the stages that are missing."""
-    parser = argparse.ArgumentParser(prog="python -m safebench.world.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.world", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for policy, proxy, judge, prompts, manifest")
     parser.add_argument("--work", type=Path, default=Path("build/world"), help="folder for what is not shipped")
     parser.add_argument("--page", type=Path, help="also write the world's page, rendered from the manifest, there")
@@ -27,12 +27,12 @@ def main() -> None:
     os.environ.update({"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     import torch
 
-    from safebench.world.build.page import write_page
-    from safebench.world.build.stages import STAGES, Build, run, run_stage
+    from tools.world.page import write_page
+    from tools.world.stages import STAGES, Build, run, run_stage
 
     # Before the first stage: some take minutes, and only later ones ask for TRL.
     try:
-        import safebench.world.build.training  # noqa: F401
+        import tools.world.training  # noqa: F401
     except ModuleNotFoundError as fault:
         if fault.name != "trl":
             raise
@@ -48,7 +48,7 @@ def main() -> None:
         return
     run(
         build,
-        lambda name: subprocess.Popen([sys.executable, "-m", "safebench.world.build", *sys.argv[1:], "--stage", name]),
+        lambda name: subprocess.Popen([sys.executable, "-m", "tools.world", *sys.argv[1:], "--stage", name]),
         arguments.at_once,
     )
     if arguments.page:

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safebench.world.build import policy as policies
-from safebench.world.build.evaluate import SEED as EVALUATION_SEED
-from safebench.world.build.rewards import AGAIN, AGAIN_RATE, BODY, JUDGE, LORA, PROXIES, TEACHER, Recipe, Student
+from tools.world import policy as policies
+from tools.world.evaluate import SEED as EVALUATION_SEED
+from tools.world.rewards import AGAIN, AGAIN_RATE, BODY, JUDGE, LORA, PROXIES, TEACHER, Recipe, Student
 
-COMMAND = "python -m safebench.world.build --out safebench/world/embedded --page docs/world.md"
+COMMAND = "python -m tools.world --out safebench/world/embedded --page docs/world.md"
 PACKAGES = (
     "torch",
     "transformers",
