@@ -125,16 +125,33 @@ def changes(settings: Settings, original: Settings) -> list[tuple[str, Any, Any]
 
 
 def command(settings: Settings) -> list[str]:
-    """Return the command line that makes this run, whoever started it: experiment, seed, and what differs."""
-    words = ["safebench", "run", settings.experiment, "--seeds", str(settings.seed)]
-    original = shipped(settings)
+    """Return the command line that makes this run, whoever started it: experiment, seed, and what differs.
+
+    An experiment that no folder of experiments has, such as a tuned one, is told as one of the same arm that they have,
+    with every setting in which the two differ: the run is the same but for its name.
+    """
+    named, original = settings, shipped(settings)
+    if original is None:
+        named = settings.model_copy(update={"experiment": _relative(settings)})
+        original = shipped(named)
+    words = ["safebench", "run", named.experiment, "--seeds", str(settings.seed)]
     if original is None:
         return words
     if settings.model.name != "embedded":
         words += ["--model", settings.model.name]
     for key, _, value in changes(settings, original):
-        words += ["--set", f"{key}={json.dumps(value)}"]
+        if key.partition(".")[0] not in ("experiment", "description", "tuned"):
+            words += ["--set", f"{key}={json.dumps(value)}"]
     return words
+
+
+def _relative(settings: Settings) -> str:
+    """Return the name of the experiment that a nameless one was tuned from, or of one with the same arm."""
+    if settings.tuned is not None:
+        preset = f"@{settings.tuned.preset}" if settings.tuned.preset else ""
+        return f"{settings.tuned.experiment}{preset}"
+    resolved = ((name, _resolve(name, None, (), (), check_names=False)) for name in names())
+    return next((name for name, other in resolved if other.arm == settings.arm), settings.experiment)
 
 
 def run_folder(root: str | Path, settings: Settings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,21 @@ def test_the_command_of_a_run_gives_its_settings_again() -> None:
         assert words[:5] == ["safebench", "run", experiment, "--seeds", "3"]
         overrides = [*(word for word in words[5:] if word != "--set"), "seed=3"]
         assert config.resolve(experiment, overrides=overrides) == settings
+
+
+def test_the_command_of_an_experiment_from_a_file_needs_no_file(tmp_path: Path) -> None:
+    tuned = {
+        **{"experiment": "safe", "preset": None, "criterion": "judge_final", "sampler": "halton", "seeds": [1000]},
+        **{"points": 2, "runs": 2, "steps": 8, "tokens": 9, "seconds": 1.0},
+    }
+    for name, content, base in (
+        ("mine", {"extends": "ppo-matched", "update": {"learning_rate": 0.02}}, "ppo"),
+        ("safe-tuned", {"extends": "safe", "penalty": {"coefficient": 0.3}, "tuned": tuned}, "safe"),
+    ):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(json.dumps({**content, "experiment": name, "description": "from a file"}), encoding="utf-8")
+        settings = config.resolve(str(file), overrides=["seed=3"])
+        words = config.command(settings)
+        assert words[:5] == ["safebench", "run", base, "--seeds", "3"]
+        again = config.resolve(base, overrides=[*(word for word in words[5:] if word != "--set"), "seed=3"])
+        assert config.settings_hash(again) == config.settings_hash(settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from safebench.cli.results import locate_all
 from safebench.errors import UsageError
 from safebench.evidence import runs
 from safebench.evidence.summary import summarise
@@ -68,3 +69,16 @@ def test_weights_stay_behind(folder: Path, tmp_path: Path) -> None:
 def test_a_run_is_not_copied_onto_itself(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lies there already"):
         keep(folder, tmp_path / "results")
+
+
+def test_the_name_of_an_experiment_from_a_file_means_its_one_folder(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: ppo\nupdate: {learning_rate: 0.02}\n", encoding="utf-8")
+    root = tmp_path / "results"
+    made = [write_run(root, str(file), seed, collapsing(seed), folder="mine-1234abcd") for seed in (0, 1)]
+    assert locate_all("mine", root) == locate_all("mine-1234abcd", root) == made
+    write_run(root, str(file), 0, collapsing(0), overrides=["update.learning_rate=0.03"], folder="mine-00000000")
+    write_run(root, "ppo", 0, collapsing(0), overrides=["update.learning_rate=0.03"], folder="ppo-00000000")
+    for several in ("mine", "ppo"):  # which of its settings is meant is not clear, or ppo as published is
+        with pytest.raises(UsageError):
+            locate_all(several, root)

@@ -74,7 +74,7 @@ def test_the_tuned_runs_are_those_of_the_searches_winner(groups: dict[str, list[
     for run in groups[f"{arm}-tuned"]:
         for key, value in best["values"].items():
             assert _at(run.settings, key) == value
-        known = {"experiment", "tuned", "seed", *best["values"]}
+        known = {"experiment", "description", "tuned", "seed", *best["values"]}
         assert {key for key, value in _flat(run.settings).items() if value != _flat(first).get(key)} <= known
         assert run.settings["tuned"]["runs"] == search["cost"]["runs"] == sum(len(p["runs"]) for p in search["points"])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safebench import config
+from safebench import config, layers
 from safebench.cli.outcome import crashes, last_values
 from safebench.cli.tables import columns
 from safebench.errors import BadResource, MissingResource, UsageError
@@ -104,10 +104,18 @@ def locate(name: str, root: Path) -> Path:
 
 
 def locate_all(name: str, root: Path) -> list[Path]:
-    """Return every run folder that ``name`` means: one run as in ``locate``, or all seeds of an experiment's folder."""
+    """Return every run folder that ``name`` means: one run as in ``locate``, or all seeds of an experiment's folder.
+
+    The folder of a tuned experiment, or of another that came from a file, has a hash behind its name: the name alone
+    means it where it is the only one.
+    """
     parts = Path(name).parts
-    found = [run.folder for run in runs.find(root) if parts == run.folder.parent.parts[-len(parts) :]]
-    return found or [locate(name, root)]
+    found = runs.find(root)
+    folders = [run.folder for run in found if parts == run.folder.parent.parts[-len(parts) :]]
+    named = [run.folder for run in found if run.experiment == name and layers.locate(name.partition("@")[0]) is None]
+    if not folders and len({folder.parent for folder in named}) == 1:
+        return named
+    return folders or [locate(name, root)]
 
 
 def state(run: Run) -> str:

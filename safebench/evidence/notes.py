@@ -107,7 +107,11 @@ def _commands(summaries: Summaries) -> list[str]:
         command = found[0].run.manifest.get("command") if found else None
         if command:
             seeds = ",".join(str(summary.run.seed) for summary in found)
-            lines.append("command " + re.sub(r"--seeds \S+", f"--seeds {seeds}", str(command)))
+            told = re.sub(r"--seeds \S+", f"--seeds {seeds}", str(command))
+            run = found[0].run
+            if run.settings.get("tuned"):  # a file that `safebench tune` wrote: runs of old name it as if it were known
+                told = told.replace(f"run {run.experiment} ", f"run results/tuning/{run.experiment}.yaml ")
+            lines.append(f"command {told}")
     return lines
 
 

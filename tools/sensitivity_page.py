@@ -1,0 +1,30 @@
+"""The tables of sensitivity on a page: ``python -m tools.sensitivity_page PAGE FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from safebench.evidence import runs
+from safebench.evidence.sensitivity import sensitivity
+from safebench.report.sensitivity_table import to_markdown
+from tools.marks import insert
+
+MARK = "sensitivity"
+ARMS = ("ppo", "safe")
+
+
+def from_runs(root: Path) -> str:
+    """Return the tables of the runs below ``root``, of the headline's two arms."""
+    found = runs.find(root)
+    return to_markdown(sensitivity({arm: [run for run in found if run.experiment == arm] for arm in ARMS}), ARMS)
+
+
+def main(page: str, root: str) -> None:
+    """Write the tables into ``page``."""
+    path = Path(page)
+    path.write_text(insert(path.read_text(encoding="utf-8"), MARK, from_runs(Path(root))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
