@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safebench.evidence.claims.types import Case
+from safebench.evidence.claims.verdicts import Case
 from safebench.evidence.crashes import SCALES, Event
 from safebench.evidence.runs import Run, read
 from safebench.evidence.summary import Summary

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safebench import config
-from safebench.evidence.claims import CLAIMS, ablations, crashing, figures, log, speed
+from safebench.evidence.claims import CLAIMS, questions
 from safebench.evidence.claims.declared import MATCHED_TO
-from safebench.evidence.claims.types import Case, Part
-from safebench.evidence.claims.verdicts import all_of, any_of, enough, exact_side, one_sided, side
+from safebench.evidence.claims.verdicts import Case, Part, all_of, any_of, enough, exact_side, one_sided, side
 from safebench.evidence.inert import inert_in, never_acted
 from safebench.evidence.signals import Blind
 from safebench.evidence.statistics import Estimate
@@ -135,7 +134,7 @@ def test_the_reason_is_of_the_figures_that_decide():
 
 
 @pytest.mark.parametrize(
-    ("measure", "key", "better"), [(figures.reward, "train_reward", 1), (figures.volatility, "volatility", -1)]
+    ("measure", "key", "better"), [(questions.reward, "train_reward", 1), (questions.volatility, "volatility", -1)]
 )
 def test_one_figure_holds_fails_and_is_not_shown(measure, key, better):
     base = [3.0] * 6
@@ -150,21 +149,21 @@ def test_one_figure_holds_fails_and_is_not_shown(measure, key, better):
 @given(st.lists(st.tuples(*[st.sampled_from([2.9, 3.0, 3.05, 3.2])] * 2), min_size=1, max_size=8))
 def test_no_arm_is_favoured(values):
     first, second = ([pair[i] for pair in values] for i in (0, 1))
-    for measure, key in ((figures.reward, "train_reward"), (figures.volatility, "volatility")):
+    for measure, key in ((questions.reward, "train_reward"), (questions.volatility, "volatility")):
         assert measure(by_figure(key, second, first)).verdict == MIRROR[measure(by_figure(key, first, second)).verdict]
 
 
 def test_reward_is_in_sigma_and_per_cent_only_where_the_opponents_mean_is_well_away_from_zero():
     base = [2.0 * SIGMA0, 1.0 * SIGMA0, 1.5 * SIGMA0]
-    first, second = figures.reward(by_figure("train_reward", [1.0515 * x for x in base], base)).parts
+    first, second = questions.reward(by_figure("train_reward", [1.0515 * x for x in base], base)).parts
     assert first.estimate.value == pytest.approx(0.0515 * 1.5) and first.means[1] == pytest.approx(1.5)
     assert (second.unit, second.decides) == ("%", False) and second.estimate.value == pytest.approx(5.15)
     for low in (0.99 * SIGMA0, -2.0 * SIGMA0):
-        assert len(figures.reward(by_figure("train_reward", base, [*base[:2], low])).parts) == 1
+        assert len(questions.reward(by_figure("train_reward", base, [*base[:2], low])).parts) == 1
 
 
 def test_five_pairs_still_show_figure_interval_direction_and_reach():
-    found = figures.reward(by_figure("train_reward", [3.2, 3.1, 3.3, 3.2, 2.9], [3.0] * 5))
+    found = questions.reward(by_figure("train_reward", [3.2, 3.1, 3.3, 3.2, 2.9], [3.0] * 5))
     estimate = found.parts[0].estimate
     assert found.verdict == "not shown" and estimate.low < estimate.value < estimate.high
     assert "5 pairs of the 6 it takes; 4 of 5 seeds favour the claim; detectable 0.13 σ₀" in found.why
@@ -176,11 +175,11 @@ def test_five_pairs_still_show_figure_interval_direction_and_reach():
 def test_a_figure_that_some_pair_lacks_gives_no_verdict():
     up = [3.0 + x for x in (*SPREAD, 0.07)]
     whole = by_figure("train_reward", up, [3.0] * 7)
-    assert figures.reward(whole).verdict == "holds"
-    found = figures.reward(by_figure("train_reward", [*up[:6], math.nan], [3.0] * 7))
+    assert questions.reward(whole).verdict == "holds"
+    found = questions.reward(by_figure("train_reward", [*up[:6], math.nan], [3.0] * 7))
     assert found.verdict == "not shown" and "not measured in 1 of 7 pairs" in found.why
     assert found.parts[0].estimate.n == 6
-    nothing = figures.volatility(by_figure("volatility", [math.nan] * 6, [0.2] * 6))
+    nothing = questions.volatility(by_figure("volatility", [math.nan] * 6, [0.2] * 6))
     assert (nothing.verdict, nothing.why) == ("not shown", "not measured")
 
 
@@ -198,9 +197,9 @@ def test_no_verdict_speaks_for_an_arm_whose_runs_broke_off():
         (poor, broken_good, "not shown"),
         (broken_poor, good, "fails"),
     ):
-        found = figures.reward(case(first, second))
+        found = questions.reward(case(first, second))
         assert (found.verdict, found.parts[0].estimate.n) == (verdict, 6)
-    assert "safe broke off in seed 5" in figures.reward(case(broken_good, poor)).why
+    assert "safe broke off in seed 5" in questions.reward(case(broken_good, poor)).why
 
 
 # Claim 2: crashes
@@ -223,9 +222,9 @@ def crashed_arms(first, second, kind="degenerate"):
     ],
 )
 def test_fewer_crashed_runs(first, second, verdict):
-    found = crashing.crashes(crashed_arms(first, second))
+    found = questions.crashes(crashed_arms(first, second))
     assert found.verdict == verdict
-    assert crashing.crashes(crashed_arms(second, first)).verdict == MIRROR[verdict]
+    assert questions.crashes(crashed_arms(second, first)).verdict == MIRROR[verdict]
     estimate = found.parts[0].estimate
     assert math.isnan(estimate.low) and estimate.value == pytest.approx((sum(first) - sum(second)) / len(first))
 
@@ -234,20 +233,20 @@ def test_what_nobody_watched_is_no_health():
     judge = (Blind("judge_crash", ("no judge_sigma0",), wholly=True),)
     unlike = crashed_arms([0] * 6, [1] * 6)
     unlike = replace(unlike, first=(replace(unlike.first[0], blind=judge), *unlike.first[1:]))
-    found = crashing.crashes(unlike)
+    found = questions.crashes(unlike)
     assert (found.verdict, found.why) == ("not shown", "the runs were not all watched for the same kinds of crash")
     alike = crashed_arms([0] * 6, [1] * 6)
     first, second = (tuple(replace(one, blind=judge) for one in arm) for arm in (alike.first, alike.second))
-    assert crashing.crashes(replace(alike, first=first, second=second)).verdict == "holds"
+    assert questions.crashes(replace(alike, first=first, second=second)).verdict == "holds"
 
     long = long_case()
     blind = replace(long, first=(replace(long.first[0], blind=judge), *long.first[1:]))
-    assert crashing.long_run(blind).verdict == "not shown"
-    assert "nobody watched judge_crash" in crashing.long_run(blind).why
+    assert questions.long_run(blind).verdict == "not shown"
+    assert "nobody watched judge_crash" in questions.long_run(blind).why
 
 
 def test_the_side_and_the_severities_are_said():
-    found = crashing.crashes(crashed_arms([0] * 6, [1] * 6, "reward_crash"))
+    found = questions.crashes(crashed_arms([0] * 6, [1] * 6, "reward_crash"))
     assert "of 6 pairs, ppo alone in 6, safe alone in 0; exact one-sided p 0.016 for fewer, 1.000 for more" in found.why
     assert "0.5× / 1× / 2× thresholds: safe 0 / 0 / 0, ppo 6 / 6 / 6" in found.why
     assert "with a reward crash: 0 of 6 against 6 of 6" in found.why
@@ -274,13 +273,13 @@ def kl_case(maximum=-0.1, spikes=1, judge=0.0):
     ],
 )
 def test_kl_control_takes_all_three(given_, verdict, found_sides):
-    found = figures.kl(kl_case(**given_))
+    found = questions.kl(kl_case(**given_))
     assert (found.verdict, sides(found)) == (verdict, found_sides)
     assert [part.unit for part in found.parts] == ["nats/token", "episodes", "judge's σ₀"]
 
 
 def test_more_spikes_fail():
-    swapped = figures.kl(case([summary(s, ["kl_spike"], kl_max=0.4) for s in SIX], [summary(s) for s in SIX]))
+    swapped = questions.kl(case([summary(s, ["kl_spike"], kl_max=0.4) for s in SIX], [summary(s) for s in SIX]))
     assert (swapped.verdict, sides(swapped)) == ("fails", [1, -1, 1])
 
 
@@ -304,14 +303,14 @@ def cost_case(time, memory, seeds=6):
     ],
 )
 def test_overhead_is_within_one_per_cent(time, memory, seeds, verdict, found_sides):
-    found = figures.cost(cost_case(time, memory, seeds))
+    found = questions.cost(cost_case(time, memory, seeds))
     assert (found.verdict, sides(found)) == (verdict, found_sides)
 
 
 def test_ratios_are_geometric_and_turn_round():
     up = by_figure("memory_peak", [1800.0, 450.0, 900.0], [900.0] * 3)
     down = Case("a", "b", up.second, up.first)
-    first, second = (figures.cost(one).parts[1].estimate for one in (up, down))
+    first, second = (questions.cost(one).parts[1].estimate for one in (up, down))
     assert first.value == pytest.approx(1.0) and first.low * second.high == pytest.approx(1.0)
     # log 2, -log 2, 0: standard error log 2 / sqrt 3, t(0.975, 2) = 4.302653
     assert first.high == pytest.approx(2.0 ** (4.302653 / math.sqrt(3)), rel=1e-6)
@@ -321,14 +320,14 @@ def test_ratios_are_geometric_and_turn_round():
 @given(st.lists(st.sampled_from([0.4, 0.49, 0.5, 0.51, 0.6]), min_size=1, max_size=8))
 def test_an_overhead_that_fails_is_none_for_the_other_arm(times):
     one = by_figure("time_update", times, [0.5] * len(times))
-    if figures.cost(one).parts[0].side < 0:
-        assert figures.cost(Case("b", "a", one.second, one.first)).parts[0].side > 0
+    if questions.cost(one).parts[0].side < 0:
+        assert questions.cost(Case("b", "a", one.second, one.first)).parts[0].side > 0
 
 
 def test_costs_on_unlike_machines_do_not_compare():
     one = cost_case(1.5, 1.5)
     elsewhere = replace(one.first[0].run, manifest={**one.first[0].run.manifest, "hardware": {"cpu": "other"}})
-    found = figures.cost(Case("safe", "ppo", (replace(one.first[0], run=elsewhere), *one.first[1:]), one.second))
+    found = questions.cost(Case("safe", "ppo", (replace(one.first[0], run=elsewhere), *one.first[1:]), one.second))
     assert found.verdict == "not shown" and "different hardware" in found.why and len(found.parts) == 2
 
 
@@ -355,20 +354,20 @@ def hit(summaries, kind="degenerate"):
 
 
 def test_the_mean_penalty_is_the_columns_mean(safe_run):
-    assert ablations.mean_penalty(safe_run) == pytest.approx(0.0012)  # 0.0024 at every other step
+    assert questions.mean_penalty(safe_run) == pytest.approx(0.0012)  # 0.0024 at every other step
     assert math.isnan(
-        ablations.mean_penalty(replace(safe_run, run=replace(safe_run.run, folder=safe_run.run.folder / "x")))
+        questions.mean_penalty(replace(safe_run, run=replace(safe_run.run, folder=safe_run.run.folder / "x")))
     )
 
 
 def test_the_gate_holds_where_more_collapse_without_it(safe_run):
     with_gate, without = repeated(safe_run), hit(repeated(safe_run))
-    assert ablations.gate(case(with_gate, without)).verdict == "holds"
-    assert "mean penalty 1.00 times that without" in ablations.gate(case(with_gate, without)).why
-    assert ablations.gate(case(without, with_gate)).verdict == "fails"
-    assert ablations.gate(case(with_gate, with_gate)).verdict == "not shown"
-    assert ablations.gate(case(with_gate[:5], without[:5])).verdict == "not shown"
-    assert ablations.gate(case(with_gate, hit(without, "kl_spike"))).verdict == "not shown"  # a crash, no collapse
+    assert questions.gate(case(with_gate, without)).verdict == "holds"
+    assert "mean penalty 1.00 times that without" in questions.gate(case(with_gate, without)).why
+    assert questions.gate(case(without, with_gate)).verdict == "fails"
+    assert questions.gate(case(with_gate, with_gate)).verdict == "not shown"
+    assert questions.gate(case(with_gate[:5], without[:5])).verdict == "not shown"
+    assert questions.gate(case(with_gate, hit(without, "kl_spike"))).verdict == "not shown"  # a crash, no collapse
 
 
 @pytest.mark.parametrize(
@@ -377,14 +376,14 @@ def test_the_gate_holds_where_more_collapse_without_it(safe_run):
 def test_the_gate_is_asked_at_the_same_mean_penalty(safe_run, tmp_path, factor, verdict):
     more = {"loss/penalty": lambda step, cell: None if cell is None else cell / factor}
     other = summarise(folder(tmp_path, "safe-no-gate", 0, changes=more))
-    found = ablations.gate(case(repeated(safe_run), hit(repeated(other))))
+    found = questions.gate(case(repeated(safe_run), hit(repeated(other))))
     assert found.verdict == verdict and f"mean penalty {factor:.2f} times that without" in found.why
     if verdict == "not shown":
         assert f"multiply the ablation's coefficient by {factor:.2g}" in found.why and sides(found) == [0]
 
 
 def test_an_inert_penalty_fails_both_without_an_ablation(safe_run, inert_run):
-    for measure in (ablations.gate, ablations.pid):
+    for measure in (questions.gate, questions.pid):
         found = measure(case(repeated(inert_run, 1)))
         assert (found.verdict, found.certain) == ("fails", True) and "1 of 1 runs" in found.why
         assert measure(case([inert_run, *repeated(safe_run)[1:]])).verdict == "not shown"
@@ -398,14 +397,14 @@ def test_an_inert_penalty_fails_both_without_an_ablation(safe_run, inert_run):
 def test_the_penalty_is_inert_by_the_one_rule_and_throughout(tmp_path, steps, until, verdict):
     run = folder(tmp_path, "safe", 0, steps=steps, changes=flat(until))
     assert bool(inert_in(run)) == (steps >= 100)
-    for measure in (ablations.gate, ablations.pid):
+    for measure in (questions.gate, questions.pid):
         assert measure(case([summarise(run)])).verdict == verdict
 
 
 def test_a_penalty_of_zero_is_not_inert(tmp_path):
     zero = {key: (lambda step, cell: None if cell is None else 0.0) for key in ("loss/penalty", "grad/penalty")}
     run = folder(tmp_path, "safe", 0, steps=100, changes=zero)
-    assert not never_acted(run, "penalty") and ablations.pid(case([summarise(run)])).verdict == "not shown"
+    assert not never_acted(run, "penalty") and questions.pid(case([summarise(run)])).verdict == "not shown"
 
 
 @pytest.mark.parametrize(
@@ -422,23 +421,23 @@ def test_a_penalty_of_zero_is_not_inert(tmp_path):
 def test_the_pid_serves_where_something_is_worse_without_it(safe_run, changed, seeds, verdict):
     own = [replace(one, values=summary(0).values) for one in repeated(safe_run, seeds)]
     other = [replace(one, values={**one.values, **changed}) for one in own]
-    assert ablations.pid(case(own, other)).verdict == verdict
-    assert ablations.pid(case(other, own)).verdict == MIRROR[verdict]
+    assert questions.pid(case(own, other)).verdict == verdict
+    assert questions.pid(case(other, own)).verdict == MIRROR[verdict]
 
 
 def test_crashes_count_among_what_gets_worse(safe_run):
-    found = ablations.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "degenerate")))
+    found = questions.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "degenerate")))
     assert (found.verdict, sides(found)) == ("holds", [0, 1, 0])
-    alarmed = ablations.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "kl_spike")))
+    alarmed = questions.pid(case(repeated(safe_run, 7), hit(repeated(safe_run, 7), "kl_spike")))
     assert sides(alarmed) == [0, 0, 0]
 
 
 def test_an_ablation_must_leave_out_that_part_alone(safe_run):
     claim = CLAIMS[4]
     without = with_settings(safe_run.run, {"penalty.gate": False, "penalty.coefficient": 0.2})
-    assert ablations.unlike(claim, case([safe_run], [replace(safe_run, run=without)])) == ""
+    assert questions.unlike(claim, case([safe_run], [replace(safe_run, run=without)])) == ""
     other = with_settings(without, {"update.learning_rate": 1.0})
-    assert ablations.unlike(claim, case([safe_run], [replace(safe_run, run=other)])) == "update.learning_rate"
+    assert questions.unlike(claim, case([safe_run], [replace(safe_run, run=other)])) == "update.learning_rate"
 
 
 # Claim 7: speed
@@ -455,59 +454,59 @@ def test_steps_to_the_goal_by_hand(curves):
     # After a jump of h at step a the average is h (1 - q^(t - a)), q = 19/21. Of the early one the peak is at
     # t = 40: 80 % of 1 - q^39 is 0.784, and 1 - q^(t - 1) passes it at t - 1 = 15.3.
     q = 19 / 21
-    goal = speed.goal(curves["early"])
+    goal = questions.goal(curves["early"])
     assert goal == pytest.approx(0.8 * 4.0 * (1 - q**39))
-    assert speed.steps_to(curves["early"], goal) == 17 and speed.steps_to(curves["late"], goal) == 27
-    assert speed.steps_to(curves["low"], goal) == math.inf
+    assert questions.steps_to(curves["early"], goal) == 17 and questions.steps_to(curves["late"], goal) == 27
+    assert questions.steps_to(curves["low"], goal) == math.inf
     level, ramped = 0.0, []
     for step in range(1, 41):
         reward = 4.0 * min(1.0, (step - 1) / 29)
         level = reward if step == 1 else q * level + (1 - q) * reward
         ramped.append(level)
     goal = 0.8 * max(ramped)
-    assert speed.goal(curves["ramp"]) == pytest.approx(goal)
-    assert speed.steps_to(curves["ramp"], goal - 1e-9) == 1 + next(
+    assert questions.goal(curves["ramp"]) == pytest.approx(goal)
+    assert questions.steps_to(curves["ramp"], goal - 1e-9) == 1 + next(
         i for i, value in enumerate(ramped) if value >= goal - 1e-9
     )
 
 
 def test_speed_does_not_depend_on_where_the_reward_has_its_zero(curves, tmp_path):
     moved = summarise(folder(tmp_path, "safe", 0, reward=lambda step: jump(1)(step) - 6.0))
-    assert speed.goal(moved) == pytest.approx(speed.goal(curves["early"]) - 6.0)
-    assert speed.steps_to(moved, speed.goal(moved)) == 17
+    assert questions.goal(moved) == pytest.approx(questions.goal(curves["early"]) - 6.0)
+    assert questions.steps_to(moved, questions.goal(moved)) == 17
 
 
 def test_not_slower_holds_and_fails(curves):
     early, late = repeated(curves["early"]), repeated(curves["late"])
-    fast, slow = speed.speed(case(early, late)), speed.speed(case(late, early))
+    fast, slow = questions.speed(case(early, late)), questions.speed(case(late, early))
     assert (fast.verdict, slow.verdict) == ("holds", "fails")
     assert (fast.parts[0].estimate.value, slow.parts[0].estimate.value) == (-10.0, 10.0)
-    assert speed.speed(case(early, early)).verdict == "not shown"
-    assert speed.speed(case(late[:5], early[:5])).verdict == "not shown"
+    assert questions.speed(case(early, early)).verdict == "not shown"
+    assert questions.speed(case(late[:5], early[:5])).verdict == "not shown"
 
 
 def test_a_run_that_never_gets_there_is_censored(curves):
     early, low, late = (repeated(curves[name]) for name in ("early", "low", "late"))
-    none = speed.speed(case(low, early))
+    none = questions.speed(case(low, early))
     assert none.verdict == "fails" and none.parts[0].estimate.value == math.inf
     assert math.isnan(none.parts[0].estimate.low) and "never got there in 6 of 6" in none.why
-    mixed = speed.speed(case([*early[:5], low[5]], late))  # five earlier by ten steps, one never
+    mixed = questions.speed(case([*early[:5], low[5]], late))  # five earlier by ten steps, one never
     assert (mixed.verdict, mixed.parts[0].estimate.value) == ("not shown", -10.0)
     assert "never got there in 1 of 6 runs, and was earlier in 5" in mixed.why
 
 
 def test_a_run_that_broke_off_before_the_goal_never_gets_there(curves, tmp_path):
     short = summarise(folder(tmp_path, "safe", 0, reward=jump(1), recorded=10, state="unstable"))
-    found = speed.speed(case(repeated(short), repeated(curves["late"])))
+    found = questions.speed(case(repeated(short), repeated(curves["late"])))
     assert found.verdict == "fails" and found.parts[0].means == (math.inf, 26.0)
 
 
 def test_an_opponent_that_learned_nothing_sets_no_goal(curves):
-    found = speed.speed(
+    found = questions.speed(
         case(repeated(curves["early"]), [*repeated(curves["early"])[:5], *repeated(curves["flat"])[5:]])
     )
     assert found.verdict == "not shown" and "less than 0.5 σ₀ in seed 5" in found.why
-    assert speed.speed(case(repeated(curves["flat"]), repeated(curves["early"]))).verdict == "fails"
+    assert questions.speed(case(repeated(curves["flat"]), repeated(curves["early"]))).verdict == "fails"
 
 
 # Claim 8: long runs
@@ -526,40 +525,40 @@ def long_case(seeds=6, crashed=(), steps=SHORT, **changed):
 
 
 def test_long_runs_stay_whole():
-    found = crashing.long_run(long_case())
+    found = questions.long_run(long_case())
     assert found.verdict == "holds" and found.parts[0].estimate.high == pytest.approx(1 - 0.025 ** (1 / 6))
     assert "at this length ppo: 6 of 6 runs crashed" in found.why
-    assert crashing.long_run(long_case(seeds=5)).verdict == "not shown"
+    assert questions.long_run(long_case(seeds=5)).verdict == "not shown"
     for seeds in (3, 6):  # a counterexample needs no statistics
-        found = crashing.long_run(long_case(seeds, ["degenerate", "kl_runaway"]))
+        found = questions.long_run(long_case(seeds, ["degenerate", "kl_runaway"]))
         assert (found.verdict, found.certain) == ("fails", True) and "(seed 2: degenerate)" in found.why
-    assert crashing.long_run(long_case(6, ["kl_runaway"])).verdict == "holds"  # an alarm is no crash
-    assert crashing.long_run(case([])).verdict == "not shown"
+    assert questions.long_run(long_case(6, ["kl_runaway"])).verdict == "holds"  # an alarm is no crash
+    assert questions.long_run(case([])).verdict == "not shown"
 
 
 def test_a_long_run_is_the_same_run_but_longer():
-    short = crashing.long_run(long_case(steps=SHORT - 1, crashed=["numeric"]))
+    short = questions.long_run(long_case(steps=SHORT - 1, crashed=["numeric"]))
     assert short.verdict == "not shown" and f"{4 * SHORT - 4} steps are not 4 times {SHORT}" in short.why
-    other = crashing.long_run(long_case(**{"penalty.coefficient": 2.0}))
+    other = questions.long_run(long_case(**{"penalty.coefficient": 2.0}))
     assert other.verdict == "not shown" and "penalty.coefficient" in other.why
-    assert crashing.long_run(long_case(**{"evaluation.every": 120, "recording.samples": 1})).verdict == "holds"
+    assert questions.long_run(long_case(**{"evaluation.every": 120, "recording.samples": 1})).verdict == "holds"
 
 
 # Claim 9: the log
 
 
 def test_the_log_explains_each_penalty(safe_run):
-    assert log.explained(safe_run.run) == log.Explained(0, 40, (), ())
-    found = log.interpretable(case([safe_run]))
+    assert questions.explained(safe_run.run) == questions.Explained(0, 40, (), ())
+    found = questions.interpretable(case([safe_run]))
     assert (found.verdict, found.why) == ("holds", "at all 40 steps of 1 runs")
-    assert len(log.CONTROLLER) == 10
+    assert len(questions.CONTROLLER) == 10
 
 
-@pytest.mark.parametrize("key", log.CONTROLLER)
+@pytest.mark.parametrize("key", questions.CONTROLLER)
 def test_an_empty_cell_of_any_controller_column_is_a_gap(tmp_path, key):
     run = folder(tmp_path, "safe", 3, changes={key: lambda step, cell: None if step == 7 else cell})
-    assert log.explained(run).gaps == (7,)
-    found = log.interpretable(case([summarise(run)]))
+    assert questions.explained(run).gaps == (7,)
+    found = questions.interpretable(case([summarise(run)]))
     assert (found.verdict, found.why) == ("fails", "seed 3: an empty cell in 1 steps, first 7")
 
 
@@ -568,29 +567,29 @@ def test_a_penalty_must_be_that_of_the_log_to_a_float32s_rounding(tmp_path):
         return {"loss/penalty": lambda step, cell: cell * (1 + by) if step == 7 else cell}
 
     unit = float(np.finfo(np.float32).eps)
-    assert log.explained(folder(tmp_path, "within", 0, changes=off(unit / 2))).whole
-    assert log.explained(folder(tmp_path, "beyond", 0, changes=off(2 * unit))).unexplained == (7,)
-    assert log.explained(
+    assert questions.explained(folder(tmp_path, "within", 0, changes=off(unit / 2))).whole
+    assert questions.explained(folder(tmp_path, "beyond", 0, changes=off(2 * unit))).unexplained == (7,)
+    assert questions.explained(
         folder(tmp_path, "none", 0, changes={"loss/penalty": lambda step, cell: None})
     ).unexplained == tuple(range(1, 41))
-    assert log.explained(
+    assert questions.explained(
         folder(tmp_path, "nan", 0, changes={"controller/gate": lambda s, c: math.nan if s == 2 else c})
     ).gaps == (2,)
-    zero = log.explained(folder(tmp_path, "zero", 0, changes={"loss/penalty": lambda s, c: 1e-30 if s == 8 else c}))
+    zero = questions.explained(folder(tmp_path, "zero", 0, changes={"loss/penalty": lambda s, c: 1e-30 if s == 8 else c}))
     assert zero.unexplained == (8,)  # below the threshold the penalty is zero
 
 
 def test_coefficient_and_asymmetry_are_the_settings(safe_run):
     doubled = with_settings(safe_run.run, {"penalty.coefficient": 0.2})
-    assert log.explained(doubled).unexplained == tuple(range(1, 41, 2))
+    assert questions.explained(doubled).unexplained == tuple(range(1, 41, 2))
     two_sided = with_settings(safe_run.run, {"penalty.asymmetric": False})
-    assert log.explained(two_sided).unexplained == tuple(range(2, 41, 2))
+    assert questions.explained(two_sided).unexplained == tuple(range(2, 41, 2))
 
 
 def test_an_arm_without_a_penalty_has_no_log_to_read():
-    found = log.interpretable(case([summary(0)]))
+    found = questions.interpretable(case([summary(0)]))
     assert (found.verdict, found.why) == ("not shown", "safe has no penalty")
-    assert log.interpretable(case([])).verdict == "not shown"
+    assert questions.interpretable(case([])).verdict == "not shown"
 
 
 def test_the_table_of_claims():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from safebench.errors import ComparisonRefused, UsageError
 from safebench.evidence import statistics
-from safebench.evidence.claims.commands import seeds_text
+from safebench.evidence.claims.ask import seeds_text
 from safebench.evidence.crashes import CRASH_KINDS, SPEC, CrashSpec
 from safebench.evidence.packed import FIGURES, Packed
 from safebench.evidence.rows import BySeed, difference, known

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from safebench.errors import UsageError
-from safebench.evidence.claims.commands import NO_RUN
-from safebench.evidence.claims.types import Claim, Entry, Ledger, Part
+from safebench.evidence.claims.ask import NO_RUN
+from safebench.evidence.claims.verdicts import Claim, Entry, Ledger, Part
 from safebench.report import ledger_data
 from safebench.report.cells import ARROWS, DASH, interval, number
 from safebench.report.screen import fitted

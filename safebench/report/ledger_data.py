@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from safebench.evidence.claims.types import Claim, Entry, Ledger, Part
+from safebench.evidence.claims.verdicts import Claim, Entry, Ledger, Part
 from safebench.report.data import blank, plain
 
 COLUMNS = (

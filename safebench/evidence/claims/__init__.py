@@ -2,6 +2,6 @@
 
 from safebench.evidence.claims.ask import ledger, needed
 from safebench.evidence.claims.declared import CLAIMS, MATCHED_TO, matched
-from safebench.evidence.claims.types import Claim, Entry, Ledger, Part
+from safebench.evidence.claims.verdicts import Claim, Entry, Ledger, Part
 
 __all__ = ["CLAIMS", "MATCHED_TO", "Claim", "Entry", "Ledger", "Part", "ledger", "matched", "needed"]

@@ -7,17 +7,102 @@ from dataclasses import dataclass
 
 from safebench.errors import UsageError
 from safebench.evidence import fairness
-from safebench.evidence.claims.ablations import unlike
-from safebench.evidence.claims.commands import LONG, command, filled, lacking
 from safebench.evidence.claims.declared import CLAIMS, MATCHED_TO
-from safebench.evidence.claims.footing import notes
-from safebench.evidence.claims.types import Case, Claim, Entry, Finding, Ledger
-from safebench.evidence.claims.verdicts import enough
+from safebench.evidence.claims.questions import unlike
+from safebench.evidence.claims.verdicts import Case, Claim, Entry, Finding, Ledger, broken, enough
 from safebench.evidence.compare import at_matched_kl
 from safebench.evidence.crashes import SPEC, CrashSpec
 from safebench.evidence.runs import Run
+from safebench.evidence.specification import CrashSpec
 from safebench.evidence.statistics import ALPHA
 from safebench.evidence.summary import Summary, summarise
+
+LONG = "@long"
+"""What a group's name ends with when its runs are of the preset ``long``."""
+
+
+NO_RUN = ": no run"
+"""What a group that has none of the wanted seeds is said to lack."""
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Return seeds as the command line takes them: ``0-4``, ``0,2,7-9``."""
+    spans: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if spans and seed == spans[-1][1] + 1:
+            spans[-1][1] = seed
+        else:
+            spans.append([seed, seed])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def filled(seeds: Iterable[int], least: int) -> list[int]:
+    """Return the seeds, and the smallest others that it takes to be ``least``."""
+    found = sorted(set(seeds))
+    spare = (seed for seed in range(len(found) + least) if seed not in found)
+    return sorted([*found, *(next(spare) for _ in range(least - len(found)))])
+
+
+def command(groups: Sequence[str], seeds: Sequence[int], options: str = "", preset: str | None = None) -> str:
+    """Return the command that makes ``seeds`` of the experiments; ``&&`` joins those of another preset.
+
+    Runs that are there already are left as they are by it. ``preset`` is that of the plain groups; ``options``
+    are added as they stand.
+    """
+    plain = [group for group in groups if not group.endswith(LONG)]
+    long = [group.removesuffix(LONG) for group in groups if group.endswith(LONG)]
+    lines = [
+        f"safebench run {' '.join(names)}{chosen} --seeds {seeds_text(seeds)} {options}"
+        for names, chosen in ((plain, f" --preset {preset}" if preset else ""), (long, " --preset long"))
+        if names
+    ]
+    return " && ".join(line.rstrip() for line in lines)
+
+
+def lacking(groups: Sequence[str], there: Mapping[str, Iterable[int]], wanted: Sequence[int]) -> list[str]:
+    """Return, in words, what each group lacks of the wanted seeds."""
+    told = []
+    for group in groups:
+        missing = sorted(set(wanted) - set(there[group]))
+        if missing:
+            some = f"seed{'s' * (len(missing) > 1)} {seeds_text(missing)}"
+            told.append(f"{group}: {some}" if len(missing) < len(set(wanted)) else f"{group}{NO_RUN}")
+    return told
+
+
+UNTESTED = (8, 9)
+"""Claims that are checked run by run: no test over seeds stands behind their verdicts."""
+
+
+def notes(entries: Sequence[Entry], groups: Mapping[str, Sequence[Summary]], spec: CrashSpec) -> tuple[str, ...]:
+    """Return the lines under the ledger."""
+    tested = [entry for entry in entries if entry.verdict != "not shown" and entry.claim.number not in UNTESTED]
+    lines = [
+        f"A verdict takes a 95 % t-interval and the exact sign-flip test alike (crash-shaped figures: the exact test "
+        f"alone), on either side; below {enough()} pairs there is none. docs/claims.md says why.",
+        f"Verdicts that rest on a test: {len(tested)}, each at 5 %, not corrected for one another.",
+        f"Crash specification {spec.version}. Figures are arm − opponent (costs: arm / opponent) by seed, at 95 %.",
+    ]
+    return (*lines, *_loud(entries, groups), *_unstable(groups))
+
+
+def _loud(entries: Sequence[Entry], groups: Mapping[str, Sequence[Summary]]) -> list[str]:
+    """Name what can decide a comparison by itself, once per pair of arms."""
+    pairs = dict.fromkeys((e.arm, e.opponent) for e in entries if e.claim.against == "opponent" and e.seeds)
+    lines = []
+    for arm, opponent in pairs:
+        sides = {name: [s.run for s in groups[name]] for name in (arm, opponent) if name}
+        loud = dict.fromkeys(item.loud for item in fairness.differences(sides) if item.loud)
+        if loud:
+            lines.append(f"{arm} and {opponent} also differ in {', '.join(loud)}, which may decide by itself.")
+    return lines
+
+
+def _unstable(groups: Mapping[str, Sequence[Summary]]) -> list[str]:
+    ended = {name: broken(found) for name, found in groups.items()}
+    told = "and stays in, as far as it went."
+    return [f"{name} ended unstable in {seeds}, {told}" for name, seeds in ended.items() if seeds]
+
 
 Groups = Mapping[str, Sequence[Run]]
 OTHER_PRESET = "long runs are of no other preset: ask without one"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from safebench.evidence.claims import ablations, crashing, figures, log, speed
-from safebench.evidence.claims.types import Claim
+from safebench.evidence.claims import questions
+from safebench.evidence.claims.verdicts import Claim
 
 MATCHED_TO: Mapping[str, Sequence[str]] = {"safe": ("ppo", "ppo-matched"), "safe-official": ("ppo", "ppo-official")}
 """Whom each arm is held against. ``ppo-matched`` is the fair opponent of ``safe``; ``ppo-official`` is the one that
@@ -25,8 +25,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Higher reward",
         "averaged over training, reward is higher than PPO's",
         "training-average reward, difference in σ₀: holds above 0, fails below; in per cent besides, where in every "
-        f"seed the opponent's average is at least {figures.WELL_AWAY:g} σ₀",
-        figures.reward,
+        f"seed the opponent's average is at least {questions.WELL_AWAY:g} σ₀",
+        questions.reward,
         paper="+5.15 % (0.725 against 0.689)",
     ),
     Claim(
@@ -35,33 +35,33 @@ CLAIMS: tuple[Claim, ...] = (
         "training crashes less often than PPO's",
         "crashed runs: McNemar's exact test, one-sided at 2.5 %: holds where fewer "
         "of the arm's crashed, fails where more",
-        crashing.crashes,
+        questions.crashes,
     ),
     Claim(
         3,
         "Superior KL control",
         "KL stays lower and spikes less often, and the reward does not pay for it",
         "largest KL lower, fewer episodes of kl_spike, and the judge's reward at the end no more than "
-        f"{figures.JUDGE_MARGIN:g} of its σ₀ lower: holds where all three are shown, fails where the contrary "
+        f"{questions.JUDGE_MARGIN:g} of its σ₀ lower: holds where all three are shown, fails where the contrary "
         "of one is",
-        figures.kl,
+        questions.kl,
     ),
     Claim(
         4,
         "Minimal overhead",
         "time and memory are hardly more than PPO's",
-        f"time per update and peak memory, ratio: holds where both are below {figures.OVERHEAD:g}, fails where one is "
+        f"time per update and peak memory, ratio: holds where both are below {questions.OVERHEAD:g}, fails where one is "
         "above",
-        figures.cost,
+        questions.cost,
     ),
     Claim(
         5,
         "The gate tells exploration from collapse",
         "the entropy gate keeps runs from collapsing",
-        f"runs with {', '.join(ablations.COLLAPSES)}, with the gate and without, at the same mean penalty: McNemar's "
+        f"runs with {', '.join(questions.COLLAPSES)}, with the gate and without, at the same mean penalty: McNemar's "
         "exact test, one-sided at 2.5 %: holds where fewer collapsed with it, fails where more, or where the penalty "
         "never has a gradient",
-        ablations.gate,
+        questions.gate,
         against="ablation",
         ablations={"safe": "safe-no-gate"},
         drops=("penalty.gate", "penalty.coefficient"),
@@ -73,26 +73,26 @@ CLAIMS: tuple[Claim, ...] = (
         "judge's reward at the end, crashed runs, mean KL, with the PID and without, each at a third of 5 %: holds "
         "where one is worse without it and none better, fails the other way round, or where the penalty never has a "
         "gradient",
-        ablations.pid,
+        questions.pid,
         against="ablation",
         ablations={"safe": "safe-no-pid"},
         drops=("penalty.pid",),
-        tests=ablations.TESTED,
+        tests=questions.TESTED,
     ),
     Claim(
         7,
         "Learning speed kept",
         "learning is no slower than PPO's",
-        f"steps until the smoothed reward has made {100 * speed.WAY:.0f} % of the opponent's way to its peak: holds "
+        f"steps until the smoothed reward has made {100 * questions.WAY:.0f} % of the opponent's way to its peak: holds "
         "where fewer, fails where more",
-        speed.speed,
+        questions.speed,
     ),
     Claim(
         8,
         "Stable over long horizons",
         "longer training stays whole",
-        f"crashed runs at {crashing.LONGER} times the steps: holds where none of at least six is, fails where one is",
-        crashing.long_run,
+        f"crashed runs at {questions.LONGER} times the steps: holds where none of at least six is, fails where one is",
+        questions.long_run,
         against="length",
     ),
     Claim(
@@ -101,7 +101,7 @@ CLAIMS: tuple[Claim, ...] = (
         "the controller's log explains what it did",
         "holds where in every run each controller column is filled at every step and the logged penalty is the one "
         "that logged threshold, gate and KL_short give; fails otherwise",
-        log.interpretable,
+        questions.interpretable,
         against="itself",
     ),
     Claim(
@@ -109,6 +109,6 @@ CLAIMS: tuple[Claim, ...] = (
         "Reduced volatility",
         "reward changes less from step to step than PPO's",
         "reward volatility, difference in σ₀ per step: holds below 0, fails above",
-        figures.volatility,
+        questions.volatility,
     ),
 )
