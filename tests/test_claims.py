@@ -575,7 +575,8 @@ def test_a_penalty_must_be_that_of_the_log_to_a_float32s_rounding(tmp_path):
     assert questions.explained(
         folder(tmp_path, "nan", 0, changes={"controller/gate": lambda s, c: math.nan if s == 2 else c})
     ).gaps == (2,)
-    zero = questions.explained(folder(tmp_path, "zero", 0, changes={"loss/penalty": lambda s, c: 1e-30 if s == 8 else c}))
+    tiny = {"loss/penalty": lambda s, c: 1e-30 if s == 8 else c}
+    zero = questions.explained(folder(tmp_path, "zero", 0, changes=tiny))
     assert zero.unexplained == (8,)  # below the threshold the penalty is zero
 
 

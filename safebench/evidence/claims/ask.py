@@ -11,7 +11,7 @@ from safebench.evidence.claims.declared import CLAIMS, MATCHED_TO
 from safebench.evidence.claims.questions import unlike
 from safebench.evidence.claims.verdicts import Case, Claim, Entry, Finding, Ledger, broken, enough
 from safebench.evidence.compare import at_matched_kl
-from safebench.evidence.crashes import SPEC, CrashSpec
+from safebench.evidence.crashes import SPEC
 from safebench.evidence.runs import Run
 from safebench.evidence.specification import CrashSpec
 from safebench.evidence.statistics import ALPHA

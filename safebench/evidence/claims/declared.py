@@ -50,8 +50,8 @@ CLAIMS: tuple[Claim, ...] = (
         4,
         "Minimal overhead",
         "time and memory are hardly more than PPO's",
-        f"time per update and peak memory, ratio: holds where both are below {questions.OVERHEAD:g}, fails where one is "
-        "above",
+        f"time per update and peak memory, ratio: holds where both are below {questions.OVERHEAD:g}, fails where one "
+        "is above",
         questions.cost,
     ),
     Claim(
@@ -83,8 +83,8 @@ CLAIMS: tuple[Claim, ...] = (
         7,
         "Learning speed kept",
         "learning is no slower than PPO's",
-        f"steps until the smoothed reward has made {100 * questions.WAY:.0f} % of the opponent's way to its peak: holds "
-        "where fewer, fails where more",
+        f"steps until the smoothed reward has made {100 * questions.WAY:.0f} % of the opponent's way to its peak: "
+        "holds where fewer, fails where more",
         questions.speed,
     ),
     Claim(
