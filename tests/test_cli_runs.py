@@ -17,8 +17,8 @@ import pytest
 from safebench import config
 from safebench.cli import main
 from safebench.estimate import estimate
-from safebench.launch.progress import PlainView
-from safebench.launch.turns import forget_peaks
+from safebench.runner.pool import forget_peaks
+from safebench.runner.progress import PlainView
 from safebench.trainers.clock import peak_memory
 from tests.runs import make_parts, overrides
 from tests.tiny import CPU

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from safebench.launch import Result, exit_code, launch
-from safebench.launch.progress import LiveView, PlainView, duration, open_view
+from safebench.runner.pool import launch
+from safebench.runner.progress import LiveView, PlainView, Result, duration, exit_code, open_view
 from safebench.settings import Settings
 from tests.runs import make_parts, rows, tiny_run
 

@@ -16,7 +16,7 @@ from safebench.errors import ComparisonRefused, UsageError
 from safebench.evidence import fairness, packed, runs
 from safebench.evidence.compare import compare
 from safebench.evidence.rows import Rounding
-from safebench.launch import label
+from safebench.runner.progress import label
 from tests.synthetic import CONSTANTS, healthy, write_run
 
 # Settings and folders

@@ -27,7 +27,7 @@ from safebench.evidence import runs
 from safebench.evidence.notes import tunings
 from safebench.evidence.scalars import BY_KEY
 from safebench.knobs import Tunable, tunable, value_of
-from safebench.launch.outcome import Result, interrupted
+from safebench.runner.progress import Result, interrupted
 from safebench.settings import Settings
 from safebench.settings.tuning import Knob, Tuned
 from safebench.tuning import tpe
@@ -347,7 +347,7 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     found = Bench()
-    monkeypatch.setattr("safebench.launch.turns.one", lambda *arguments: found.one(*arguments))
+    monkeypatch.setattr("safebench.runner.pool.one", lambda *arguments: found.one(*arguments))
     return found
 
 

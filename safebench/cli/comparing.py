@@ -17,8 +17,8 @@ from safebench.evidence.compare import Comparison
 from safebench.evidence.compare import compare as compare_groups
 from safebench.evidence.selection import choose
 from safebench.evidence.specification import SPEC, CrashSpec
-from safebench.launch import is_main
 from safebench.report.table import render
+from safebench.runner.progress import is_main
 
 
 @dataclass(frozen=True)

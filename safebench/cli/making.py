@@ -10,7 +10,8 @@ from safebench.cli.asked import Asked, parse_seeds
 from safebench.cli.dry import estimated
 from safebench.cli.options import IfExists
 from safebench.cli.outcome import describe
-from safebench.launch import exit_code, is_main, label, launch, open_view
+from safebench.runner.pool import launch
+from safebench.runner.progress import exit_code, is_main, label, open_view
 from safebench.settings import Settings
 
 COMPARED_SEEDS = "0-4"

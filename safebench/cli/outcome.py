@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from safebench.evidence.runs import Run, read
-from safebench.launch import Result, label
 from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
+from safebench.runner.progress import Result, label
 
 FIGURES = (
     ("reward", "reward/mean", ""),

@@ -19,8 +19,9 @@ from safebench.evidence import runs
 from safebench.evidence.notes import cost_told
 from safebench.evidence.scalars import Scalar
 from safebench.knobs import Tunable
-from safebench.launch import Result, exit_code, is_main, launch, open_view
 from safebench.recording.files import write_atomic
+from safebench.runner.pool import launch
+from safebench.runner.progress import Result, exit_code, is_main, open_view
 from safebench.settings import Settings
 from safebench.settings.tuning import Sampler
 from safebench.tuning import tpe

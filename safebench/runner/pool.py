@@ -1,7 +1,8 @@
-"""Several runs at once: worker processes that each do one run after another and report on a pipe."""
+"""Many runs: in turn in this process, or several at once in worker processes; one fault stops no other run."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -9,17 +10,82 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
-from safebench.launch.outcome import Name, Result, interrupted, label, waiting
-from safebench.launch.progress import View, say_end
-from safebench.launch.turns import IfExists
+from safebench.config import run_folder
+from safebench.errors import SafebenchError, UsageError
+from safebench.runner.progress import (
+    Name,
+    Result,
+    View,
+    ended_before,
+    interrupted,
+    label,
+    say_end,
+    waiting,
+)
 from safebench.settings import Settings
+from safebench.user_code import blamed
+
+IfExists = Literal["resume", "skip", "error", "overwrite"]
+
+
+def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExists, name: Name = label) -> list[Result]:
+    """Do the runs; after an interruption no other begins."""
+    results: list[Result] = []
+    for settings in runs:
+        if any(result.status == "interrupted" for result in results):
+            results.append(waiting(settings, root))
+            continue
+        view.started(name(settings), settings.update.steps)
+        results.append(one(settings, root, view, if_exists, name))
+        say_end(view, results[-1], name)
+    return results
+
+
+def one(settings: Settings, root: Path, view: View, if_exists: IfExists, name: Name = label) -> Result:
+    """Do one run in this process; whatever goes wrong becomes a result, so that the next run has its turn."""
+    folder = run_folder(root, settings)
+    forget_peaks()
+    try:
+        # Here, because it imports torch: naming wrong settings must not wait for that.
+        from safebench.run import execute
+
+        outcome = execute(
+            settings,
+            root,
+            if_exists=if_exists,
+            progress=lambda row, events: view.row(name(settings), row, events),
+        )
+    except KeyboardInterrupt:
+        return interrupted(settings, root)
+    except SafebenchError as error:
+        status = "interrupted" if error.exit_code == 130 else "failed"
+        return Result(settings, folder, status, {}, True, str(error), error.hint, error.exit_code)
+    except Exception as error:  # the boundary between runs: shown in full, and the next run goes on
+        if (blame := blamed(error)) is not None:
+            return Result(settings, folder, "failed", {}, True, str(blame), blame.hint, blame.exit_code)
+        return Result(settings, folder, "failed", {}, True, traceback.format_exc(), None, 1)
+    code = 4 if outcome.status == "unstable" else 0
+    return Result(settings, outcome.folder, outcome.status, outcome.summary, outcome.fresh, "", None, code)
+
+
+def forget_peaks() -> None:
+    """Let go of what an earlier run left, so that the next one reports its own peak of memory, not that one's."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    # Linux: 5 sets the process's high-water mark to what it holds now. Elsewhere there is no such switch.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
 
 STDERR_LINES = 40
 """Last lines of a worker's stderr that are shown when it dies."""
@@ -33,7 +99,7 @@ class Worker:
     def __init__(self, environment: dict[str, str], messages: queue.Queue[tuple[Worker, Message | None]]) -> None:
         # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "safebench.launch.worker"],
+            [sys.executable, "-m", "safebench.runner.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -168,3 +234,35 @@ class Pool:
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
         # What a worker says is read as UTF-8, whatever the terminal takes.
         return os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8:replace"}
+
+
+def launch(
+    runs: Sequence[Settings],
+    root: Path,
+    view: View,
+    *,
+    jobs: int = 1,
+    if_exists: IfExists = "resume",
+    name: Name = label,
+) -> list[Result]:
+    """Do all runs, ``jobs`` at a time, and return what became of each, in their order.
+
+    After Ctrl-C the runs that go on save their state and stop, and no other begins: their results say
+    ``interrupted`` and ``waiting``. ``name`` says what each run is called on the screen: no two may be called the same.
+    """
+    if jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "--jobs and several processes per run do not go together", "Drop --jobs, or accelerate launch."
+        )
+    keep = if_exists in ("resume", "skip")
+    # Looked up here, so that a command whose runs have all ended need not load torch.
+    before = [ended_before(settings, root) if keep else None for settings in runs]
+    todo = [settings for settings, done in zip(runs, before, strict=True) if done is None]
+    with view:
+        for done in filter(None, before):
+            say_end(view, done, name)
+        if jobs > 1 and len(todo) > 1:
+            made = iter(Pool(root, if_exists, view, name).run(todo, min(jobs, len(todo))))
+        else:
+            made = iter(in_turn(todo, root, view, if_exists, name))
+    return [next(made) if done is None else done for done in before]

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from safebench.launch.turns import one
 from safebench.recording import status
+from safebench.runner.pool import one
 from safebench.settings import Settings
 from safebench.telemetry import quiet
 
