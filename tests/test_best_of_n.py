@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safebench.errors import BadResource, Interrupted, UsageError
 from safebench.evidence import best_of_n as evidence
 from safebench.evidence.best_of_n import best_of, expected_best, kl_bound, rank_weights
-from safebench.judging import best_of_n
-from safebench.judging.best_of_n import record_folder, sample_best_of_n
 from safebench.recording import hashes
+from safebench.scoring import best_of_n
+from safebench.scoring.best_of_n import record_folder, sample_best_of_n
 from safebench.settings import Settings
 from safebench.world import noise
 from safebench.world.assemble import assemble

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from safebench import run
-from safebench.judging.best_of_n import sample_best_of_n
 from safebench.recording import checkpoints
 from safebench.rl import kl
 from safebench.rl.output import OutputLayer
+from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.settings import Settings
 from safebench.trainers import processes
 from safebench.trainers.loop import Loop

@@ -15,9 +15,7 @@ from safebench.evidence import runs
 from safebench.evidence.compare import compare
 from safebench.evidence.crashes import detect
 from safebench.evidence.summary import summarise
-from safebench.foreign.folder import FOREIGN
-from safebench.foreign.importing import Imported, import_history
-from safebench.foreign.said import describe
+from safebench.importers.importing import FOREIGN, Imported, describe, import_history
 from safebench.metrics import CRASH_KINDS, KEYS
 from safebench.recording import status
 from safebench.recording.metrics_csv import HEADER

@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 
 from safebench.errors import UsageError
-from safebench.foreign.convert import NO_NUMBER, UNKNOWN, Converted, convert
-from safebench.foreign.history import History
-from safebench.foreign.keys import Key, Trainer, setting
-from safebench.foreign.keys_openrlhf import OPENRLHF
-from safebench.foreign.keys_trl import GRPO, PPO, RLOO
-from safebench.foreign.keys_verl import VERL
-from safebench.foreign.steps import by_step
-from safebench.foreign.trainers import NAMES, TRAINERS, recognise
+from safebench.importers.convert import NO_NUMBER, UNKNOWN, Converted, convert
+from safebench.importers.history import History, by_step
+from safebench.importers.keys import GRPO, NAMES, OPENRLHF, PPO, RLOO, TRAINERS, VERL, Key, Trainer, recognise, setting
 from safebench.metrics import BY_KEY, MEASURED
 from tests import foreign_logs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safebench.foreign.trainers import TRAINERS
+from safebench.importers.keys import TRAINERS
 from tools import import_page as page
 
 ROOT = Path(__file__).parents[1]

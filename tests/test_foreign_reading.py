@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
-from safebench.foreign.history import History, number, read, whole
-from safebench.foreign.steps import LARGEST, Steps, by_step, gaps
+from safebench.importers.history import LARGEST, History, Steps, by_step, gaps, number, read, whole
 
 ROWS: list[dict[str, Any]] = [{"step": 1, "kl": 0.5, "note": "a"}, {"step": 2, "kl": -1e-07}]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from safebench.evidence import runs
-from safebench.foreign.history import number, read
-from safebench.foreign.importing import import_history
+from safebench.importers.history import number, read
+from safebench.importers.importing import import_history
 from tests import foreign_logs
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from safebench.errors import BadResource, UsageError
-from safebench.foreign import wandb_file
-from safebench.foreign.history import read
+from safebench.importers import history
+from safebench.importers.history import read
 
 CONFIG = {"vf_coef": 0.1, "algorithm": {"adv_estimator": "gae"}, "text": "é\n", "none": None, "list": [1, "two"]}
 MANY = 300
@@ -50,7 +50,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_that_was_logged_is_read_back(one: Path) -> None:
     before = set(sys.modules)
     (file,) = one.rglob("*.wandb")
-    found = wandb_file.read(file)
+    found = history.read_wandb_file(file)
     assert not {name for name in set(sys.modules) - before if name.split(".")[0] == "wandb"}
     assert not found.truncated
     assert len(found.rows) == MANY
@@ -88,13 +88,13 @@ def test_a_file_whose_writer_was_killed_gives_what_is_whole(one: Path, tmp_path:
     for cut in (len(data) - 1, len(data) // 2, 40_000):
         path = tmp_path / f"{cut}.wandb"
         path.write_bytes(data[:cut])
-        found = wandb_file.read(path)
+        found = history.read_wandb_file(path)
         assert found.truncated
-        assert found.rows == wandb_file.read(file).rows[: len(found.rows)]
+        assert found.rows == history.read_wandb_file(file).rows[: len(found.rows)]
     assert "middle of a record" in read(path).notices[0]
     reserved = tmp_path / "reserved.wandb"
     reserved.write_bytes(data + bytes(100_000))
-    assert len(wandb_file.read(reserved).rows) == MANY and wandb_file.read(reserved).truncated
+    assert len(history.read_wandb_file(reserved).rows) == MANY and history.read_wandb_file(reserved).truncated
 
 
 def test_damage_and_strangers_are_refused(one: Path, tmp_path: Path) -> None:
@@ -104,22 +104,22 @@ def test_damage_and_strangers_are_refused(one: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged.wandb"
     path.write_bytes(data)
     with pytest.raises(BadResource, match=r"damaged at byte \d+: wrong checksum"):
-        wandb_file.read(path)
+        history.read_wandb_file(path)
     path.write_bytes(b"something else")
     with pytest.raises(BadResource, match="no W&B run file"):
-        wandb_file.read(path)
+        history.read_wandb_file(path)
 
 
 def test_the_field_numbers_are_those_of_the_installed_library() -> None:
     internal: Any = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     declared = {
-        "Record": wandb_file.RECORD,
-        "HistoryRecord": wandb_file.HISTORY,
-        "HistoryItem": {**wandb_file.ITEM, **wandb_file.TYPED},
-        "HistoryStep": wandb_file.STEP,
-        "RunRecord": wandb_file.RUN,
-        "ConfigRecord": wandb_file.CONFIG,
-        "ConfigItem": wandb_file.ITEM,
+        "Record": history.RECORD,
+        "HistoryRecord": history.HISTORY,
+        "HistoryItem": {**history.ITEM, **history.TYPED},
+        "HistoryStep": history.STEP,
+        "RunRecord": history.RUN,
+        "ConfigRecord": history.CONFIG,
+        "ConfigItem": history.ITEM,
     }
     for name, numbers in declared.items():
         fields = getattr(internal, name).DESCRIPTOR.fields_by_name
@@ -135,7 +135,7 @@ def test_values_of_every_type_are_read_as_the_library_writes_them() -> None:
     record.item.add(key="large", integer=2**62)
     record.item.add(key="nothing").none = 0
     record.item.add(nested_key=["a", "b"], value_json="-1.5e-7")
-    read_back = wandb_file._items(record.SerializeToString(), wandb_file.HISTORY["item"])
+    read_back = history._items(record.SerializeToString(), history.HISTORY["item"])
     expected = {**values, "json": {"a": [1]}, "large": 2**62, "nothing": None, "a/b": -1.5e-7}
     assert read_back == expected
 
@@ -147,7 +147,7 @@ def test_records_break_at_the_edge_of_a_block_wherever_that_falls(tmp_path: Path
     second = b"b" * 2 * BLOCK
     path = tmp_path / "edge.wandb"
     path.write_bytes(framed(first, second, b"c"))
-    assert wandb_file.frames(path) == ([first, second, b"c"], False)
+    assert history.frames(path) == ([first, second, b"c"], False)
 
 
 BLOCK, HEAD = 32768, 7

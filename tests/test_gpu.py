@@ -20,10 +20,10 @@ import torch
 
 from safebench import config, run
 from safebench.errors import Interrupted
-from safebench.judging.best_of_n import sample_best_of_n
-from safebench.judging.rescore import rescore
 from safebench.metrics import METRICS
 from safebench.recording import checkpoints
+from safebench.scoring.best_of_n import sample_best_of_n
+from safebench.scoring.rescore import rescore
 from safebench.settings import Compute, Settings
 from safebench.trainers.clock import peak_memory
 from safebench.trainers.loop import Loop

@@ -17,10 +17,9 @@ from safebench.errors import BadResource, ComparisonRefused, MissingResource, Us
 from safebench.evidence import rescored, runs
 from safebench.evidence.compare import compare
 from safebench.evidence.rescored import judged, judged_by
-from safebench.judging.replies import grouped, read_replies
-from safebench.judging.rescore import Rescored, rescore, rescore_all
 from safebench.recording.files import FolderLock
 from safebench.recording.jsonl import format_line
+from safebench.scoring.rescore import Rescored, grouped, read_replies, rescore, rescore_all
 from safebench.world.loading import quiet_libraries
 from safebench.world.rewards import load_reward
 from tests.runs import make_parts, tiny_run

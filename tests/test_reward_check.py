@@ -14,8 +14,8 @@ from safebench.cli import main
 from safebench.evidence.best_of_n import Record
 from safebench.evidence.reward_check import KINDS, lift, order, verdict, within_prompts
 from safebench.evidence.statistics import Estimate
-from safebench.judging import reward_check
-from safebench.judging.reward_check import heldout_pairs, preferences
+from safebench.scoring import reward_check
+from safebench.scoring.reward_check import heldout_pairs, preferences
 from safebench.world.preferences import Pair, over_spoiled
 from safebench.world.spoil import SPOILERS
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from safebench.errors import MissingResource, UsageError
-from safebench.foreign import wandb_file
+from safebench.importers import history
 from safebench.recording import trackers as trackers_module
 from safebench.recording.guarded import Guarded, Limits
 from safebench.recording.metrics_csv import HEADER, Row
@@ -236,7 +236,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
     """Read the records of a .wandb file with W&B's own definition of them."""
     from wandb.proto import wandb_internal_pb2
 
-    records, truncated = wandb_file.frames(path)
+    records, truncated = history.frames(path)
     assert not truncated
     for record in records:
         parsed = wandb_internal_pb2.Record()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from safebench.foreign.history import FORMS
-from safebench.foreign.keys import Key, Trainer
-from safebench.foreign.trainers import NAMES, TRAINERS
+from safebench.importers.history import FORMS
+from safebench.importers.keys import NAMES, TRAINERS, Key, Trainer
 from safebench.metrics import BY_KEY
 
 _INTRODUCTION = f"""\

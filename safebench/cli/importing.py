@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from safebench import yaml_text
 from safebench.errors import UsageError
-from safebench.foreign.importing import import_history
-from safebench.foreign.said import describe
+from safebench.importers.importing import describe, import_history
 
 
 def read(path: Path, root: Path, known: Sequence[str], overwrite: bool, **options: Any) -> None:

@@ -22,7 +22,7 @@ def rescore(
 ) -> None:
     """Score the runs' saved replies with another reward, and say how to compare by it."""
     folders = list(dict.fromkeys(folder for name in names for folder in locate_all(name, root)))
-    from safebench.judging.rescore import rescore_all  # imports torch: not before the runs are found
+    from safebench.scoring.rescore import rescore_all  # imports torch: not before the runs are found
 
     with counting() as count:
         done = rescore_all(
@@ -45,7 +45,7 @@ def rescore(
 def draw(asked: Asked, draws: int, root: Path) -> None:
     """Draw the initial policy's replies, and print its best of n."""
     chosen = asked.settings()
-    from safebench.judging.best_of_n import sample_best_of_n  # imports torch: not before the settings are sound
+    from safebench.scoring.best_of_n import sample_best_of_n  # imports torch: not before the settings are sound
 
     for settings in chosen:
         with counting() as count:
@@ -63,7 +63,7 @@ def draw(asked: Asked, draws: int, root: Path) -> None:
 def check(asked: Asked, draws: int, root: Path) -> None:
     """Print what a reward says of pairs whose order is known, its best of n, and how it goes with the judge."""
     (settings,) = asked.settings()
-    from safebench.judging.reward_check import check_reward  # imports torch: not before the settings are sound
+    from safebench.scoring.reward_check import check_reward  # imports torch: not before the settings are sound
 
     with counting() as count:
         found = check_reward(settings, root, draws, count)

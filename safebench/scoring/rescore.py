@@ -2,24 +2,156 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from safebench import catalog, config
-from safebench.errors import MissingResource, UsageError
-from safebench.evidence.rescored import FOLDER, HELD_OUT, slug
-from safebench.judging import scores as scores_file
-from safebench.judging.replies import Reply, grouped, read_replies
+from safebench.errors import BadResource, MissingResource, UsageError
+from safebench.evidence.rescored import FOLDER, HELD_OUT, common_rows, slug
 from safebench.recording import hashes, machine, manifest
 from safebench.recording.files import Appender, FolderLock, is_locked, make_folder, now, storing, write_atomic
-from safebench.settings import Compute
+from safebench.recording.jsonl import format_line
+from safebench.settings import Compute, Settings
 from safebench.trainers.processes import Processes
+from safebench.world.conversations import Messages, is_conversation, read_messages
 from safebench.world.loading import quiet_libraries
+from safebench.world.prompts import Prompt
 from safebench.world.rewards import ModelReward, Reward, load_reward
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One saved reply: where it comes from, its prompt with the conversation where it is one, and its text."""
+
+    step: int
+    split: str
+    row: int
+    prompt: Prompt
+    reply: str
+
+
+def read_replies(path: Path) -> list[Reply]:
+    """Return the replies of samples.jsonl in its order.
+
+    Raises ``MissingResource`` where none were kept, and ``BadResource`` where a line is damaged, a reply is there
+    twice, or a held-out row has another prompt than before: rows of different prompts must not be taken for one.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        raise MissingResource(
+            f"{path} is missing or empty: the run kept no replies", "What was not kept cannot be scored again."
+        )
+    replies = [
+        _reply(path, number, line)
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1)
+    ]
+    seen: set[tuple[int, str, int]] = set()
+    asked: dict[int, tuple[str, str]] = {}
+    for number, reply in enumerate(replies, start=1):
+        if (key := (reply.step, reply.split, reply.row)) in seen:
+            raise BadResource(f"{path}, line {number}: row {reply.row} of step {reply.step} is there twice")
+        seen.add(key)
+        if reply.split == HELD_OUT and asked.setdefault(reply.row, reply.prompt.same_as) != reply.prompt.same_as:
+            raise BadResource(f"{path}, line {number}: held-out row {reply.row} has another prompt than before")
+    return replies
+
+
+def _reply(path: Path, number: int, line: str) -> Reply:
+    try:
+        record = json.loads(line)
+        prompt = Prompt(str(record["prompt"]), _messages(f"{path}, line {number}", record.get("messages")))
+        return Reply(int(record["step"]), str(record["split"]), int(record["row"]), prompt, str(record["reply"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadResource(f"{path}, line {number} is damaged: {error}") from error
+
+
+def _messages(where: str, value: object) -> Messages | None:
+    """Return a line's conversation; a line without one, as of a text, has None."""
+    if value is None:
+        return None
+    if not is_conversation(value):
+        raise BadResource(f"{where} is damaged: messages is no list of messages", "Make the run anew.")
+    return read_messages(value, where)
+
+
+def grouped(replies: Sequence[Reply], batch: int) -> list[list[int]]:
+    """Return indices into ``replies`` in groups of at most ``batch``, each scored in one call.
+
+    An evaluation's replies stay among themselves, as when the run scored them: padding, and with it the last digits,
+    is then the same. The training replies of all steps, of which a step keeps few, fill up groups together.
+    """
+    kinds: dict[int | None, list[int]] = {}
+    for index, reply in enumerate(replies):
+        kinds.setdefault(reply.step if reply.split == HELD_OUT else None, []).append(index)
+    return [kind[i : i + batch] for kind in kinds.values() for i in range(0, len(kind), batch)]
+
+
+COLUMNS = ("step", "split", "n", "of", "mean", "std", "common_n", "common_mean", "common_std")
+"""Of one step and split: replies kept, out of how many; their mean score and standard deviation (n - 1); and for the
+held-out ones the same over the rows that every evaluation has kept, which alone compare between steps."""
+
+Group = dict[int, float]
+
+
+def write(files: Path, replies: Sequence[Reply], scores: Sequence[float], made: Mapping[str, Any]) -> None:
+    """Write ``<files>.jsonl``, ``.csv`` and ``.json``; the last says that the other two are whole, and comes last."""
+    described = files.with_name(f"{files.name}.json")
+    with storing(described):
+        described.unlink(missing_ok=True)
+    lines = [
+        format_line({"step": reply.step, "split": reply.split, "row": reply.row, "score": score})
+        for reply, score in zip(replies, scores, strict=True)
+    ]
+    write_atomic(files.with_name(f"{files.name}.jsonl"), "".join(f"{line}\n" for line in lines).encode(), durable=True)
+    write_atomic(files.with_name(f"{files.name}.csv"), _table(replies, scores, made["of"]).encode(), durable=True)
+    write_atomic(described, f"{json.dumps(made, indent=2)}\n".encode(), durable=True)
+
+
+def extent(replies: Sequence[Reply], settings: Settings) -> dict[str, Any]:
+    """Return how much of the run the replies are: of how many, and how many rows all evaluations have."""
+    heldout = _by_step(replies, range(len(replies)), HELD_OUT)
+    return {
+        "replies": len(replies),
+        "evaluations": len(heldout),
+        "common": len(common_rows(heldout)),
+        "of": {"train": settings.rollout.batch, HELD_OUT: settings.evaluation.prompts},
+    }
+
+
+def _table(replies: Sequence[Reply], scores: Sequence[float], of: Mapping[str, int]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    by_split = {split: _by_step(replies, scores, split) for split in dict.fromkeys(reply.split for reply in replies)}
+    common = common_rows(by_split.get(HELD_OUT, {}))
+    keys = dict.fromkeys((reply.step, reply.split) for reply in replies)
+    for step, split in keys:
+        group = by_split[split][step]
+        shared = _figures([group[row] for row in sorted(common)]) if split == HELD_OUT else ("", "", "")
+        n, mean, std = _figures(list(group.values()))
+        writer.writerow((step, split, n, of.get(split, ""), mean, std, *shared))
+    return text.getvalue()
+
+
+def _by_step(replies: Sequence[Reply], values: Sequence[float], split: str) -> dict[int, Group]:
+    found: dict[int, Group] = {}
+    for reply, value in zip(replies, values, strict=True):
+        if reply.split == split:
+            found.setdefault(reply.step, {})[reply.row] = value
+    return found
+
+
+def _figures(values: Sequence[float]) -> tuple[str, str, str]:
+    """Return count, mean and standard deviation as text, empty where there is none."""
+    mean = repr(fmean(values)) if values else ""
+    return str(len(values)), mean, repr(stdev(values)) if len(values) > 1 else ""
+
 
 Progress = Callable[[Path, int, int], None]
 """Called with the run's folder, the replies scored so far, and all of them."""
@@ -125,7 +257,7 @@ class _Task:
         self.folder, self.scorer, self.batch = folder, scorer, batch
         self.files = folder / FOLDER / slug(scorer.name)
         self.replies = read_replies(folder / "samples.jsonl")
-        self.extent = scores_file.extent(self.replies, config.load(folder / "config.yaml"))
+        self.extent = extent(self.replies, config.load(folder / "config.yaml"))
         # Whether the run's policy had a chat template: how its replies follow their prompts (``Reader.apart``).
         described = manifest.read(folder) if (folder / manifest.FILE).exists() else {}
         self.apart = described.get("templated") is not False
@@ -146,7 +278,7 @@ class _Task:
             scores = self._score(reward, found, progress)
             made: dict[str, Any] = {"reward": self.scorer.name, **self.labelled, "hash": found}
             made |= {"scored": now(), "versions": machine.versions()}
-            scores_file.write(self.files, self.replies, scores, {**made, "samples": self.samples, **self.extent})
+            write(self.files, self.replies, scores, {**made, "samples": self.samples, **self.extent})
             with storing(self._part):
                 self._part.unlink(missing_ok=True)
         return self._outcome(fresh=True)

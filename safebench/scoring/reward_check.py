@@ -1,4 +1,4 @@
-"""Ask a reward about pairs of replies whose order is known, and about the initial policy's replies, with a judge."""
+"""Ask a reward about pairs of replies whose order is known, and about replies of the initial policy, with a judge."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from safebench.evidence import best_of_n
 from safebench.evidence.best_of_n import Record
 from safebench.evidence.reward_check import KINDS, Order, order
 from safebench.evidence.statistics import Estimate, mean
-from safebench.judging.best_of_n import sample_best_of_n
 from safebench.recording.files import write_atomic
+from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.settings import Settings
 from safebench.trainers.processes import Processes
 from safebench.world import noise

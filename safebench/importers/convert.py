@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safebench.foreign.history import Raw, number
-from safebench.foreign.keys import Key, Trainer, setting
-from safebench.foreign.steps import Steps
+from safebench.importers.history import Raw, Steps, number
+from safebench.importers.keys import Key, Trainer, setting
 from safebench.metrics import BY_KEY, MEASURED
 
 Value = float | int | None
