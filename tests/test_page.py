@@ -22,12 +22,8 @@ from safebench.evidence.rescored import judged_by
 from safebench.evidence.specification import CrashSpec
 from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
 from safebench.report import cells
-from safebench.report.page import write_report
-from safebench.report.page.curves import band, curves
-from safebench.report.page.payload import rounded, to_script
-from safebench.report.page.samples import samples
-from safebench.report.page.specification import UNITS, rules
-from safebench.report.page.timeline import timeline
+from safebench.report.html.data import UNITS, band, curves, rounded, rules, samples, timeline, to_script
+from safebench.report.html.write import write_report
 from tests import page_runs
 from tests.page_runs import HOSTILE, PROMPTS, STEPS, pair, write_arms, write_samples
 from tests.synthetic import healthy, unpaired, write_run

@@ -12,7 +12,7 @@ import pytest
 
 from safebench.evidence import claims
 from safebench.evidence.compare import compare
-from safebench.report.page import write_report
+from safebench.report.html.write import write_report
 from tests.page_runs import HOSTILE, PROMPTS, STEPS, pair, write_arms
 
 pytestmark = pytest.mark.browser

@@ -18,8 +18,8 @@ from safebench.errors import UsageError
 from safebench.evidence import runs
 from safebench.evidence.brief import ArmRow, Block
 from safebench.evidence.statistics import Estimate
-from safebench.report.plots import canvas, curves, draw, plot_differences, plot_runs
-from safebench.report.plots.panels import COLORS, PANELS, PHASES
+from safebench.report import plots
+from safebench.report.plots import COLORS, PANELS, PHASES, plot_differences, plot_runs
 from tests.synthetic import CONSTANTS, collapsing, healthy, write_run
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
@@ -97,8 +97,8 @@ def test_text_is_legible_at_the_readmes_width(groups, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Text, "draw", measured)
     plot_runs(groups, tmp_path / "a.png")
-    width = draw.SIZE[0] * canvas.DPI
-    assert sizes and min(sizes) * canvas.DPI / 96 * 830 / width >= 8.0
+    width = plots.SIZE[0] * plots.DPI
+    assert sizes and min(sizes) * plots.DPI / 96 * 830 / width >= 8.0
 
 
 def test_the_ending_chooses_the_format(groups, tmp_path):
@@ -129,7 +129,7 @@ def test_one_run_is_its_own_curve(groups, tmp_path):
 def test_two_arms_with_controllers_have_no_phases_and_no_periods(groups, tmp_path):
     both = {"safe": groups["safe"][:1], "other": groups["safe"][1:]}
     written = words(plot_runs(both, tmp_path / "both.svg")[0])
-    assert curves.controlled(both) is None and curves.controlled(groups) == "safe"
+    assert plots.controlled(both) is None and plots.controlled(groups) == "safe"
     assert "KL: threshold, arm's colour" in written
     assert not [text for text in written if text.startswith("phase") or "penalty" in text]
 
@@ -148,13 +148,13 @@ def test_what_was_not_measured_is_said_and_a_stand_in_is_shown(groups, tmp_path)
 
 def test_the_band_is_mean_and_range_of_the_runs_that_have_a_step():
     held = [(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 2.0])), (np.array([1.0, 2.0]), np.array([3.0, 0.0]))]
-    steps, middle, low, high = curves.band(held)
+    steps, middle, low, high = plots.band(held)
     assert [part.tolist() for part in (steps, middle, low, high)] == [[1, 2, 3], [2, 2, 2], [1, 0, 2], [3, 4, 2]]
 
 
 def test_gains_are_from_the_first_value_in_sigma0(groups):
     (run,) = [run for run in groups["safe"] if run.seed == 0]
-    steps, values = curves.curve(run, PANELS[1])
+    steps, values = plots.curve(run, PANELS[1])
     judge = run.column("eval/judge")
     assert steps.tolist() == [0, 20, 40] and values.tolist() == ((judge[[0, 20, 40]] - judge[0]) / 0.5).tolist()
 
@@ -168,11 +168,11 @@ def test_phases_and_penalties_over_seeds(tmp_path):
     first = run(0, [w, w, c, c, c], [0.0, 0.2, 0.1, 0.0, 0.3])
     second = run(1, [w, p, c, p, p], [0.0, 0.0, None, 0.0, 0.1])
     third = run(2, [w, c, p, p, c], [0.0, 0.5, 0.1, math.nan, 0.0])
-    assert curves.phases([first]) == [(w, 1, 2), (c, 3, 5)]
-    assert curves.penalties([first]) == [("penalty", 2, 3), ("penalty", 5, 5)]
-    assert curves.phases([first, second, third]) == [(w, 1, 2), (c, 3, 3), (p, 4, 4), (c, 5, 5)]  # a tie at 2
-    assert curves.penalties([first, second, third]) == [("penalty", 2, 3), ("penalty", 5, 5)]
-    assert curves.penalties([first, second]) == [("penalty", 3, 3), ("penalty", 5, 5)]  # half is not over half
+    assert plots.phases([first]) == [(w, 1, 2), (c, 3, 5)]
+    assert plots.penalties([first]) == [("penalty", 2, 3), ("penalty", 5, 5)]
+    assert plots.phases([first, second, third]) == [(w, 1, 2), (c, 3, 3), (p, 4, 4), (c, 5, 5)]  # a tie at 2
+    assert plots.penalties([first, second, third]) == [("penalty", 2, 3), ("penalty", 5, 5)]
+    assert plots.penalties([first, second]) == [("penalty", 3, 3), ("penalty", 5, 5)]  # half is not over half
 
 
 def test_the_floor_is_the_settings_and_only_with_a_gate(tmp_path):
@@ -180,8 +180,8 @@ def test_the_floor_is_the_settings_and_only_with_a_gate(tmp_path):
         return runs.read(write_run(tmp_path / name, "safe", 0, healthy(0, 5), overrides=overrides))
 
     low, off = run("low", "penalty.entropy_floor=1.5"), run("off", "penalty.gate=false")
-    assert curves.floors({"a": [low, run("plain")], "b": [off]}) == [1.5, 2.0]
-    assert curves.floors({"b": [off]}) == []
+    assert plots.floors({"a": [low, run("plain")], "b": [off]}) == [1.5, 2.0]
+    assert plots.floors({"b": [off]}) == []
 
 
 def test_the_command_draws_the_reference(tmp_path, capsys):

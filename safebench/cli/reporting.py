@@ -73,7 +73,7 @@ def write_page(asked: Asked, choice: Choice, wish: Wish, out: Path) -> None:
 
     Claims are asked of the experiments' own runs and judge: where others were chosen, the page has none.
     """
-    from safebench.report.page.write import write_report
+    from safebench.report.html.write import write_report
 
     presets = config.expand_preset(asked.preset)
     refuse_replicates_of_others(choice)

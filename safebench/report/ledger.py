@@ -1,19 +1,114 @@
-"""A ledger of claims as text: terminal table, Markdown, CSV or JSON."""
+"""A ledger of claims: terminal table, Markdown, CSV with a line per figure, JSON with everything in it."""
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from safebench.errors import UsageError
 from safebench.evidence.claims.ask import NO_RUN
 from safebench.evidence.claims.verdicts import Claim, Entry, Ledger, Part
-from safebench.report import ledger_data
 from safebench.report.cells import ARROWS, DASH, interval, number
+from safebench.report.data import blank, plain
 from safebench.report.screen import fitted
+
+COLUMNS = (
+    "claim", "title", "arm", "opponent", "verdict", "figure", "unit", "direction", "bound", "decides", "kind", "n",
+    "arm_mean", "opponent_mean", "value", "low", "high", "method", "p", "detectable", "side", "paper", "why", "missing",
+    "command",
+)  # fmt: skip
+
+
+def to_csv(ledger: Ledger) -> str:
+    """Return one line per figure of each entry, one for an entry without any; what is not defined is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for entry in ledger.entries:
+        writer.writerows(_record(entry) | _figures(part) for part in entry.parts)
+        if not entry.parts:
+            writer.writerow(_record(entry))
+    return out.getvalue()
+
+
+def to_json(ledger: Ledger) -> str:
+    """Return the whole ledger; numbers that are not defined are null, infinite ones "inf"."""
+    content = {
+        "crash_specification": asdict(ledger.spec),
+        "seeds": ledger.seeds,
+        "claims": [_claim(claim, entries) for claim, entries in ledger.by_claim],
+        "notes": ledger.notes,
+    }
+    return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    return {
+        "claim": entry.claim.number,
+        "title": entry.claim.title,
+        "arm": entry.arm,
+        "opponent": entry.opponent or "",
+        "verdict": entry.verdict,
+        "paper": entry.claim.paper,
+        "why": entry.why,
+        "missing": "; ".join(entry.missing),
+        "command": entry.command,
+    }
+
+
+def _figures(part: Part) -> dict[str, Any]:
+    return {
+        "figure": part.label,
+        "unit": part.unit,
+        "direction": part.direction,
+        "bound": part.bound,
+        "decides": str(part.decides).lower(),
+        "kind": part.kind,
+        "n": part.estimate.n,
+        "arm_mean": blank(part.means[0]),
+        "opponent_mean": blank(part.means[1]),
+        "method": part.estimate.method,
+        "side": part.side,
+        **{name: blank(getattr(part.estimate, name)) for name in ("value", "low", "high", "p", "detectable")},
+    }
+
+
+def _claim(claim: Claim, entries: tuple[Entry, ...]) -> dict[str, Any]:
+    return {
+        "number": claim.number,
+        "title": claim.title,
+        "claim": claim.words,
+        "meaning": claim.meaning,
+        "paper": claim.paper,
+        "entries": [_entry(entry) for entry in entries],
+    }
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "arm": entry.arm,
+        "opponent": entry.opponent,
+        "verdict": entry.verdict,
+        "why": entry.why,
+        "ours": None if entry.ours is None else asdict(entry.ours),
+        "figures": [_figure(part) for part in entry.parts],
+        "seeds": entry.seeds,
+        "missing": entry.missing,
+        "command": entry.command,
+    }
+
+
+def _figure(part: Part) -> dict[str, Any]:
+    arm, opponent = part.means
+    rest = {key: value for key, value in asdict(part).items() if key != "means"}
+    return {**rest, "arm": arm, "opponent": opponent}
+
 
 FORMATS = ("table", "md", "csv", "json")
 LEAST_WIDTH = 80
@@ -40,8 +135,8 @@ def render(ledger: Ledger, fmt: str = "table", *, width: int | None = None, colo
     renderers: dict[str, Callable[[], str]] = {
         "table": lambda: _terminal(ledger, max(width, LEAST_WIDTH), color),
         "md": lambda: _markdown(ledger),
-        "csv": lambda: ledger_data.to_csv(ledger),
-        "json": lambda: ledger_data.to_json(ledger),
+        "csv": lambda: to_csv(ledger),
+        "json": lambda: to_json(ledger),
     }
     if fmt not in renderers:
         raise UsageError(f"unknown format {fmt!r}", f"Choose one of {', '.join(FORMATS)}.")
@@ -57,8 +152,8 @@ def told(entry: Entry) -> bool:
 def lines(entry: Entry) -> list[Line]:
     """Return the entry's rows: one figure beside its question, several below it."""
     own = _single(entry)
-    cells = _figure(own) if own else ("",) * (len(HEADINGS) - 1)
-    below = [Line(_label(part), (*_figure(part), ""), 2) for part in entry.parts if part is not own]
+    cells = _figure_text(own) if own else ("",) * (len(HEADINGS) - 1)
+    below = [Line(_label(part), (*_figure_text(part), ""), 2) for part in entry.parts if part is not own]
     return [Line(entry.question, (*cells, entry.verdict), 1), *below]
 
 
@@ -68,7 +163,7 @@ def _single(entry: Entry) -> Part | None:
     return deciding[0] if len(deciding) == 1 else None
 
 
-def _figure(part: Part) -> tuple[str, str, str, str]:
+def _figure_text(part: Part) -> tuple[str, str, str, str]:
     n, (first, second) = part.estimate.n, part.means
     if not n:
         return (DASH, DASH, DASH, "0")

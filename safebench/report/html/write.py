@@ -9,22 +9,43 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from safebench.errors import MissingResource
 from safebench.evidence import frontier as frontiers
 from safebench.evidence.claims import Ledger
 from safebench.evidence.compare import Comparison
 from safebench.evidence.crashes import SCALES
 from safebench.evidence.frontier import Frontier
 from safebench.report import cells
-from safebench.report.page import claims, words
-from safebench.report.page.curves import curves
-from safebench.report.page.frontier import drawn, fits_table, matched_table
-from safebench.report.page.library import plotly_source
-from safebench.report.page.payload import DIGITS, to_script
-from safebench.report.page.samples import samples
-from safebench.report.page.specification import rules
-from safebench.report.page.timeline import timeline
+from safebench.report.html import data, words
+from safebench.report.html.data import (
+    DIGITS,
+    curves,
+    drawn,
+    fits_table,
+    matched_table,
+    rules,
+    samples,
+    timeline,
+    to_script,
+)
 
-ASSETS = resources.files("safebench.report.page") / "assets"
+INSTALL = "pip install plotly"
+
+
+def plotly_source() -> str:
+    """Return plotly.min.js as text, about 4.8 MB. Raises ``MissingResource`` where plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "plotly":
+            raise
+        raise MissingResource(
+            "the HTML report draws its charts with plotly, which is not installed here", f"Install it: {INSTALL}"
+        ) from error
+    return str(get_plotlyjs())
+
+
+ASSETS = resources.files("safebench.report.html") / "assets"
 SCRIPTS = ("theme.js", "charts.js", "curves.js", "frontier.js", "timeline.js", "samples.js", "main.js")
 """Our own script, in the order in which its parts need each other; one script element."""
 
@@ -95,7 +116,7 @@ def _context(comparison: Comparison, found: Frontier, ledger: Ledger | None) -> 
         "crashes": cells.crashes_by_seed(comparison),
         "settings": words.settings(comparison),
         "ledger": ledger,
-        "claims": claims.asked(ledger) if ledger is not None else (),
+        "claims": data.claim_rows(ledger) if ledger is not None else (),
         "scales": [f"{scale:g}" for scale in SCALES],
         "rules": rules(comparison.spec, planned),
         "planned": planned,
