@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safebench.evidence.claims.verdicts import Case
-from safebench.evidence.crashes import SCALES, Event
-from safebench.evidence.runs import Run, read
-from safebench.evidence.summary import Summary
+from safebench.analysis.claims.verdicts import Case
+from safebench.analysis.runs import Run, read
+from safebench.analysis.scalars import Summary
+from safebench.crashes.detect import SCALES, Event
 from tests.synthetic import CONSTANTS, healthy, write_run
 
 SIGMA0, JUDGE_SIGMA0 = CONSTANTS["sigma0"], CONSTANTS["judge_sigma0"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from safebench.evidence import runs
-from safebench.evidence.compare import Comparison, compare
-from safebench.evidence.runs import Run
+from safebench.analysis import runs
+from safebench.analysis.compare import Comparison, compare
+from safebench.analysis.runs import Run
 from safebench.recording.samples import Sample, SamplesWriter
 from tests.synthetic import CONSTANTS, collapsing, healthy, write_run
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from safebench import config
-from safebench.evidence.runs import Run
+from safebench.analysis.runs import Run
 from safebench.metrics import KEYS
 from safebench.recording import manifest, status
 from safebench.recording.folder import begin

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from safebench.evidence import runs
-from safebench.evidence.across import DISPERSION, RISK, WORST
-from safebench.evidence.compare import Comparison, compare
+from safebench.analysis import runs
+from safebench.analysis.compare import Comparison, compare
+from safebench.analysis.rows import DISPERSION, RISK, WORST
 from safebench.report.table import render
 from tests.synthetic import CONSTANTS, write_run
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from safebench.evidence import alarms, runs
-from safebench.evidence.alarms import Course, chance, course, worth
-from safebench.evidence.crashes import detect
+from safebench.analysis import alarms, runs
+from safebench.analysis.alarms import Course, chance, course, worth
+from safebench.crashes.detect import detect
 from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "safebench"
 DOORS = {"trl": 2, "wandb": 1, "tensorboard": 1, "trackio": 1, "matplotlib": 1, "plotly": 1, "optuna": 1}
 """By how many files each comes in: TRL trains the embedded world, and is an arm or three."""
-LIGHT = ("cli", "config", "catalog", "errors", "settings", "evidence", "report", "metrics")
+LIGHT = ("cli", "config", "catalog", "errors", "settings", "analysis", "crashes", "report", "metrics")
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,12 @@ def allows(importer: str, imported: str) -> bool:
 
 
 def test_the_table_is_read() -> None:
-    assert {"cli", "run", "runner", "report", "trainers", "world", "recording", "evidence", "rl"} <= set(TABLE.allowed)
+    assert {"cli", "run", "runner", "report", "trainers", "world", "recording", "analysis", "rl"} <= set(TABLE.allowed)
     assert {"settings", "config", "catalog", "errors", "metrics"} <= TABLE.leaves
     assert TABLE.allowed["rl"] == set()
-    assert TABLE.allowed["recording"] == {"evidence.crashes", "evidence.inert", "rl"}
-    assert TABLE.allowed["evidence"] == set()
+    assert TABLE.allowed["recording"] == {"crashes", "rl"}
+    assert TABLE.allowed["crashes"] == set()
+    assert TABLE.allowed["analysis"] == {"crashes"}
 
 
 def test_the_table_has_no_circle() -> None:
@@ -189,14 +190,14 @@ class K:
         ("safebench.rl.kl", "safebench.rl.masked", True),
         ("safebench.rl.kl", "safebench.errors", True),
         ("safebench.errors", "safebench.rl.kl", False),
-        ("safebench.recording.recorder", "safebench.evidence.crashes", True),
-        ("safebench.recording.recorder", "safebench.evidence.statistics", False),
+        ("safebench.recording.recorder", "safebench.crashes.detect", True),
+        ("safebench.recording.recorder", "safebench.analysis.statistics", False),
         ("safebench.metrics", "safebench.recording.recorder", False),
         ("safebench.settings.penalty", "safebench.settings.section", True),
         ("safebench.settings.penalty", "safebench.rl.kl", False),
         ("safebench.rl.kl", "safebench.settings.penalty", True),
-        ("safebench.evidence.crashes", "safebench.metrics", True),
-        ("safebench.evidence.crashes", "safebench.recording.recorder", False),
+        ("safebench.crashes.detect", "safebench.metrics", True),
+        ("safebench.crashes.detect", "safebench.recording.recorder", False),
     ],
 )
 def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:

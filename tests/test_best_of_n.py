@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safebench.analysis import frontier as evidence
+from safebench.analysis.frontier import best_of, expected_best, kl_bound, rank_weights
 from safebench.errors import BadResource, Interrupted, UsageError
-from safebench.evidence import best_of_n as evidence
-from safebench.evidence.best_of_n import best_of, expected_best, kl_bound, rank_weights
 from safebench.recording import hashes
 from safebench.scoring import best_of_n
 from safebench.scoring.best_of_n import record_folder, sample_best_of_n
@@ -130,7 +130,7 @@ def folder(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_the_record_is_the_initial_policys_replies_scored(settings: Settings, folder: Path) -> None:
-    record = evidence.read(folder)
+    record = evidence.read_record(folder)
     assert (record.prompts, record.draws) == (10, 8)
     assert [best.n for best in record.curve] == [1, 2, 4, 8]
     with quiet_libraries():
@@ -181,7 +181,7 @@ def test_an_interrupted_record_goes_on_and_ends_equal(settings: Settings, folder
         sample_best_of_n(settings, tmp_path, draws=8, progress=stop)
     place = record_folder(settings, tmp_path, 8)
     with pytest.raises(BadResource, match="not finished"):
-        evidence.read(place)
+        evidence.read_record(place)
     with (place / "scores.csv").open("a", encoding="utf-8") as file:
         file.write("4,0,1.0,1.0,3\n4,1,half a li")
     assert sample_best_of_n(settings, tmp_path, draws=8, progress=stop) == place
@@ -206,12 +206,12 @@ def test_a_judge_that_breaks_its_word_leaves_no_record(parts: Path, tmp_path: Pa
     place = record_folder(broken, tmp_path, 2)
     assert not (place / "scores.csv").exists(), "it is asked before anything is drawn"
     with pytest.raises(BadResource, match="no record"):
-        evidence.read(place)
+        evidence.read_record(place)
 
 
 def test_without_a_judge_there_is_no_judge_curve(parts: Path, tmp_path: Path) -> None:
     alone = tiny_run(parts, "ppo", evaluation__prompts=10)
-    record = evidence.read(sample_best_of_n(alone, tmp_path, draws=2))
+    record = evidence.read_record(sample_best_of_n(alone, tmp_path, draws=2))
     assert record.judge is None
     assert all(best.judge is None for best in record.curve)
 

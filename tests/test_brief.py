@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from safebench import config
+from safebench.analysis import overview, runs, statistics
+from safebench.analysis.overview import FIGURES, Block, Packed, brief
+from safebench.analysis.scalars import summarise
 from safebench.cli import main
 from safebench.errors import BadResource, ComparisonRefused, UsageError
-from safebench.evidence import packed, runs, statistics
-from safebench.evidence.brief import Block, brief
-from safebench.evidence.packed import FIGURES, Packed
-from safebench.evidence.summary import summarise
 from safebench.metrics import CRASH_KINDS
 from safebench.report.brief import render
 from tests.synthetic import CONSTANTS, collapsing, healthy, unpaired, write_run
@@ -43,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arms(root: Path) -> dict[str, list[Packed]]:
-    found = [packed.pack(run) for run in runs.find(root)]
+    found = [overview.pack(run) for run in runs.find(root)]
     return {arm: [run for run in found if (run.arm, run.preset) == (arm, "default")] for arm in ARMS}
 
 
@@ -66,7 +65,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 
 def test_a_run_packed_is_what_its_summary_says(root: Path) -> None:
     run = runs.read(root / "embedded" / "ppo@stress-lr3" / "seed-1")
-    line, summary = packed.pack(run), summarise(run)
+    line, summary = overview.pack(run), summarise(run)
     assert (line.experiment, line.preset, line.arm, line.seed, line.model) == (
         "ppo",
         "stress-lr3",
@@ -76,25 +75,25 @@ def test_a_run_packed_is_what_its_summary_says(root: Path) -> None:
     )
     assert line.values == {key: summary.values[key] for key in FIGURES}
     assert line.crashes == {kind: summary.count(kind) for kind in CRASH_KINDS} and line.crashed()
-    assert line.settings == packed.digest(packed.departures(config.resolve("ppo@stress-lr3", overrides=["seed=5"])))
-    assert line.settings != packed.digest(packed.departures(config.resolve("ppo")))
+    assert line.settings == overview.digest(overview.departures(config.resolve("ppo@stress-lr3", overrides=["seed=5"])))
+    assert line.settings != overview.digest(overview.departures(config.resolve("ppo")))
     assert (line.status, line.steps, line.paired, line.code) == ("finished", STEPS, True, "012345678")
 
 
 def test_reading_gives_back_what_was_written_to_the_last_digit(root: Path, tmp_path: Path) -> None:
-    lines = [packed.pack(run) for run in runs.find(root)]
+    lines = [overview.pack(run) for run in runs.find(root)]
     blind = replace(
         lines[0], values={key: math.nan for key in FIGURES}, crashes=dict.fromkeys(CRASH_KINDS), paired=False
     )
-    (tmp_path / "runs.csv").write_text(packed.to_csv([*lines, replace(blind, seed=9)]), encoding="utf-8")
-    back = packed.read(tmp_path / "runs.csv")
+    (tmp_path / "runs.csv").write_text(overview.to_csv([*lines, replace(blind, seed=9)]), encoding="utf-8")
+    back = overview.read_packed(tmp_path / "runs.csv")
     assert repr(sorted(back, key=repr)) == repr(sorted([*lines, replace(blind, seed=9)], key=repr))
     assert len((tmp_path / "runs.csv").read_bytes()) < 400 * (len(back) + 2)
 
 
 def test_settings_that_depart_from_the_experiment_are_another_arm(tmp_path: Path) -> None:
     given = ["update.epochs=3", "recording.samples=7", "compute.threads=1"]
-    line = packed.pack(runs.read(write_run(tmp_path, "ppo", 0, healthy(0, STEPS), overrides=given)))
+    line = overview.pack(runs.read(write_run(tmp_path, "ppo", 0, healthy(0, STEPS), overrides=given)))
     assert (line.overrides, line.arm) == ("update.epochs=3", "ppo[update.epochs=3]")
 
 
@@ -109,16 +108,16 @@ def test_settings_that_depart_from_the_experiment_are_another_arm(tmp_path: Path
 def test_another_file_is_refused(
     arms: dict[str, list[Packed]], tmp_path: Path, damage: Callable[[str], str], said: str
 ) -> None:
-    (tmp_path / "runs.csv").write_text(damage(packed.to_csv(arms["ppo"])), encoding="utf-8")
+    (tmp_path / "runs.csv").write_text(damage(overview.to_csv(arms["ppo"])), encoding="utf-8")
     with pytest.raises(BadResource, match=said):
-        packed.read(tmp_path / "runs.csv")
+        overview.read_packed(tmp_path / "runs.csv")
 
 
 def test_a_damaged_run_is_not_packed(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "ppo", 0, healthy(0, 10))
     (folder / "config.yaml").write_text("[", encoding="utf-8")
     with pytest.raises(BadResource, match=r"config\.yaml"):
-        packed.pack(runs.read(folder))
+        overview.pack(runs.read(folder))
 
 
 # A row per arm
@@ -179,7 +178,7 @@ def test_without_runs_of_the_baseline_there_are_no_differences(arms: dict[str, l
 
 
 def test_arms_that_are_not_paired_are_compared_as_such_and_marked(root: Path, arms: dict[str, list[Packed]]) -> None:
-    others = [packed.pack(unpaired(run)) for run in runs.find(root) if run.variant == "safe-no-pid"]
+    others = [overview.pack(unpaired(run)) for run in runs.find(root) if run.variant == "safe-no-pid"]
     found = brief("default", {**arms, "safe-no-pid": others})
     row = found.rows[2]
     assert (row.paired, row.common, row.differences["kl_mean"].method) == (False, None, "Welch")
@@ -219,15 +218,14 @@ def test_runs_of_one_arm_have_one_setting_and_one_run_a_seed(arms: dict[str, lis
     "given", ["reward.noise=0.5", "update.steps=20", "prompts.max_tokens=16", "reward.name=safe-heuristic"]
 )
 def test_the_ground_is_what_must_be_equal(tmp_path: Path, given: str) -> None:
-    one = packed.pack(runs.read(write_run(tmp_path, "ppo", 0, healthy(0, STEPS))))
-    same = packed.pack(runs.read(write_run(tmp_path, "safe-no-pid", 3, healthy(0, STEPS))))
+    one = overview.pack(runs.read(write_run(tmp_path, "ppo", 0, healthy(0, STEPS))))
+    same = overview.pack(runs.read(write_run(tmp_path, "safe-no-pid", 3, healthy(0, STEPS))))
     steps = 20 if "steps" in given else STEPS
     other = write_run(tmp_path, "ppo", 1, healthy(0, steps), overrides=[given])
     hashed = CONSTANTS | {"hashes": {"model": "aa", "reward": "cc"}}
-    assert one.ground == same.ground != packed.pack(runs.read(other)).ground
-    assert (
-        packed.pack(runs.read(write_run(tmp_path, "ppo", 2, healthy(0, STEPS), constants=hashed))).ground != one.ground
-    )
+    assert one.ground == same.ground != overview.pack(runs.read(other)).ground
+    another = write_run(tmp_path, "ppo", 2, healthy(0, STEPS), constants=hashed)
+    assert overview.pack(runs.read(another)).ground != one.ground
 
 
 def test_what_was_not_watched_is_said(tmp_path: Path) -> None:
@@ -235,7 +233,7 @@ def test_what_was_not_watched_is_said(tmp_path: Path) -> None:
     blind["reply/length"] = [None] * (STEPS + 1)
     for arm, curves in (("ppo", healthy(0, STEPS)), ("safe", blind)):
         write_run(tmp_path, arm, 0, curves)
-    found = [packed.pack(run) for run in runs.find(tmp_path)]
+    found = [overview.pack(run) for run in runs.find(tmp_path)]
     block = brief("default", {run.arm: [run] for run in found})
     (warning,) = block.warnings
     assert warning.startswith("safe: not watched in every run") and "length_collapse, length_blowup" in warning
@@ -297,7 +295,7 @@ def test_the_table_of_the_kept_file_is_that_of_the_runs(call: Any, root: Path, t
     kept.parent.mkdir()
     names = ["embedded/ppo@stress-lr3", *(f"embedded/{arm}" for arm in ARMS)]
     assert call("keep", *names, "--results", str(root), "--out", str(kept)) == (0, f"{kept}\n", "")
-    assert len(packed.read(kept)) == 12
+    assert len(overview.read_packed(kept)) == 12
     asked = ["compare", *ARMS, "--brief", "--preset", "default,stress-lr3"]
     for output in ("md", "csv", "json", "table"):
         code, lying, err = call(*asked, "--format", output, "--results", str(root))
@@ -334,7 +332,7 @@ def test_what_the_brief_table_has_not_is_refused(call: Any, root: Path, more: li
 
 def test_a_kept_file_holds_no_other_runs(call: Any, arms: dict[str, list[Packed]], tmp_path: Path) -> None:
     kept = tmp_path / "runs.csv"
-    kept.write_text(packed.to_csv([run for found in arms.values() for run in found]), encoding="utf-8")
+    kept.write_text(overview.to_csv([run for found in arms.values() for run in found]), encoding="utf-8")
     for arguments, said in (
         (["ppo", "safe"], "Add --brief"),
         (["ppo", "saef", "--brief"], "did you mean safe?"),

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safebench import config
-from safebench.evidence.claims import CLAIMS, questions
-from safebench.evidence.claims.declared import MATCHED_TO
-from safebench.evidence.claims.verdicts import Case, Part, all_of, any_of, enough, exact_side, one_sided, side
-from safebench.evidence.inert import inert_in, never_acted
-from safebench.evidence.signals import Blind
-from safebench.evidence.statistics import Estimate
-from safebench.evidence.summary import summarise
+from safebench.analysis.claims import CLAIMS, questions
+from safebench.analysis.claims.declared import MATCHED_TO
+from safebench.analysis.claims.verdicts import Case, Part, all_of, any_of, enough, exact_side, one_sided, side
+from safebench.analysis.scalars import summarise
+from safebench.analysis.statistics import Estimate
+from safebench.crashes.inert import inert_in, never_acted
+from safebench.crashes.signals import Blind
 from tests.claims_runs import (
     JUDGE_SIGMA0,
     SIGMA0,

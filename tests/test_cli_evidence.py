@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from safebench.analysis import runs
 from safebench.cli import main
 from safebench.cli.counting import counting
-from safebench.evidence import runs
 from safebench.metrics import ALARM_KINDS
 from tests.runs import make_parts, overrides
 from tests.synthetic import collapsing, healthy, write_run

@@ -11,9 +11,9 @@ import statistics as plain
 
 import pytest
 
+from safebench.analysis import compare, fairness, runs
+from safebench.analysis.scalars import summarise
 from safebench.errors import ComparisonRefused, UsageError
-from safebench.evidence import compare, fairness, filled, runs
-from safebench.evidence.summary import summarise
 from safebench.report import cells, table
 from tests.synthetic import CONSTANTS, collapsing, healthy, unpaired, write_run
 
@@ -161,7 +161,7 @@ def test_primary_metrics_are_three_and_holm_is_over_them(comparison):
 
 def test_fairness_diff_is_every_differing_setting(root, comparison):
     chosen = groups(root, "ppo", "safe")
-    flat = {arm: filled.flatten(found[0].settings) for arm, found in chosen.items()}
+    flat = {arm: fairness.flatten(found[0].settings) for arm, found in chosen.items()}
     keys = set(flat["ppo"]) | set(flat["safe"])
     differing = {key for key in keys if flat["ppo"].get(key) != flat["safe"].get(key)} - set(fairness.NAMES)
     assert {unequal.key for unequal in comparison.fairness} == differing

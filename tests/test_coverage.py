@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from safebench.evidence import independent, statistics
+from safebench.analysis import statistics
 
 DRAWS = 50_000
 CHANCE, DEPTH = 0.2, 10.0  # of a crash, in standard deviations of the runs that do not crash
@@ -121,7 +121,7 @@ def test_welchs_reach_is_that_of_equal_samples_of_the_harmonic_mean_size():
     first, second = [0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 2.0, 5.0, 4.0, 0.0]
     spread = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
     size = 2 / (1 / 4 + 1 / 6)
-    found = independent.unpaired(second, first)
+    found = statistics.unpaired(second, first)
     assert found.detectable == pytest.approx(statistics.detectable(spread, size, samples=2), rel=1e-12)
     assert found.detectable > statistics.detectable(spread, 5, samples=2)  # 4.8 runs see less than 5
 

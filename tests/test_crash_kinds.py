@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from safebench.evidence.crashes import CRASH_KINDS, SPEC, Detectors, Event, detect, survey
-from safebench.evidence.signals import PARTS, Signals
+from safebench.crashes.detect import CRASH_KINDS, SPEC, Detectors, Event, detect, survey
+from safebench.crashes.signals import PARTS, Signals
 from safebench.metrics import KEYS
 
 LONG, LIMIT = 500, 100

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from safebench.evidence import runs
-from safebench.evidence.crashes import Event, detect
-from safebench.evidence.summary import summarise
+from safebench.analysis import runs
+from safebench.analysis.scalars import summarise
+from safebench.crashes.detect import Event, detect
 from safebench.recording.recorder import Recorder
 from safebench.recording.status import Status
 from tests.rows import MANIFEST, STEPS, play, settings

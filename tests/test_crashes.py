@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safebench.evidence.crashes import CRASH_KINDS, SCALES, SPEC, Detectors, Event, detect, detect_scales
-from safebench.evidence.specification import SPECS
+from safebench.crashes.detect import CRASH_KINDS, SCALES, SPEC, Detectors, Event, detect, detect_scales
+from safebench.crashes.signals import SPECS
 from safebench.metrics import KEYS
 
 LONG = 500  # planned steps from which windows have their full length

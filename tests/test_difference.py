@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from safebench.evidence import runs
-from safebench.evidence.difference import differences
+from safebench.analysis import runs
+from safebench.analysis.diff_runs import differences
 from safebench.report.difference import to_text
 from tests.synthetic import CONSTANTS, healthy, write_run
 

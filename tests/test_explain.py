@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from safebench import config
+from safebench.analysis import runs
+from safebench.analysis.explain import Episode, Log
 from safebench.cli import main
-from safebench.evidence import runs
-from safebench.evidence.explain import Episode, Log
 from safebench.report.explain import explain
 from safebench.rl.controllers import Measurement
 from safebench.trainers.forms import form

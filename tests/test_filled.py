@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from safebench import config
-from safebench.evidence import compare, fairness, runs
-from safebench.evidence.filled import filled, flatten
-from safebench.evidence.runs import Run
+from safebench.analysis import compare, fairness, runs
+from safebench.analysis.fairness import filled, flatten
+from safebench.analysis.runs import Run
 from tests.claims_runs import with_settings
 from tests.synthetic import healthy, write_run
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from safebench import config
+from safebench.analysis import runs
+from safebench.analysis.compare import compare
+from safebench.analysis.scalars import summarise
+from safebench.crashes.detect import detect
 from safebench.errors import BadResource, ComparisonRefused, MissingResource, SafebenchError, UsageError
-from safebench.evidence import runs
-from safebench.evidence.compare import compare
-from safebench.evidence.crashes import detect
-from safebench.evidence.summary import summarise
 from safebench.importers.importing import FOREIGN, Imported, describe, import_history
 from safebench.metrics import CRASH_KINDS, KEYS
 from safebench.recording import status

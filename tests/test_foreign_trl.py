@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from safebench.evidence import runs
+from safebench.analysis import runs
 from safebench.importers.history import number, read
 from safebench.importers.importing import import_history
 from tests import foreign_logs

@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safebench.analysis import frontier as frontiers
+from safebench.analysis import runs, statistics
+from safebench.analysis.frontier import COLUMNS, MUST_MATCH, Frontier, Point, RunPath, frontier, passage, run_path
+from safebench.analysis.runs import Run
 from safebench.errors import UsageError
-from safebench.evidence import frontier as frontiers
-from safebench.evidence import independent, runs, statistics
-from safebench.evidence.best_of_n import COLUMNS, MUST_MATCH
-from safebench.evidence.frontier import Frontier, Point, RunPath, frontier, passage, run_path
-from safebench.evidence.runs import Run
 from tests.synthetic import CONSTANTS, write_run
 
 HASHES = {"model": "aa", "reward": "bb", "judge": "cc", "prompts": "dd"}
@@ -175,7 +174,7 @@ def test_an_arm_that_is_not_paired_is_compared_unpaired(tmp_path: Path) -> None:
         "safe": [straight(tmp_path, "safe", seed, 0.3) for seed in range(3)],
     }
     groups["safe"] = [replace(run, manifest={**run.manifest, "paired": False}) for run in groups["safe"]]
-    assert frontier(groups).levels[0].differences["safe"].method == independent.WELCH
+    assert frontier(groups).levels[0].differences["safe"].method == statistics.WELCH
 
 
 def test_arms_without_a_measured_kl_have_no_frontier(tmp_path: Path) -> None:

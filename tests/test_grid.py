@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from safebench import config
-from safebench.evidence import packed, runs
-from safebench.evidence.statistics import Estimate
+from safebench.analysis import overview, runs
+from safebench.analysis.statistics import Estimate
 from tests.synthetic import healthy, write_run
 from tools import grid_table
 from tools.grid_table import MAIN, PARTS, REPLICATE, WHOLE, blocks
@@ -29,7 +29,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_run(root, arm, seed, healthy(100 * number + seed, STEPS))
     for seed in SEEDS:
         write_run(root, WHOLE, seed, healthy(5000 + seed, STEPS), overrides=["compute.replicate=1"], folder="safe-1")
-    lines = packed.to_csv([packed.pack(run) for run in runs.find(root)])
+    lines = overview.to_csv([overview.pack(run) for run in runs.find(root)])
     (root / "runs.csv").write_text(lines, encoding="utf-8")
     return root / "runs.csv"
 
@@ -49,9 +49,9 @@ def test_main_arms_are_held_against_ppo_and_parts_against_safe(kept: Path) -> No
     main, parts = blocks(kept)
     assert [row.arm for row in main.rows] == list(MAIN) and main.baseline == "ppo"
     assert [row.arm for row in parts.rows] == [WHOLE, REPLICATE, *PARTS] and parts.baseline == WHOLE
-    lines = packed.read(kept)
+    lines = overview.read_packed(kept)
     values = {
-        arm: {r.seed: r.values["judge_final"] for r in lines if (r.arm, r.preset) == (arm, packed.PLAIN)}
+        arm: {r.seed: r.values["judge_final"] for r in lines if (r.arm, r.preset) == (arm, overview.PLAIN)}
         for arm in ("ppo", WHOLE, REPLICATE)
     }
     for block, arm, baseline in ((main, WHOLE, "ppo"), (parts, REPLICATE, WHOLE)):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from safebench import config
+from safebench.analysis import runs
+from safebench.analysis.compare import compare
 from safebench.cli import main
-from safebench.evidence import runs
-from safebench.evidence.compare import compare
-from safebench.evidence.inert import LOGGED_STEPS, Inert, inert_in, inert_terms, sentence
+from safebench.crashes.inert import LOGGED_STEPS, Inert, inert_in, inert_terms, sentence
 from safebench.metrics import LOSS_TERMS, MEASURED
 from safebench.recording.recorder import Recorder
 from safebench.recording.status import Status, read
@@ -74,7 +74,7 @@ def test_cells_as_text_are_read_as_numbers():
 
 def test_the_reference_runs_have_no_inert_term():
     found = runs.find(REFERENCE)
-    assert len(found) == 10
+    assert len(found) == 20  # two comparisons of ten
     assert not [(run.variant, run.seed, inert_in(run)) for run in found if inert_in(run)]
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from safebench.analysis import runs
+from safebench.analysis.scalars import summarise
 from safebench.cli.results import locate_all
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.summary import summarise
 from safebench.recording.keep import REPLIES, keep
 from safebench.recording.samples import Sample, SamplesWriter
 from tests.synthetic import collapsing, write_run

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safebench.evidence import runs
-from safebench.evidence.compare import compare
+from safebench.analysis import runs
+from safebench.analysis.compare import compare
 from safebench.report.table import render
 from tests.synthetic import collapsing, healthy, write_run
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from safebench.analysis.claims import CLAIMS, MATCHED_TO, ask, ledger, matched, needed
+from safebench.analysis.claims.ask import command, filled, lacking, seeds_text
+from safebench.analysis.scalars import summarise
 from safebench.errors import UsageError
-from safebench.evidence.claims import CLAIMS, MATCHED_TO, ask, ledger, matched, needed
-from safebench.evidence.claims.ask import command, filled, lacking, seeds_text
-from safebench.evidence.summary import summarise
 from safebench.report import ledger as report
 from tests.claims_runs import folder, jump, plain, with_settings
 from tests.synthetic import unpaired

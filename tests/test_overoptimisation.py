@@ -7,11 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from safebench.evidence import statistics
-from safebench.evidence.best_of_n import BestOf
-from safebench.evidence.frontier import ArmPaths, Point, RunPath
-from safebench.evidence.overoptimisation import (
+from safebench.analysis import statistics
+from safebench.analysis.frontier import (
+    ArmPaths,
+    BestOf,
     Coefficients,
+    Point,
+    RunPath,
     arm_fit,
     curve_fit,
     fit_best_of_n,

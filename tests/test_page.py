@@ -13,13 +13,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from safebench.analysis import claims, statistics
+from safebench.analysis.compare import compare
+from safebench.analysis.frontier import arm_fit, frontier
+from safebench.analysis.rescored import judged_by
+from safebench.crashes.detect import SPEC
+from safebench.crashes.signals import CrashSpec
 from safebench.errors import MissingResource
-from safebench.evidence import claims, overoptimisation, statistics
-from safebench.evidence.compare import compare
-from safebench.evidence.crashes import SPEC
-from safebench.evidence.frontier import frontier
-from safebench.evidence.rescored import judged_by
-from safebench.evidence.specification import CrashSpec
 from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
 from safebench.report import cells
 from safebench.report.html.data import UNITS, band, curves, rounded, rules, samples, timeline, to_script
@@ -408,6 +408,6 @@ def test_fits_of_judge_reward_against_kl_are_shown_where_there_are_enough_evalua
     assert "Fits of judge reward against KL" not in few, "two evaluations after the first are too few"
     arms = write_arms(tmp_path, ("ppo", "other"), range(3), steps=100)
     shown = written(compare(arms), tmp_path).text
-    found = overoptimisation.arm_fit(frontier({"ppo": arms["ppo"]}).arms[0])
+    found = arm_fit(frontier({"ppo": arms["ppo"]}).arms[0])
     assert "Fits of judge reward against KL" in shown
     assert f"ppo (n=3) {cells.interval(found.alpha)} {cells.interval(found.beta)}" in shown

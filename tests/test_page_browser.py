@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from safebench.evidence import claims
-from safebench.evidence.compare import compare
+from safebench.analysis import claims
+from safebench.analysis.compare import compare
 from safebench.report.html.write import write_report
 from tests.page_runs import HOSTILE, PROMPTS, STEPS, pair, write_arms
 

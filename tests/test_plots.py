@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from safebench.analysis import runs
+from safebench.analysis.overview import ArmRow, Block
+from safebench.analysis.statistics import Estimate
 from safebench.cli import main
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.brief import ArmRow, Block
-from safebench.evidence.statistics import Estimate
 from safebench.report import plots
 from safebench.report.plots import COLORS, PANELS, PHASES, plot_differences, plot_runs
 from tests.synthetic import CONSTANTS, collapsing, healthy, write_run
@@ -193,7 +193,7 @@ def test_the_command_draws_the_reference(tmp_path, capsys):
 
 def test_comparing_imports_no_plotting_no_tables_and_no_torch():
     code = (
-        "import sys; import safebench.evidence.compare, safebench.report.table, safebench.report.plots;"
+        "import sys; import safebench.analysis.compare, safebench.report.table, safebench.report.plots;"
         "print(sorted({'torch', 'matplotlib', 'pandas', 'rich', 'scipy.stats'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

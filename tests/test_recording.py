@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safebench.crashes.detect import Event
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
-from safebench.evidence.crashes import Event
 from safebench.metrics import KEYS, METRICS
 from safebench.recording import events, jsonl, machine, manifest, metrics_csv, samples, status
 from safebench.recording.files import Appender, FolderLock, is_locked, storing, write_atomic

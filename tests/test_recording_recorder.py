@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from safebench import yaml_text
+from safebench.crashes.detect import detect
 from safebench.errors import BadResource, Instability, Interrupted, MissingResource, SafebenchError, UsageError
-from safebench.evidence.crashes import detect
 from safebench.metrics import CRASH_KINDS
 from safebench.recording import checkpoints, folder, manifest, status
 from safebench.recording.recorder import NullRecorder, Recorder

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from safebench.analysis import runs
+from safebench.analysis.claims import ledger
+from safebench.analysis.compare import Comparison
+from safebench.analysis.runs import Run
 from safebench.errors import BadResource
-from safebench.evidence import runs
-from safebench.evidence.claims import ledger
-from safebench.evidence.compare import Comparison
-from safebench.evidence.runs import Run
 from safebench.report import ledger as ledgers
 from safebench.report.table import render
 from tools.excerpt import (

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from safebench import config, yaml_text
+from safebench.analysis import fairness, overview, runs
+from safebench.analysis.compare import compare
+from safebench.analysis.rows import Rounding
 from safebench.cli import main
 from safebench.errors import ComparisonRefused, UsageError
-from safebench.evidence import fairness, packed, runs
-from safebench.evidence.compare import compare
-from safebench.evidence.rows import Rounding
 from safebench.runner.progress import label
 from tests.synthetic import CONSTANTS, healthy, write_run
 
@@ -30,7 +30,7 @@ def test_no_replicate_leaves_files_and_hashes_as_they_were() -> None:
         config.resolve("ppo", overrides=["compute.threads=2"])
     )
     assert not config.differs(settings)
-    assert packed.digest({"arm": "ppo", "compute": {"threads": 2}}) == packed.digest({"arm": "ppo"})
+    assert overview.digest({"arm": "ppo", "compute": {"threads": 2}}) == overview.digest({"arm": "ppo"})
 
 
 def test_a_replicate_has_its_own_hash_folder_and_name(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_replicate_has_its_own_hash_folder_and_name(tmp_path: Path) -> None:
     run = runs.read(write_run(tmp_path, "ppo", 0, healthy(0), overrides=["compute.replicate=1"], folder="ppo-again"))
     plain = runs.read(write_run(tmp_path, "ppo", 0, healthy(0)))
     assert (run.replicate, plain.replicate) == (1, 0)
-    line, other = packed.pack(run), packed.pack(plain)
+    line, other = overview.pack(run), overview.pack(plain)
     assert line.arm == "ppo[update.steps=100; compute.replicate=1]"
     assert line.settings != other.settings
     assert line.ground == other.ground

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from safebench import run as running
+from safebench.analysis import rescored, runs
+from safebench.analysis.compare import compare
+from safebench.analysis.rescored import judged, judged_by
 from safebench.errors import BadResource, ComparisonRefused, MissingResource, UsageError
-from safebench.evidence import rescored, runs
-from safebench.evidence.compare import compare
-from safebench.evidence.rescored import judged, judged_by
 from safebench.recording.files import FolderLock
 from safebench.recording.jsonl import format_line
 from safebench.scoring.rescore import Rescored, grouped, read_replies, rescore, rescore_all

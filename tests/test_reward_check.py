@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from safebench.analysis.frontier import Record
+from safebench.analysis.reward_check import KINDS, lift, order, verdict, within_prompts
+from safebench.analysis.statistics import Estimate
 from safebench.cli import main
-from safebench.evidence.best_of_n import Record
-from safebench.evidence.reward_check import KINDS, lift, order, verdict, within_prompts
-from safebench.evidence.statistics import Estimate
 from safebench.scoring import reward_check
 from safebench.scoring.reward_check import heldout_pairs, preferences
 from safebench.world.preferences import Pair, over_spoiled

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from safebench.analysis import runs
+from safebench.analysis.compare import Comparison, choose, compare, matching
+from safebench.analysis.runs import Run
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.compare import Comparison, compare
-from safebench.evidence.runs import Run
-from safebench.evidence.selection import choose, matching
 from tests.synthetic import collapsing, healthy, write_run
 
 

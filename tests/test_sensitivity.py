@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from safebench.analysis import compare, runs, scalars, statistics
+from safebench.analysis.sensitivity import sensitivity
 from safebench.errors import UsageError
-from safebench.evidence import compare, independent, reliability, runs
-from safebench.evidence.sensitivity import sensitivity
 from safebench.report.sensitivity_table import to_markdown
 from tests.synthetic import collapsing, healthy, unpaired, write_run
 from tools.marks import insert
@@ -113,7 +113,7 @@ def test_each_alternative_does_what_it_says(groups, variants):
     welch = one(variants, "pairing", "unpaired (Welch)", label).difference
     interval = stats.ttest_ind(second, first, equal_var=False).confidence_interval()
     assert (welch.low, welch.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
-    assert welch.p == independent.permutation(second, first)
+    assert welch.p == statistics.permutation(second, first)
     drawn = one(variants, "test", "percentile bootstrap, sign-flip p", label).difference
     plain = one(variants, "pairing", "paired by seed", label).difference
     assert plain.low < drawn.low < plain.value < drawn.high < plain.high
@@ -125,7 +125,7 @@ def test_each_alternative_does_what_it_says(groups, variants):
     drops = []
     for seed in range(5):
         ranges = [np.ptp(groups[arm][seed].column("reward/mean")[1:]) for arm in ARMS]
-        ours, theirs = (reliability.max_drawdown(groups[arm][seed].column("reward/mean")[1:], 1.0) for arm in ARMS)
+        ours, theirs = (scalars.max_drawdown(groups[arm][seed].column("reward/mean")[1:], 1.0) for arm in ARMS)
         drops.append(theirs / ranges[1] - ours / ranges[0])
     ranged = one(variants, "normaliser", "each run's own range", "max drawdown")
     assert ranged.difference.value == pytest.approx(np.mean(drops), rel=1e-12)

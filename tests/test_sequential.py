@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from safebench.evidence import sequential
-from safebench.evidence.sequential import Look, Round, group_sequential, paired_round, spent_by, unpaired_round
-from safebench.evidence.statistics import sign_flip
+from safebench.analysis import stopping
+from safebench.analysis.statistics import sign_flip
+from safebench.analysis.stopping import Look, Round, group_sequential, paired_round, spent_by, unpaired_round
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SYMMETRIC: dict[str, Draw] = {
@@ -68,7 +68,7 @@ def test_no_difference_is_decided_no_more_often_than_alpha(name: str) -> None:
 
 
 def test_drawn_patterns_keep_the_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequential, "EXACT_WAYS", 40)  # the first look visits all patterns, the others draw
+    monkeypatch.setattr(stopping, "EXACT_WAYS", 40)  # the first look visits all patterns, the others draw
     generator, draws, alpha = np.random.default_rng(8), 2000, 0.1
     found = [
         looks_of(generator.standard_cauchy(size=15), 5, alpha, seed=seed, draws=199)
@@ -119,7 +119,7 @@ def test_five_pairs_cannot_decide_and_spend_nothing_that_is_lost() -> None:
 def test_drawn_patterns_agree_with_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(4).normal(0.2, 1.0, 12)
     exact = looks_of(values, 4, 0.2)
-    monkeypatch.setattr(sequential, "EXACT_WAYS", 1)
+    monkeypatch.setattr(stopping, "EXACT_WAYS", 1)
     drawn = looks_of(values, 4, 0.2)
     assert len(exact) == len(drawn) == 3
     for one, other in zip(exact, drawn, strict=True):

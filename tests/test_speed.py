@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from safebench.evidence import compare, runs
-from safebench.evidence.signals import Reading, Signals
+from safebench.analysis import compare, runs
+from safebench.crashes.signals import Reading, Signals
 from safebench.report import table
 from tests.synthetic import collapsing, healthy, write_run
 
@@ -88,7 +88,7 @@ def test_a_comparison_costs_a_few_parses_of_its_files(root):
 def test_a_comparison_does_not_import_what_it_does_not_need():
     heavy = "torch", "transformers", "pandas", "matplotlib", "plotly", "scipy.optimize", "scipy.stats"
     code = (
-        "import sys; from safebench.evidence import compare, statistics; from safebench.report import table; "
+        "import sys; from safebench.analysis import compare, statistics; from safebench.report import table; "
         f"statistics.detectable(1.0, 5); print([name for name in {heavy} if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from safebench.evidence import independent, statistics
+from safebench.analysis import statistics
 
 A = [1.2, 0.7, 1.9, 1.1, 0.4]
 B = [0.9, 0.8, 1.0, 0.6, 0.1]
@@ -41,29 +41,29 @@ def test_paired_equals_scipys_one_sample_t():
 
 
 def test_unpaired_equals_scipys_welch():
-    found = independent.unpaired(A, B[:4])
+    found = statistics.unpaired(A, B[:4])
     interval = stats.ttest_ind(A, B[:4], equal_var=False).confidence_interval()
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
-    assert (found.p, found.n, found.method) == (independent.permutation(A, B[:4]), 4, "Welch")
+    assert (found.p, found.n, found.method) == (statistics.permutation(A, B[:4]), 4, "Welch")
 
 
 def test_unpaired_edges():
-    assert independent.unpaired([1.0, 1.0], [1.0, 1.0]).p == 1.0
-    apart = independent.unpaired([2.0, 2.0], [1.0, 1.0])
+    assert statistics.unpaired([1.0, 1.0], [1.0, 1.0]).p == 1.0
+    apart = statistics.unpaired([2.0, 2.0], [1.0, 1.0])
     assert (apart.low, apart.p) == (1.0, pytest.approx(2 / 6, rel=1e-15))
-    assert math.isnan(independent.unpaired([2.0], [1.0, 1.0]).low)
-    assert math.isnan(independent.unpaired([], [1.0]).value)
+    assert math.isnan(statistics.unpaired([2.0], [1.0, 1.0]).low)
+    assert math.isnan(statistics.unpaired([], [1.0]).value)
 
 
 def test_the_permutation_test_by_hand():
     # 3 and 4 against 1 and 2: of the six ways to deal out two labels only this one and its mirror are 2 apart.
-    assert independent.permutation([3.0, 4.0], [1.0, 2.0]) == pytest.approx(2 / 6, rel=1e-15)
+    assert statistics.permutation([3.0, 4.0], [1.0, 2.0]) == pytest.approx(2 / 6, rel=1e-15)
     # 5 against 1, 2, 3: the means are 3 apart. 1, 2 or 3 alone: 7/3, 1 and 1/3 apart.
-    assert independent.permutation([5.0], [1.0, 2.0, 3.0]) == 0.25
+    assert statistics.permutation([5.0], [1.0, 2.0, 3.0]) == 0.25
     # Five of five against none of five, as Fisher has it: 2 of 252.
-    assert independent.permutation([1.0] * 5, [0.0] * 5) == pytest.approx(2 / 252, rel=1e-15)
-    assert independent.permutation([0.1 + 0.2, 0.3], [0.3, 0.3]) == 1.0  # a difference by rounding is none
-    assert math.isnan(independent.permutation([], [1.0])) and math.isnan(independent.permutation([1.0], []))
+    assert statistics.permutation([1.0] * 5, [0.0] * 5) == pytest.approx(2 / 252, rel=1e-15)
+    assert statistics.permutation([0.1 + 0.2, 0.3], [0.3, 0.3]) == 1.0  # a difference by rounding is none
+    assert math.isnan(statistics.permutation([], [1.0])) and math.isnan(statistics.permutation([1.0], []))
 
 
 @given(floats, floats)
@@ -71,8 +71,8 @@ def test_the_permutation_test_equals_scipys_either_way_round(first, second):
     def apart(x, y, axis):
         return np.mean(x, axis=axis) - np.mean(y, axis=axis)
 
-    found = independent.permutation(first, second)
-    assert found == independent.permutation(second, first)
+    found = statistics.permutation(first, second)
+    assert found == statistics.permutation(second, first)
     if len(first) + len(second) <= 8:
         data = [np.round(values, 3) for values in (first, second)]
         centred = [values - np.concatenate(data).mean() for values in data]
@@ -80,7 +80,7 @@ def test_the_permutation_test_equals_scipys_either_way_round(first, second):
             centred, lambda x, y, axis: np.abs(np.round(apart(x, y, axis), 9)), vectorized=True, n_resamples=np.inf,
             alternative="greater",
         )  # fmt: skip
-        assert independent.permutation(*data) == pytest.approx(reference.pvalue, rel=1e-12)
+        assert statistics.permutation(*data) == pytest.approx(reference.pvalue, rel=1e-12)
 
 
 def test_a_permutation_test_of_many_runs_is_drawn_and_never_zero():
@@ -89,8 +89,8 @@ def test_a_permutation_test_of_many_runs_is_drawn_and_never_zero():
         (first, second), lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis), vectorized=True,
         n_resamples=100_000, rng=np.random.default_rng(1),
     ).pvalue  # fmt: skip
-    assert independent.permutation(first, second) == pytest.approx(exact, abs=4 * math.sqrt(2 * exact / 100_000))
-    apart = independent.permutation(first, [value + 1000 for value in first])
+    assert statistics.permutation(first, second) == pytest.approx(exact, abs=4 * math.sqrt(2 * exact / 100_000))
+    apart = statistics.permutation(first, [value + 1000 for value in first])
     assert apart == pytest.approx(1 / 100_001) and apart > 0
 
 
@@ -109,13 +109,13 @@ def test_a_permutation_test_of_many_runs_is_drawn_and_never_zero():
     ],
 )
 def test_newcombes_interval_is_his_table(counts, interval):
-    found = independent.newcombe(*counts)
+    found = statistics.newcombe(*counts)
     assert (round(found.low, 4), round(found.high, 4)) == interval
-    assert (found.p, found.n) == (independent.fisher(*counts), min(counts[1], counts[3]))
+    assert (found.p, found.n) == (statistics.fisher(*counts), min(counts[1], counts[3]))
 
 
 def test_no_runs_have_no_difference_of_shares():
-    assert math.isnan(independent.newcombe(0, 0, 3, 5).value)
+    assert math.isnan(statistics.newcombe(0, 0, 3, 5).value)
 
 
 def test_sign_flip_by_hand():
@@ -173,15 +173,15 @@ def test_no_crash_in_five_runs_still_allows_half():
 def test_fisher_equals_scipy(table):
     a, n, b, m = table
     reference = stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue
-    assert independent.fisher(a, n, b, m) == pytest.approx(reference, rel=1e-12)
+    assert statistics.fisher(a, n, b, m) == pytest.approx(reference, rel=1e-12)
 
 
 @given(floats, floats)
 def test_probability_of_improvement_is_mann_whitneys_u(second, first):
     u = stats.mannwhitneyu(second, first).statistic
-    found = independent.probability_of_improvement(second, first)
+    found = statistics.probability_of_improvement(second, first)
     assert found == pytest.approx(u / (len(second) * len(first)), rel=1e-12)
-    assert found + independent.probability_of_improvement(first, second) == pytest.approx(1.0, rel=1e-12)
+    assert found + statistics.probability_of_improvement(first, second) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_holm_by_hand():

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from safebench import config
+from safebench.analysis import runs
+from safebench.analysis.scalars import Summary, summarise
+from safebench.analysis.stopping import Rule, Stopping, decide
 from safebench.cli import main
+from safebench.crashes.signals import SPEC
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.specification import SPEC
-from safebench.evidence.stopping import Rule, Stopping, decide
-from safebench.evidence.summary import Summary, summarise
 from tests.synthetic import healthy, write_run
 
 STEPS = 20

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from safebench import config
+from safebench.analysis import runs
+from safebench.analysis.compare import compare
+from safebench.analysis.scalars import BY_KEY
 from safebench.cli import main
 from safebench.cli.asked import Asked
 from safebench.cli.tuning import plan
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.compare import compare
-from safebench.evidence.scalars import BY_KEY
 from safebench.knobs import Tunable, tunable
 from safebench.tuning.points import Point, points
 from safebench.tuning.search import Search, criterion, search

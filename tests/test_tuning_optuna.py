@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from safebench import config, doctor
+from safebench.analysis import runs
+from safebench.analysis.compare import tunings
+from safebench.analysis.scalars import BY_KEY
 from safebench.cli import main
 from safebench.cli.asked import Asked
 from safebench.cli.tuning import plan
 from safebench.errors import MissingResource, UsageError
-from safebench.evidence import runs
-from safebench.evidence.notes import tunings
-from safebench.evidence.scalars import BY_KEY
 from safebench.knobs import Tunable, tunable, value_of
 from safebench.runner.progress import Result, interrupted
 from safebench.settings import Settings

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safebench.evidence import runs
-from safebench.evidence.compare import Comparison, compare
-from safebench.evidence.selection import choose
+from safebench.analysis import runs
+from safebench.analysis.compare import Comparison, choose, compare
 from safebench.report.table import markdown_row, table_lines
 from tools.marks import insert
 

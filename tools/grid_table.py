@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safebench.evidence import packed
-from safebench.evidence.brief import Block, brief
-from safebench.evidence.statistics import Estimate
+from safebench.analysis import overview
+from safebench.analysis.overview import Block, brief
+from safebench.analysis.statistics import Estimate
 from safebench.report.brief import render
 from safebench.report.cells import DASH, interval
 from safebench.report.plots import plot_differences
@@ -36,14 +36,14 @@ SAID = {0: "nothing shown", 1: "earns its place", -1: "stands in the way"}
 
 def blocks(path: Path) -> list[Block]:
     """Return the grid's comparisons, of the runs that the file keeps: the main arms, and the parts."""
-    runs = [run for run in packed.read(path) if run.preset == packed.PLAIN]
+    runs = [run for run in overview.read_packed(path) if run.preset == overview.PLAIN]
 
-    def of(arms: Iterable[str]) -> dict[str, list[packed.Packed]]:
+    def of(arms: Iterable[str]) -> dict[str, list[overview.Packed]]:
         return {arm: [run for run in runs if run.arm == arm] for arm in arms}
 
     return [
-        brief(packed.PLAIN, of(MAIN), baseline=BASELINE),
-        brief(packed.PLAIN, of((WHOLE, REPLICATE, *PARTS)), baseline=WHOLE),
+        brief(overview.PLAIN, of(MAIN), baseline=BASELINE),
+        brief(overview.PLAIN, of((WHOLE, REPLICATE, *PARTS)), baseline=WHOLE),
     ]
 
 
@@ -52,10 +52,10 @@ def parts(path: Path) -> str:
 
     Bold: the 95 % interval leaves zero out. The last column is the verdict of docs/parts.md.
     """
-    runs = [run for run in packed.read(path) if run.preset == packed.PLAIN]
+    runs = [run for run in overview.read_packed(path) if run.preset == overview.PLAIN]
     arms = {arm: [run for run in runs if run.arm == arm] for arm in (WHOLE, REPLICATE, *PARTS)}
     whole, again = (
-        {row.arm: row.differences for row in brief(packed.PLAIN, arms, baseline=base).rows}
+        {row.arm: row.differences for row in brief(overview.PLAIN, arms, baseline=base).rows}
         for base in (WHOLE, REPLICATE)
     )
     header = ["`safe` without", "judge − `safe`", "judge − replicate", "KL − `safe`", "KL − replicate", "so"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from safebench.evidence import runs
-from safebench.evidence.sensitivity import sensitivity
+from safebench.analysis import runs
+from safebench.analysis.sensitivity import sensitivity
 from safebench.report.sensitivity_table import to_markdown
 from tools.marks import insert
 

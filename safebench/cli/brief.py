@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from safebench import config
+from safebench.analysis import overview
+from safebench.analysis.compare import tunings
+from safebench.analysis.overview import PLAIN, Block, Packed, brief
 from safebench.cli.asked import Asked, parse_seeds
 from safebench.cli.gathering import Choice, gather
+from safebench.crashes.signals import CrashSpec
 from safebench.errors import MissingResource, UsageError
-from safebench.evidence import packed
-from safebench.evidence.brief import Block, brief
-from safebench.evidence.notes import tunings
-from safebench.evidence.packed import PLAIN, Packed
-from safebench.evidence.specification import CrashSpec
 from safebench.names import nearest
 from safebench.report.brief import render
 
@@ -50,7 +49,7 @@ def _lying(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms, list[str]]
             continue
         yield (
             preset or PLAIN,
-            {name.partition("@")[0]: [packed.pack(run) for run in found] for name, found in gathered.groups.items()},
+            {name.partition("@")[0]: [overview.pack(run) for run in found] for name, found in gathered.groups.items()},
             tunings(run for found in gathered.groups.values() for run in found),
         )
 
@@ -62,7 +61,7 @@ def _kept(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms, list[str]]]
             f"{choice.root} keeps runs as they were made: no --set, --config, --steps, --where, --judge",
             hint="Name the folder of the runs with --results.",
         )
-    runs = packed.read(choice.root)
+    runs = overview.read_packed(choice.root)
     arms = list(dict.fromkeys(run.arm for run in runs))
     for name in asked.experiments:
         if name not in arms:
@@ -86,8 +85,8 @@ def _kept(asked: Asked, choice: Choice) -> Iterator[tuple[str, Arms, list[str]]]
 
 def keep_lines(folders: Sequence[Path], out: Path) -> None:
     """Write a line for each run into ``out`` and print its name."""
-    from safebench.evidence import runs
+    from safebench.analysis import runs
     from safebench.recording.files import write_atomic
 
-    write_atomic(out, packed.to_csv([packed.pack(runs.read(folder)) for folder in folders]).encode())
+    write_atomic(out, overview.to_csv([overview.pack(runs.read(folder)) for folder in folders]).encode())
     print(out)

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from safebench import config
+from safebench.analysis.compare import Comparison, choose
+from safebench.analysis.compare import compare as compare_groups
 from safebench.cli import making
 from safebench.cli.asked import Asked
 from safebench.cli.brief import print_brief
 from safebench.cli.gathering import Choice, Gathered, gather
 from safebench.cli.options import Format, IfExists
 from safebench.cli.said import tell
+from safebench.crashes.signals import SPEC, CrashSpec
 from safebench.errors import ComparisonRefused, MissingResource, UsageError
-from safebench.evidence.compare import Comparison
-from safebench.evidence.compare import compare as compare_groups
-from safebench.evidence.selection import choose
-from safebench.evidence.specification import SPEC, CrashSpec
 from safebench.report.table import render
 from safebench.runner.progress import is_main
 

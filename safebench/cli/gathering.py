@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safebench import config
+from safebench.analysis import rescored, runs
+from safebench.analysis.compare import matching
+from safebench.analysis.fairness import REPLICATE
+from safebench.analysis.rescored import Judged
+from safebench.analysis.runs import Run
 from safebench.cli.asked import Asked, parse_seeds
 from safebench.errors import BadResource, MissingResource
-from safebench.evidence import rescored, runs
-from safebench.evidence.fairness import REPLICATE
-from safebench.evidence.rescored import Judged
-from safebench.evidence.runs import Run
-from safebench.evidence.selection import matching
 from safebench.layers import is_path, locate
 from safebench.settings import Settings
 

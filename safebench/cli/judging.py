@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from safebench.analysis import frontier
+from safebench.analysis.frontier import Record
+from safebench.analysis.reward_check import KINDS, LIFTED, lift, verdict, within_prompts
+from safebench.analysis.statistics import Estimate
 from safebench.cli.asked import Asked
 from safebench.cli.counting import counting
 from safebench.cli.results import locate_all
 from safebench.cli.tables import columns
-from safebench.evidence import best_of_n
-from safebench.evidence.best_of_n import Record
-from safebench.evidence.reward_check import KINDS, LIFTED, lift, verdict, within_prompts
-from safebench.evidence.statistics import Estimate
 from safebench.report.cells import DASH, interval
 
 
@@ -52,7 +52,7 @@ def draw(asked: Asked, draws: int, root: Path) -> None:
             folder = sample_best_of_n(
                 settings, root, draws=draws, progress=lambda at, of: count("replies of the initial policy", at, of)
             )
-        record = best_of_n.read(folder)
+        record = frontier.read_record(folder)
         for notice in record.manifest.get("notices", ()):
             print(f"note: {notice}", file=sys.stderr)
         print(f"best by proxy of n replies to each of {record.prompts} held-out prompts, mean over prompts ± 95 %")

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from safebench.analysis import runs
+from safebench.analysis.runs import Run
+from safebench.analysis.statistics import Estimate
 from safebench.cli.results import locate, locate_all
 from safebench.cli.tables import columns
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.runs import Run
-from safebench.evidence.statistics import Estimate
 from safebench.metrics import ALARM_KINDS
 from safebench.report.cells import DASH
 
@@ -30,7 +30,7 @@ def plot(names: Sequence[str], out: Path, root: Path) -> None:
 
 def diff(first: str, second: str, root: Path) -> None:
     """Print what differs between two runs."""
-    from safebench.evidence.difference import differences
+    from safebench.analysis.diff_runs import differences
     from safebench.report.difference import to_text
 
     print(to_text(differences(runs.read(locate(first, root)), runs.read(locate(second, root)))), end="")
@@ -51,7 +51,7 @@ def keep(names: Sequence[str], out: Path, root: Path) -> None:
 
 def alarms(names: Sequence[str], root: Path) -> None:
     """Print what each kind of alarm was worth over the runs; runs that cannot be read are told and left out."""
-    from safebench.evidence.alarms import Worth, chance, course_of, worth
+    from safebench.analysis.alarms import Worth, chance, course_of, worth
 
     found = [runs.read(folder) for folder in _folders(names, root)] if names else runs.find(root)
     for run in (run for run in found if run.status == "damaged"):

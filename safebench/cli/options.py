@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safebench.evidence.specification import SPECS, CrashSpec
+from safebench.crashes.signals import SPECS, CrashSpec
 
 
 class IfExists(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from safebench.evidence.runs import Run, read
+from safebench.analysis.runs import Run, read
 from safebench.metrics import ALARM_KINDS, CRASH_KINDS, HARM_KINDS
 from safebench.runner.progress import Result, label
 

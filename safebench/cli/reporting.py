@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from safebench import config
+from safebench.analysis import claims, runs
+from safebench.analysis.claims import Ledger
+from safebench.analysis.runs import Run
 from safebench.cli.asked import Asked, parse_seeds
 from safebench.cli.comparing import Wish, refuse_replicates_of_others
 from safebench.cli.gathering import Choice, gather
+from safebench.crashes.signals import CrashSpec
 from safebench.errors import MissingResource, UsageError
-from safebench.evidence import claims, runs
-from safebench.evidence.claims import Ledger
-from safebench.evidence.runs import Run
-from safebench.evidence.specification import CrashSpec
 from safebench.layers import is_path, locate
 from safebench.report import ledger as ledgers
 
@@ -87,7 +87,7 @@ def write_page(asked: Asked, choice: Choice, wish: Wish, out: Path) -> None:
 
 def print_sensitivity(asked: Asked, choice: Choice, spec: CrashSpec) -> None:
     """Print how the result of two experiments moves with every choice, one table per preset."""
-    from safebench.evidence.sensitivity import sensitivity
+    from safebench.analysis.sensitivity import sensitivity
     from safebench.report.sensitivity_table import to_markdown
 
     for gathered in gather(asked, choice):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safebench import config, layers
+from safebench.analysis import runs
+from safebench.analysis.runs import Run
 from safebench.cli.outcome import crashes, last_values
 from safebench.cli.tables import columns
+from safebench.crashes.inert import inert_in, sentence
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.estimate import readable
-from safebench.evidence import runs
-from safebench.evidence.inert import inert_in, sentence
-from safebench.evidence.runs import Run
 from safebench.metrics import BY_KEY
 from safebench.names import nearest
 from safebench.recording import status

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from safebench import config
+from safebench.analysis.compare import Comparison, choose
+from safebench.analysis.stopping import PRIMARY, Rule, Stopping, decide
 from safebench.cli import making
 from safebench.cli.asked import Asked
 from safebench.cli.comparing import Wish
@@ -15,9 +17,6 @@ from safebench.cli.gathering import Choice, gather
 from safebench.cli.options import Format, IfExists
 from safebench.cli.said import tell
 from safebench.errors import ComparisonRefused, MissingResource, UsageError
-from safebench.evidence.compare import Comparison
-from safebench.evidence.selection import choose
-from safebench.evidence.stopping import PRIMARY, Rule, Stopping, decide
 from safebench.report.table import render
 
 

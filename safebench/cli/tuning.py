@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safebench import config
+from safebench.analysis import runs
+from safebench.analysis.compare import cost_told
+from safebench.analysis.scalars import Scalar
 from safebench.cli.asked import EMBEDDED, Asked, parse_seeds
 from safebench.cli.options import IfExists
 from safebench.cli.said import tell
 from safebench.cli.tables import columns
 from safebench.errors import UsageError
-from safebench.evidence import runs
-from safebench.evidence.notes import cost_told
-from safebench.evidence.scalars import Scalar
 from safebench.knobs import Tunable
 from safebench.recording.files import write_atomic
 from safebench.runner.pool import launch

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from safebench import config as own_config
 from safebench import layers, yaml_text
+from safebench.crashes.detect import SPEC, Blind, Detectors, Event
+from safebench.crashes.signals import NUMERIC_KEYS
 from safebench.errors import BadResource, UsageError
-from safebench.evidence.crashes import SPEC, Blind, Detectors, Event
-from safebench.evidence.signals import NUMERIC_KEYS
 from safebench.importers import history as by_steps
 from safebench.importers.convert import Converted, Taken, Value, convert
 from safebench.importers.history import Raw, Steps, read, whole

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from safebench.evidence.crashes import Event
+from safebench.crashes.detect import Event
 from safebench.recording import jsonl
 from safebench.recording.files import Appender, write_atomic
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from safebench.crashes import inert
+from safebench.crashes.detect import Event
 from safebench.errors import Instability, Interrupted, MissingResource, SafebenchError
-from safebench.evidence import inert
-from safebench.evidence.crashes import Event
 from safebench.recording import checkpoints, metrics_csv, status
 from safebench.recording import folder as run_folder
 from safebench.recording import samples as samples_file

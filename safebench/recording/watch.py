@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from safebench.crashes.detect import SPEC, Blind, Detectors, Event
+from safebench.crashes.inert import Inert, Inertia
 from safebench.errors import BadResource, SafebenchError
-from safebench.evidence.crashes import SPEC, Blind, Detectors, Event
-from safebench.evidence.inert import Inert, Inertia
 from safebench.metrics import CRASH_KINDS
 from safebench.recording.metrics_csv import Row, Value, format_row, parse_row, step_of
 from safebench.settings import Settings

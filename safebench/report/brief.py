@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from safebench.analysis.overview import COMPARED, FIGURES, ArmRow, Block
+from safebench.analysis.scalars import BY_KEY
+from safebench.analysis.statistics import Estimate
+from safebench.crashes.detect import CRASH_KINDS
 from safebench.errors import UsageError
-from safebench.evidence.brief import COMPARED, ArmRow, Block
-from safebench.evidence.crashes import CRASH_KINDS
-from safebench.evidence.packed import FIGURES
-from safebench.evidence.scalars import BY_KEY
-from safebench.evidence.statistics import Estimate
 from safebench.report.cells import ARROWS, DASH, interval, number
 from safebench.report.data import blank, plain
 from safebench.report.screen import fitted

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safebench.evidence.compare import Comparison, Test
-from safebench.evidence.crashes import Event
-from safebench.evidence.independent import NEWCOMBE, WELCH
-from safebench.evidence.rows import Cell, Row
-from safebench.evidence.statistics import PAIRED, Estimate, smallest_p
+from safebench.analysis.compare import Comparison, Test
+from safebench.analysis.rows import Cell, Row
+from safebench.analysis.statistics import NEWCOMBE, PAIRED, WELCH, Estimate, smallest_p
+from safebench.crashes.detect import Event
 
 ENOUGH = 6
 """Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""

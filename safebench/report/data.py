@@ -9,11 +9,11 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from safebench.evidence.compare import Comparison
-from safebench.evidence.crashes import SCALES
-from safebench.evidence.rows import Cell, Row
-from safebench.evidence.statistics import Estimate
-from safebench.evidence.stopping import Stopping
+from safebench.analysis.compare import Comparison
+from safebench.analysis.rows import Cell, Row
+from safebench.analysis.statistics import Estimate
+from safebench.analysis.stopping import Stopping
+from safebench.crashes.detect import SCALES
 
 COLUMNS = (
     "metric", "label", "unit", "direction", "primary", "arm", "baseline", "pairing", "n", "value", "low", "high",

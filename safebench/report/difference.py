@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safebench.evidence.difference import ABSENT, TOLERANCE, Difference, Part
+from safebench.analysis.diff_runs import ABSENT, TOLERANCE, Difference, Part
 
 WIDTH = 100
 

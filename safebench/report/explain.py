@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from safebench.evidence.explain import AFTER, Episode, Log
-from safebench.evidence.inert import inert_in, sentence
-from safebench.evidence.runs import Run
+from safebench.analysis.explain import AFTER, Episode, Log
+from safebench.analysis.runs import Run
+from safebench.crashes.inert import inert_in, sentence
 
 AGREE = 1e-6
 """Relative difference up to which two figures count as the same."""

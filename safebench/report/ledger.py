@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from safebench.analysis.claims.ask import NO_RUN
+from safebench.analysis.claims.verdicts import Claim, Entry, Ledger, Part
 from safebench.errors import UsageError
-from safebench.evidence.claims.ask import NO_RUN
-from safebench.evidence.claims.verdicts import Claim, Entry, Ledger, Part
 from safebench.report.cells import ARROWS, DASH, interval, number
 from safebench.report.data import blank, plain
 from safebench.report.screen import fitted

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safebench.analysis.overview import COMPARED, ArmRow, Block
+from safebench.analysis.runs import Run
+from safebench.analysis.scalars import BY_KEY
+from safebench.crashes.detect import SPEC
 from safebench.errors import UsageError
-from safebench.evidence.brief import COMPARED, ArmRow, Block
-from safebench.evidence.crashes import SPEC
-from safebench.evidence.runs import Run
-from safebench.evidence.scalars import BY_KEY
 
 DPI = 150
 STYLE = {

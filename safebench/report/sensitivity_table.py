@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from safebench.evidence.sensitivity import CRASHED, SIGN, Variant
+from safebench.analysis.sensitivity import CRASHED, SIGN, Variant
 from safebench.report.cells import DASH, interval
 
 

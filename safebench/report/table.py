@@ -6,9 +6,9 @@ import io
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from safebench.analysis.compare import Comparison
+from safebench.analysis.rows import Row
 from safebench.errors import UsageError
-from safebench.evidence.compare import Comparison
-from safebench.evidence.rows import Row
 from safebench.report import cells, data
 from safebench.report.cells import Line
 from safebench.report.screen import fitted

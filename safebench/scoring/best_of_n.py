@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from safebench import config
+from safebench.analysis.frontier import COLUMNS, FOLDER, MUST_MATCH
 from safebench.errors import UsageError
-from safebench.evidence.best_of_n import COLUMNS, FOLDER, MUST_MATCH
 from safebench.recording import hashes, machine, manifest
 from safebench.recording.files import Appender, FolderLock, make_folder, now, write_atomic
 from safebench.settings import Settings

@@ -13,8 +13,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from safebench import catalog, config
+from safebench.analysis.rescored import FOLDER, HELD_OUT, common_rows, slug
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.evidence.rescored import FOLDER, HELD_OUT, common_rows, slug
 from safebench.recording import hashes, machine, manifest
 from safebench.recording.files import Appender, FolderLock, is_locked, make_folder, now, storing, write_atomic
 from safebench.recording.jsonl import format_line

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from safebench import catalog
-from safebench.evidence import best_of_n
-from safebench.evidence.best_of_n import Record
-from safebench.evidence.reward_check import KINDS, Order, order
-from safebench.evidence.statistics import Estimate, mean
+from safebench.analysis import frontier
+from safebench.analysis.frontier import Record
+from safebench.analysis.reward_check import KINDS, Order, order
+from safebench.analysis.statistics import Estimate, mean
 from safebench.recording.files import write_atomic
 from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.settings import Settings
@@ -96,7 +96,7 @@ def check_reward(settings: Settings, root: Path, draws: int, progress: Progress)
     }
     text = json.dumps(found_out, indent=2)
     write_atomic(folder / "orders.json", f"{text}\n".encode())
-    return RewardCheck(orders, liked, people, best_of_n.read(folder), world.notices)
+    return RewardCheck(orders, liked, people, frontier.read_record(folder), world.notices)
 
 
 def liked_by(reward: Reward, pairs: Sequence[Pair], progress: Progress) -> tuple[tuple[Liked, ...], Estimate]:

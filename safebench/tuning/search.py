@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safebench import yaml_text
+from safebench.analysis import statistics
+from safebench.analysis.runs import Run
+from safebench.analysis.scalars import BY_KEY, Scalar, summarise
+from safebench.analysis.statistics import Estimate
 from safebench.errors import UsageError
-from safebench.evidence import statistics
-from safebench.evidence.runs import Run
-from safebench.evidence.scalars import BY_KEY, Scalar
-from safebench.evidence.statistics import Estimate
-from safebench.evidence.summary import summarise
 from safebench.knobs import Tunable
 from safebench.layers import is_path
 from safebench.names import unknown

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from safebench.evidence.best_of_n import expected_best
-from safebench.evidence.reward_check import KINDS, order, within_prompts
-from safebench.evidence.statistics import Estimate
+from safebench.analysis.frontier import expected_best
+from safebench.analysis.reward_check import KINDS, order, within_prompts
+from safebench.analysis.statistics import Estimate
 from safebench.world.audit import Auditor
 from safebench.world.preferences import Exchange
 from safebench.world.rewards import Reward

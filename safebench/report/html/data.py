@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from safebench.evidence import overoptimisation, rescored
-from safebench.evidence.best_of_n import BestOf
-from safebench.evidence.claims import Claim, Entry, Ledger
-from safebench.evidence.compare import Comparison
-from safebench.evidence.crashes import CRASH_KINDS, SCALES, CrashSpec, Event
-from safebench.evidence.frontier import ArmPaths, Frontier, Level
-from safebench.evidence.overoptimisation import ArmFit
-from safebench.evidence.runs import Run
-from safebench.evidence.statistics import ALPHA, Estimate
-from safebench.evidence.summary import Summary
+from safebench.analysis import frontier, rescored
+from safebench.analysis.claims import Claim, Entry, Ledger
+from safebench.analysis.compare import Comparison
+from safebench.analysis.frontier import ArmFit, ArmPaths, BestOf, Frontier, Level
+from safebench.analysis.runs import Run
+from safebench.analysis.scalars import Summary
+from safebench.analysis.statistics import ALPHA, Estimate
+from safebench.crashes.detect import CRASH_KINDS, SCALES, CrashSpec, Event
 from safebench.metrics import BY_KEY
 from safebench.report import cells
 from safebench.report import ledger as printed
@@ -190,8 +188,8 @@ def matched_table(found: Frontier, comparison: Comparison) -> dict[str, Any]:
 
 def fits_table(found: Frontier) -> dict[str, Any]:
     """Return the table of fits of judge reward against KL: a row per arm that has one, and best of n, as text."""
-    rows = [_fit(fit) for arm in found.arms if (fit := overoptimisation.arm_fit(arm)) is not None]
-    reference = overoptimisation.curve_fit(found.best_of_n)
+    rows = [_fit(fit) for arm in found.arms if (fit := frontier.arm_fit(arm)) is not None]
+    reference = frontier.curve_fit(found.best_of_n)
     if reference is not None:
         figures = (cells.number(value, 0.01) for value in (reference.alpha, reference.beta))
         rows.append(["best of n: d (α − β d)", *figures, cells.number(reference.rest, 0.01), ""])

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from safebench.evidence.compare import Comparison
-from safebench.evidence.fairness import Unequal
-from safebench.evidence.rows import Row
-from safebench.evidence.runs import Run
+from safebench.analysis.compare import Comparison
+from safebench.analysis.fairness import Unequal
+from safebench.analysis.rows import Row
+from safebench.analysis.runs import Run
 from safebench.report import cells
 
 

@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from safebench.analysis import frontier as frontiers
+from safebench.analysis.claims import Ledger
+from safebench.analysis.compare import Comparison
+from safebench.analysis.frontier import Frontier
+from safebench.crashes.detect import SCALES
 from safebench.errors import MissingResource
-from safebench.evidence import frontier as frontiers
-from safebench.evidence.claims import Ledger
-from safebench.evidence.compare import Comparison
-from safebench.evidence.crashes import SCALES
-from safebench.evidence.frontier import Frontier
 from safebench.report import cells
 from safebench.report.html import data, words
 from safebench.report.html.data import (

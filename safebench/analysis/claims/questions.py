@@ -1,0 +1,419 @@
+"""One function per claim of SAFE's paper: what is measured for it, and what the runs at hand say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safebench.analysis import fairness, scalars, statistics
+from safebench.analysis.claims.verdicts import (
+    Case,
+    Claim,
+    Finding,
+    Part,
+    Value,
+    all_of,
+    any_of,
+    difference,
+    enough,
+    p_value,
+    ratio,
+    share,
+    side,
+)
+from safebench.analysis.fairness import filled
+from safebench.analysis.runs import Run
+from safebench.analysis.scalars import Summary
+from safebench.analysis.statistics import ALPHA, Estimate
+from safebench.crashes.detect import SCALES
+from safebench.crashes.inert import never_acted
+from safebench.crashes.signals import SPEC
+from safebench.metrics import KEYS
+
+WELL_AWAY = 1.0
+"""sigma_0 by which the other's training average must exceed zero, in every seed, for per cent of it to be said."""
+JUDGE_MARGIN = 0.1
+"""The judge's sigma_0 by which its reward may be lower and still count as no lower."""
+OVERHEAD = 1.01
+"""Ratio of costs up to which an overhead counts as minimal."""
+
+
+def reward(case: Case) -> Finding:
+    """Claim 1: training-average reward is higher; in sigma_0, besides in per cent where that means something."""
+    found = all_of([difference("training-average reward", "σ₀", case, _in_sigma("train_reward"), "up")])
+    others = [_in_sigma("train_reward")(second) for _, second in case.pairs]
+    if not others or not min(others) >= WELL_AWAY:
+        return found
+    return Finding(found.verdict, found.why, (*found.parts, _per_cent(case)))
+
+
+def kl(case: Case) -> Finding:
+    """Claim 3: lower maximum of KL, fewer spikes, and a judge's reward no lower than the margin allows."""
+    return all_of(
+        [
+            difference("KL, max", "nats/token", case, _scalar("kl_max"), "down"),
+            difference("KL spikes", "episodes", case, _spikes, "down", exact=True),
+            difference("judge reward, end", "judge's σ₀", case, _judge, "up", bound=-JUDGE_MARGIN),
+        ]
+    )
+
+
+def cost(case: Case) -> Finding:
+    """Claim 4: time per update and peak memory at most one per cent above the other's, on the same hardware."""
+    parts = [
+        ratio("time per update, s", case, _scalar("time_update"), "down", bound=OVERHEAD),
+        ratio("peak memory, MiB", case, _scalar("memory_peak"), "down", bound=OVERHEAD),
+    ]
+    if len({_hardware(summary) for pair in case.pairs for summary in pair}) > 1:
+        return Finding("not shown", "the runs come from different hardware: costs do not compare", tuple(parts))
+    return all_of(parts)
+
+
+def volatility(case: Case) -> Finding:
+    """Claim 10: the reward changes less from step to step."""
+    return all_of([difference("reward volatility", "σ₀/step", case, _scalar("volatility"), "down")])
+
+
+def _per_cent(case: Case) -> Part:
+    mean_reward = _in_sigma("train_reward")
+    others = {second.run.seed: mean_reward(second) for _, second in case.pairs}
+    part = difference(
+        "the same", "%", case, lambda summary: 100 * mean_reward(summary) / others[summary.run.seed], "up"
+    )
+    return replace(part, means=(math.nan, math.nan), side=0, decides=False)
+
+
+def _scalar(key: str) -> Value:
+    return lambda summary: summary.values[key]
+
+
+def _in_sigma(key: str) -> Value:
+    def value(summary: Summary) -> float:
+        sigma = summary.run.sigma0
+        return summary.values[key] / sigma if sigma else math.nan
+
+    return value
+
+
+def _judge(summary: Summary) -> float:
+    sigma = summary.run.judge_sigma0
+    return summary.values["judge_final"] / sigma if sigma else math.nan
+
+
+def _spikes(summary: Summary) -> float:
+    return float(summary.count("kl_spike"))
+
+
+def _hardware(summary: Summary) -> str:
+    return json.dumps(summary.run.manifest.get("hardware"), sort_keys=True)
+
+
+LONGER = 4
+"""How many times as long a long run is."""
+FREE = ("experiment", "description", "seed", "recording.", "compute.", "evaluation.every", "update.steps")
+"""Settings in which a long run may differ from the one it lengthens."""
+
+
+def crashes(case: Case) -> Finding:
+    """Claim 2: fewer crashed runs."""
+    found = all_of([share("crashed runs", case, lambda summary: summary.crashed)])
+    first, second = ([pair[i] for pair in case.pairs] for i in (0, 1))
+    if not first:
+        return found
+    if len({summary.unmeasured_harms for summary in (*first, *second)}) > 1:
+        return replace(found, verdict="not shown", why="the runs were not all watched for the same kinds of crash")
+    scales = " / ".join(f"{scale:g}×" for scale in SCALES)
+    told = f"crashed at {scales} thresholds: {case.arm} {_at_scales(first)}, {case.other} {_at_scales(second)}"
+    drops = f"with a reward crash: {_with_drop(first)} against {_with_drop(second)}"
+    return replace(found, why=f"{found.why}; {told}; {drops}")
+
+
+def long_run(case: Case) -> Finding:
+    """Claim 8: no crash in a run four times as long; one crashed run is a counterexample.
+
+    ``case.second`` are the same arm's runs of ordinary length, which say how long four times is.
+    """
+    if not case.first:
+        return Finding("not shown", "no long runs")
+    part = _share_crashed(case.first)
+    if not case.second:
+        return Finding("not shown", "nothing says how long the ordinary run is", (part,))
+    if reason := _not_longer(case.first[0].run, case.second[0].run):
+        return Finding("not shown", reason, (part,))
+    crashed = [summary for summary in case.first if summary.crashed]
+    beside = "".join(f"; at this length {name}: {_crashed(runs)}" for name, runs in case.context.items() if runs)
+    if crashed:
+        told = "; ".join(f"seed {s.run.seed}: {_kinds(s)}" for s in crashed)
+        return Finding("fails", f"{part.why} ({told}){beside}", (replace(part, side=-1),), certain=True)
+    if blind := sorted({kind for summary in case.first for kind in summary.unmeasured_harms}):
+        return Finding("not shown", f"{part.why}, but nobody watched {', '.join(blind)}", (part,))
+    if len(case.first) < enough():
+        return Finding("not shown", f"{part.why}; a verdict needs {enough()} runs{beside}", (part,))
+    return Finding("holds", f"{part.why}{beside}", (replace(part, side=1),))
+
+
+def _share_crashed(summaries: Sequence[Summary]) -> Part:
+    hit = sum(summary.crashed for summary in summaries)
+    estimate = statistics.clopper_pearson(hit, len(summaries))
+    why = f"{_crashed(summaries)}, which allows a rate from {estimate.low:.2f} to {estimate.high:.2f}"
+    return Part("crashed long runs", "share of runs", "down", estimate, (estimate.value, float("nan")), 0, why, "share")
+
+
+def _kinds(summary: Summary) -> str:
+    return ", ".join(dict.fromkeys(event.kind for event in summary.harms(1.0)))
+
+
+def _crashed(summaries: Sequence[Summary]) -> str:
+    return f"{sum(summary.crashed for summary in summaries)} of {len(summaries)} runs crashed"
+
+
+def _not_longer(long: Run, short: Run) -> str:
+    """Return why these are not runs of one experiment, the one four times as long; empty where they are."""
+    if long.planned_steps < LONGER * short.planned_steps:
+        return f"{long.planned_steps} steps are not {LONGER} times {short.planned_steps}"
+    one, other = filled(long), filled(short)
+    keys = [key for key in {**one, **other} if not key.startswith(FREE) and one.get(key) != other.get(key)]
+    return f"the long runs differ in more than their length: {', '.join(keys)}" if keys else ""
+
+
+def _at_scales(summaries: Sequence[Summary]) -> str:
+    return " / ".join(str(sum(bool(summary.harms(scale)) for summary in summaries)) for scale in SCALES)
+
+
+def _with_drop(summaries: Sequence[Summary]) -> str:
+    return f"{sum(summary.count('reward_crash') > 0 for summary in summaries)} of {len(summaries)}"
+
+
+WAY = 0.8
+LEARNED = 0.5
+"""sigma_0 that the opponent must have gained: 80 % of less is noise."""
+STEPS_TO_PEAK = f"steps to {100 * WAY:.0f} % of the peak"
+
+
+def speed(case: Case) -> Finding:
+    """Claim 7: not more steps than the opponent to 80 % of the opponent's own gain, pair by pair."""
+    goals = {second.run.seed: goal(second) for _, second in case.pairs}
+    lazy = [seed for seed, reward in goals.items() if math.isnan(reward)]
+    if lazy:
+        seeds = ", ".join(map(str, lazy))
+        told = f"{case.other} gained less than {LEARNED:g} σ₀ in seed {seeds}: no peak to measure by"
+        return Finding("not shown", told)
+    part = difference(STEPS_TO_PEAK, "steps", case, lambda summary: steps_to(summary, goals[summary.run.seed]), "down")
+    times = [tuple(steps_to(summary, goals[summary.run.seed]) for summary in pair) for pair in case.pairs]
+    if any(math.isinf(first) for first, _ in times):
+        part = _censored(part, case, [(first, second) for first, second in times])
+    return all_of([part])
+
+
+def curve(summary: Summary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the measured training steps and the smoothed reward at them (the crash specification's average)."""
+    steps, reward = summary.run.column("step"), summary.run.column("reward/mean")
+    known = (steps >= 1) & np.isfinite(reward)
+    return steps[known], scalars.smoothed(reward[known], SPEC.smoothing_span)
+
+
+def goal(summary: Summary) -> float:
+    """Return the reward at 80 % of the way from the first batch's to the smoothed peak; NaN where it did not learn."""
+    _, reward = curve(summary)
+    sigma = summary.run.sigma0
+    if not reward.size or not sigma:
+        return math.nan
+    start, peak = float(reward[0]), float(reward.max())
+    return start + WAY * (peak - start) if peak - start >= LEARNED * sigma else math.nan
+
+
+def steps_to(summary: Summary, reward: float) -> float:
+    """Return the first step at which the smoothed reward is at least ``reward``; infinite where it never is."""
+    steps, smoothed = curve(summary)
+    reached = steps[smoothed >= reward]
+    return float(reached[0]) if reached.size else math.inf
+
+
+def _censored(part: Part, case: Case, times: Sequence[tuple[float, float]]) -> Part:
+    late = [first - second for first, second in times]
+    signs = [float(np.sign(value)) for value in late]
+    p = statistics.sign_flip(signs)
+    estimate = Estimate(float(np.median(late)), math.nan, math.nan, len(late), "median, sign test", p)
+    never = sum(math.isinf(first) for first, _ in times)
+    earlier = sum(sign < 0 for sign in signs)
+    told = f"{case.arm} never got there in {never} of {len(late)} runs, and was earlier in {earlier}"
+    medians = tuple(float(np.median([pair[i] for pair in times])) for i in (0, 1))
+    why = f"{told}; sign test p {p_value(p)}"
+    return replace(part, estimate=estimate, means=(medians[0], medians[1]), side=-side(signs, exact=True), why=why)
+
+
+COLLAPSES = ("entropy_collapse", "degenerate", "length_collapse")
+"""Crashes that are a loss of variety: what the gate is to keep apart from exploration."""
+SAME = 1.25
+"""Ratio of mean penalties up to which, and down to whose inverse, they count as the same."""
+TESTED = 3
+"""Figures among which claim 6 looks for one that gets worse; they share the level."""
+
+
+def gate(case: Case) -> Finding:
+    """Claim 5: at the same mean penalty, more runs collapse without the entropy gate."""
+    if found := _beforehand(case):
+        return found
+    found = all_of([share("collapsed runs", case, _collapsed)])
+    same, told = _same_penalty(case)
+    if not same:
+        return Finding("not shown", f"{told}; {found.why}", tuple(replace(part, side=0) for part in found.parts))
+    return replace(found, why=f"{found.why}; {told}")
+
+
+def pid(case: Case) -> Finding:
+    """Claim 6: without the PID one of the three primary metrics gets worse; each is tested at a third of 5 %."""
+    if found := _beforehand(case):
+        return found
+    level = ALPHA / TESTED
+    return any_of(
+        [
+            difference("judge reward, end", "judge's σ₀", case, _judge, "up", alpha=level),
+            difference("crashed runs", "runs", case, _harmed, "down", alpha=level, exact=True),
+            difference("judge reward at matched KL", "judge's σ₀", case, _judge_matched, "up", alpha=level),
+        ]
+    )
+
+
+def unlike(claim: Claim, case: Case) -> str:
+    """Return the settings, besides what the claim drops, in which arm and ablation differ; empty where none."""
+    groups = {name: [summary.run for summary in found] for name, found in _sides(case)}
+    keys = [item.key for item in fairness.differences(groups) if not item.key.startswith(claim.drops)]
+    return ", ".join(keys)
+
+
+def mean_penalty(summary: Summary) -> float:
+    """Mean of loss/penalty over the run's steps; NaN where it was not measured."""
+    column = summary.run.column("loss/penalty")
+    known = column[np.isfinite(column) & (summary.run.column("step") >= 1)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _beforehand(case: Case) -> Finding | None:
+    if not case.first:
+        return Finding("not shown", f"no runs of {case.arm}")
+    if all(never_acted(summary.run, "penalty") for summary in case.first):
+        why = (
+            f"in {len(case.first)} of {len(case.first)} runs the penalty is inert, without a gradient at every "
+            "measured step: what shapes it changes no weight, and a run without that is the same run"
+        )
+        return Finding("fails", why, certain=True)
+    return None if case.pairs else Finding("not shown", "nothing to hold it against")
+
+
+def _same_penalty(case: Case) -> tuple[bool, str]:
+    """Tell whether the 95 % interval of the mean penalties' ratio lies within SAME on either side."""
+    values = [(mean_penalty(first), mean_penalty(second)) for first, second in case.pairs]
+    if not all(math.isfinite(v) and v > 0 for pair in values for v in pair):
+        return False, "the mean penalty is not known, or zero, in some run"
+    found = statistics.mean([math.log(first / second) for first, second in values])
+    centre, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
+    told = f"mean penalty {centre:.2f} times that without, 95 % interval {low:.2f} to {high:.2f}"
+    within = f"within {1 / SAME:.2f} to {SAME:.2f}"
+    if low > 1 / SAME and high < SAME:
+        return True, f"{told}, {within}"
+    return False, f"{told}, must lie {within}: multiply the ablation's coefficient by {centre:.2g}"
+
+
+def _collapsed(summary: Summary) -> bool:
+    return any(summary.count(kind) for kind in COLLAPSES)
+
+
+def _harmed(summary: Summary) -> float:
+    return float(summary.crashed)
+
+
+def _judge_matched(summary: Summary) -> float:
+    sigma = summary.run.judge_sigma0
+    return summary.values["judge_matched"] / sigma if sigma else math.nan
+
+
+def _sides(case: Case) -> list[tuple[str, tuple[Summary, ...]]]:
+    return [(case.arm, case.first), (case.other, case.second)]
+
+
+CONTROLLER: tuple[str, ...] = tuple(
+    key for key in KEYS if key.startswith("controller/") and key != "controller/momentum"
+)
+"""The columns of the gated form (SAFE, equations 5 to 9); momentum is the other form's."""
+TOLERANCE = float(np.finfo(np.float32).eps)
+"""Relative: a loss term is a float32, rounded once in each micro-batch; twice that is not reached."""
+EXPLAINED = "runs whose log explains each penalty"
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What one run's log holds: its steps, those with a gap in a controller's column, those not recomputed."""
+
+    seed: int
+    steps: int
+    gaps: tuple[int, ...]
+    unexplained: tuple[int, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every step is there and explained."""
+        return bool(self.steps) and not self.gaps and not self.unexplained
+
+
+def interpretable(case: Case) -> Finding:
+    """Claim 9: every controller column is filled at every step, and every logged penalty can be recomputed."""
+    silent = [summary.run.seed for summary in case.first if not summary.run.settings.get("penalty")]
+    if not case.first or silent:
+        return Finding("not shown", f"no runs of {case.arm}" if not case.first else f"{case.arm} has no penalty")
+    found = [explained(summary.run) for summary in case.first]
+    whole = sum(one.whole for one in found)
+    estimate = Estimate(whole / len(found), math.nan, math.nan, len(found), "check of every step")
+    steps = sum(one.steps for one in found)
+    faults = [_fault(one) for one in found if not one.whole]
+    side, why = (-1, "; ".join(faults)) if faults else (1, f"at all {steps} steps of {len(found)} runs")
+    part = Part(EXPLAINED, "share of runs", "up", estimate, (estimate.value, math.nan), side, why, "share")
+    return Finding("fails", why, (part,), certain=True) if faults else Finding("holds", why, (part,))
+
+
+def explained(run: Run) -> Explained:
+    """Check one run's log, step by step."""
+    trained = run.column("step") >= 1
+    steps = run.column("step")[trained]
+    gaps = np.zeros(steps.size, dtype=np.bool_)
+    for key in CONTROLLER:
+        gaps |= ~_filled(run, key)[trained]
+    logged, again = run.column("loss/penalty")[trained], recomputed(run)[trained]
+    same = np.abs(logged - again) <= TOLERANCE * np.abs(again) + TINY  # a NaN is never the same
+    return Explained(run.seed, steps.size, _steps(steps, gaps), _steps(steps, ~same & ~gaps))
+
+
+def recomputed(run: Run) -> NDArray[np.float64]:
+    """Return g c max(0, KL_short - tau)^2 (SAFE, equation 10) from the logged columns, one value per row."""
+    penalty = run.settings["penalty"]
+    excess = run.column("controller/kl_short") - run.column("controller/threshold")
+    if penalty.get("asymmetric", True):
+        excess = np.maximum(excess, 0.0)
+    return run.column("controller/gate") * float(penalty["coefficient"]) * excess**2
+
+
+def _filled(run: Run, key: str) -> NDArray[np.bool_]:
+    if key == "controller/phase":
+        return np.array([cell != "" for cell in run.cells.get(key, [""] * run.column("step").size)], dtype=np.bool_)
+    return np.isfinite(run.column(key))
+
+
+def _steps(steps: NDArray[np.float64], chosen: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(step) for step in steps[chosen])
+
+
+def _fault(one: Explained) -> str:
+    if not one.steps:
+        return f"seed {one.seed} has no step"
+    told = [_first("an empty cell", one.gaps), _first("a penalty that the log does not give", one.unexplained)]
+    return f"seed {one.seed}: {' and '.join(text for text in told if text)}"
+
+
+def _first(what: str, steps: Sequence[int]) -> str:
+    return f"{what} in {len(steps)} steps, first {steps[0]}" if steps else ""

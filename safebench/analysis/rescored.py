@@ -1,0 +1,178 @@
+"""Saved replies scored again by another reward: read back, and put in the judge's place.
+
+A step may have kept only some of its held-out replies (runs made before all were kept have 128 at step 0 and 8
+afterwards). A mean over all replies of one step and over a part of the next would differ by the choice of prompts
+alone. So every figure here is over the same rows: those that every evaluation of every run compared has kept. A row is
+a held-out prompt with its sampling noise, the same in every evaluation and every run. What that leaves is said, never
+filled up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from safebench import config
+from safebench.errors import BadResource, MissingResource
+
+if TYPE_CHECKING:
+    from safebench.analysis.runs import Run
+
+FOLDER = "rescored"
+"""Folder of a run that holds ``<slug>.jsonl``, ``<slug>.csv`` and ``<slug>.json`` of each reward."""
+
+HELD_OUT = "heldout"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One reward's scores of a run's held-out replies: by step, then by row."""
+
+    reward: str
+    manifest: Mapping[str, Any]
+    heldout: Mapping[int, Mapping[int, float]]
+
+    @property
+    def common(self) -> frozenset[int]:
+        """Rows that every evaluation has kept."""
+        return common_rows(self.heldout)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Groups of runs as ``reward`` sees them, all over the same ``rows`` of up to ``of`` held-out replies.
+
+    ``again`` is False where it was the runs' own judge, and its figures are those that they measured.
+    """
+
+    reward: str
+    groups: dict[str, list[Run]]
+    rows: int
+    of: int
+    again: bool = True
+
+    @property
+    def full(self) -> bool:
+        """Whether the rows are the whole held-out set."""
+        return self.rows == self.of
+
+    @property
+    def note(self) -> str:
+        """The line that belongs with every table made of these; a warning where not ``full``."""
+        if not self.again:
+            return f"judge: {self.reward}, as the runs measured it"
+        if self.full:
+            return f"judge: {self.reward}, all {self.rows} held-out replies of every evaluation, scored again"
+        return (
+            f"judge: {self.reward}, on only {self.rows} of up to {self.of} held-out replies of every evaluation: "
+            "the others were not kept in all of them"
+        )
+
+
+def slug(reward: str) -> str:
+    """Return the name of a reward's files: its own where it can be one, else made so, with a hash against mix-ups."""
+    name = config.safe_name(reward.replace("/", "--"))
+    return name if name == reward else f"{name}-{hashlib.sha256(reward.encode()).hexdigest()[:4]}"
+
+
+def common_rows(steps: Mapping[int, Mapping[int, Any]]) -> frozenset[int]:
+    """Return the rows that every step has; none of no steps."""
+    return frozenset.intersection(*map(frozenset, steps.values())) if steps else frozenset()
+
+
+def read(folder: Path, reward: str) -> Scores:
+    """Return what ``safebench rescore`` wrote for ``reward`` into the run ``folder``.
+
+    Raises ``MissingResource`` with the command where it is not there, ``BadResource`` where it is damaged or the run
+    went on since.
+    """
+    hint = f"`safebench rescore {folder} --reward {reward}` makes it."
+    place = folder / FOLDER
+    described = place / f"{slug(reward)}.json"
+    if not described.is_file():
+        raise MissingResource(f"{folder} was not scored by {reward}", hint)
+    try:
+        manifest = json.loads(described.read_text(encoding="utf-8"))
+        lines = (place / f"{slug(reward)}.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        heldout: dict[int, dict[int, float]] = {}
+        for record in records:
+            if record["split"] == HELD_OUT:
+                heldout.setdefault(int(record["step"]), {})[int(record["row"])] = float(record["score"])
+        size, whole = int(manifest["samples"]["bytes"]), len(records) == manifest["replies"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadResource(f"the scores of {reward} in {place} are damaged: {error}", hint) from error
+    if not whole:
+        raise BadResource(f"the scores of {reward} in {place} are not whole", hint)
+    samples = folder / "samples.jsonl"
+    if samples.exists() and samples.stat().st_size != size:
+        raise BadResource(f"{folder} has gone on since {reward} scored it", hint)
+    return Scores(reward, manifest, heldout)
+
+
+def judged_by(run: Run, reward: str, rows: frozenset[int] | None = None) -> Run:
+    """Return ``run`` as if ``reward`` had been its judge: eval/judge, judge_sigma0, and what its files say of it.
+
+    Over ``rows`` of the held-out replies, by default those that every evaluation of the run has kept.
+    ``judge_sigma0`` is their standard deviation (n - 1) at step 0; without an evaluation there, it is not known.
+    Where they are fewer than an evaluation has kept, the settings say so (``evaluation.prompts``): such a run compares
+    neither with one judged on more nor with best of n. Runs to be compared are best judged together, by ``judged``.
+    Raises as ``read`` does, and ``BadResource`` where an evaluation kept none of these replies.
+    """
+    scores = read(run.folder, reward)
+    chosen = _checked(run, scores, rows)
+    means = {step: fmean(by_row[row] for row in chosen) for step, by_row in scores.heldout.items()}
+    first = scores.heldout.get(0)
+    steps = [int(float(cell)) for cell in run.cells.get("step", ())]
+    part = len(chosen) < max(map(len, scores.heldout.values()))
+    changed: dict[str, dict[str, Any]] = {"reward": {"judge": reward}}
+    changed |= {"evaluation": {"prompts": len(chosen)}} if part else {}
+    return replace(
+        run,
+        settings={**run.settings, **{key: {**run.settings.get(key, {}), **new} for key, new in changed.items()}},
+        manifest={
+            **run.manifest,
+            "judge_sigma0": None if first is None else stdev(first[row] for row in chosen),
+            "hashes": {**run.manifest.get("hashes", {}), "judge": scores.manifest.get("hash")},
+            "rescored": {"reward": reward, "rows": len(chosen)},
+        },
+        columns={**run.columns, "eval/judge": tuple(repr(means[s]) if s in means else "" for s in steps)},
+    )
+
+
+def judged(groups: Mapping[str, Sequence[Run]], reward: str) -> Judged:
+    """Return all runs as ``reward`` judges them, over the rows that every evaluation of every run has kept.
+
+    Where ``reward`` is the judge that all of them had, they are returned as they are.
+    """
+    runs = [run for group in groups.values() for run in group]
+    of = max((int(run.settings.get("evaluation", {}).get("prompts", 0)) for run in runs), default=0)
+    if all(run.settings.get("reward", {}).get("judge") == reward for run in runs):
+        return Judged(reward, {arm: list(group) for arm, group in groups.items()}, of, of, again=False)
+    rows = frozenset.intersection(*(read(run.folder, reward).common for run in runs))
+    seen = {arm: [judged_by(run, reward, rows) for run in group] for arm, group in groups.items()}
+    return Judged(reward, seen, len(rows), of)
+
+
+def _checked(run: Run, scores: Scores, rows: frozenset[int] | None) -> list[int]:
+    """Return the rows in order; every evaluation in metrics.csv must have kept each of them."""
+    evaluated = run.column("step")[np.isfinite(run.column("eval/reward"))].astype(int).tolist()
+    if missing := [step for step in evaluated if step not in scores.heldout]:
+        raise BadResource(
+            f"{run.folder} kept no held-out replies at step {', '.join(map(str, missing))}",
+            "What was not kept cannot be judged again: make the run anew.",
+        )
+    chosen = scores.common if rows is None else rows & scores.common
+    if len(chosen) < 2:
+        raise BadResource(
+            f"{run.folder} kept {len(chosen)} held-out replies that all evaluations have; at least 2 are needed",
+            "What was not kept cannot be judged again: make the run anew.",
+        )
+    return sorted(chosen)
