@@ -1,15 +1,15 @@
 """One function per claim of SAFE's paper: what is measured for it, and what the runs at hand say.
 
-Parts of the control (5, 6) are asked by leaving them out. What a part does to the threshold or the penalty can matter only
-through the penalty's gradient. Where that is zero although the penalty is not (the term is inert), a run without the part
-is the same run: the claim fails without an ablation.
+Parts of the control (5, 6) are asked by leaving them out. What a part does to the threshold or the penalty can matter
+only through the penalty's gradient. Where that is zero although the penalty is not (the term is inert), a run without
+the part is the same run: the claim fails without an ablation.
 
-Learning speed (7): a run that never gets there is censored: how much slower it is nobody knows, only that it is. From there
-on no mean and no t-interval exist; medians are shown, and the exact sign test alone decides.
+Learning speed (7): a run that never gets there is censored: how much slower it is nobody knows, only that it is. From
+there on no mean and no t-interval exist; medians are shown, and the exact sign test alone decides.
 
-Interpretability (9) is a check without statistics. ``loss/penalty`` is the mean over a step's updates. On our loop threshold,
-gate and KL_short are set once a step, before its updates, and enter every one of them as numbers, so that the mean is the
-value itself.
+Interpretability (9) is a check without statistics. ``loss/penalty`` is the mean over a step's updates. On our loop
+threshold, gate and KL_short are set once a step, before its updates, and enter every one of them as numbers, so that
+the mean is the value itself.
 """
 
 from __future__ import annotations

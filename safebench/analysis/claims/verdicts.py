@@ -1,7 +1,7 @@
 """What a ledger is made of, and the one rule of verdicts, for *holds* and *fails* alike (docs/claims.md).
 
-A figure lies on a side of its bound where Student's t-interval is wholly there *and* the exact sign-flip test rejects, both
-two-sided at 5 %. What is crash-shaped (counts, yes or no) has no t-interval: the exact test alone.
+A figure lies on a side of its bound where Student's t-interval is wholly there *and* the exact sign-flip test
+rejects, both two-sided at 5 %. What is crash-shaped (counts, yes or no) has no t-interval: the exact test alone.
 """
 
 from __future__ import annotations
