@@ -17,10 +17,10 @@ import torch
 from safebench import catalog, config
 from safebench.errors import Interrupted, SafebenchError, UsageError
 from safebench.metrics import MEASURED
-from safebench.recording import checkpoints, hashes, manifest, status
+from safebench.recording import checkpoints, layout, manifest
+from safebench.recording.jsonl import Sample
+from safebench.recording.layout import Status
 from safebench.recording.recorder import NullRecorder, Recorder
-from safebench.recording.samples import Sample
-from safebench.recording.status import Status
 from safebench.settings import Settings
 from safebench.trainers.describe import Row
 from safebench.trainers.learner import Learner
@@ -76,7 +76,7 @@ def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
 
 def _settle_existing(folder: Path, settings: Settings, if_exists: IfExists, processes: Processes) -> RunOutcome | None:
     """Decide what an existing folder means; return its outcome when nothing is left to do."""
-    record = status.read(folder) if folder.exists() else None
+    record = layout.read_status(folder) if folder.exists() else None
     if record is None:
         return None
     if if_exists == "error":
@@ -110,7 +110,7 @@ def _refuse_other_files(folder: Path, settings: Settings) -> None:
     """A finished result is not that of other prompts, models or reward functions of the same names."""
     before = manifest.read(folder).get("hashes") or {}
     try:
-        now = hashes.of_settings(settings)
+        now = manifest.hashes_of(settings)
     except SafebenchError:
         return  # what it was made from is no longer here: there is nothing to hold it against
     # A hub id stands for files that no copy lies here of; sums of files have 64 digits.
@@ -236,7 +236,7 @@ class _Drive:
         policy, device = self.learner.world.policy, self.processes.device
         return manifest.collect(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            hashes=hashes.of_settings(self.settings),
+            hashes=manifest.hashes_of(self.settings),
             sigma0=measured["sigma0"],
             vocabulary=policy.vocabulary,
             command=config.command(self.settings),

@@ -14,7 +14,7 @@ import numpy as np
 from safebench.analysis import runs
 from safebench.analysis.compare import Comparison, compare
 from safebench.analysis.runs import Run
-from safebench.recording.samples import Sample, SamplesWriter
+from safebench.recording.jsonl import Sample, SamplesWriter
 from tests.synthetic import CONSTANTS, collapsing, healthy, write_run
 
 HOSTILE = (

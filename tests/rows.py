@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from safebench.metrics import CRASH_KINDS, KEYS
+from safebench.recording.jsonl import Sample
 from safebench.recording.metrics_csv import Value
 from safebench.recording.recorder import Recorder
-from safebench.recording.samples import Sample
 from safebench.settings import Recording, Rollout, Settings, Update
 
 STEPS = 60

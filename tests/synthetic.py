@@ -13,8 +13,8 @@ import numpy as np
 from safebench import config
 from safebench.analysis.runs import Run
 from safebench.metrics import KEYS
-from safebench.recording import manifest, status
-from safebench.recording.folder import begin
+from safebench.recording import layout, manifest
+from safebench.recording.layout import begin
 from safebench.recording.metrics_csv import MetricsWriter
 from safebench.settings import Settings
 
@@ -63,7 +63,7 @@ def leave(
         writer.write({**dict.fromkeys(KEYS), "step": step, **{key: values[step] for key, values in curves.items()}})
     writer.close()
     planned, begun, ended = settings.update.steps, "2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00"
-    status.write(path, status.StatusRecord(status.Status(state), rows - 1, planned, begun, ended))
+    layout.write_status(path, layout.StatusRecord(layout.Status(state), rows - 1, planned, begun, ended))
     assert manifest.read(path)["sigma0"] == constants["sigma0"]
 
 

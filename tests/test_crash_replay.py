@@ -11,8 +11,8 @@ import pytest
 from safebench.analysis import runs
 from safebench.analysis.scalars import summarise
 from safebench.crashes.detect import Event, detect
+from safebench.recording.layout import Status
 from safebench.recording.recorder import Recorder
-from safebench.recording.status import Status
 from tests.rows import MANIFEST, STEPS, play, settings
 
 

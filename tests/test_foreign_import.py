@@ -17,7 +17,7 @@ from safebench.crashes.detect import detect
 from safebench.errors import BadResource, ComparisonRefused, MissingResource, SafebenchError, UsageError
 from safebench.importers.importing import FOREIGN, Imported, describe, import_history
 from safebench.metrics import CRASH_KINDS, KEYS
-from safebench.recording import status
+from safebench.recording import layout
 from safebench.recording.metrics_csv import HEADER
 from safebench.report.table import render
 from tests import foreign_logs, synthetic
@@ -102,7 +102,7 @@ def test_an_empty_column_is_not_health(tmp_path: Path) -> None:
         assert (cells == {""}) == (kind in unseen), kind
         assert cells <= {"", "0"}
     assert set(summarise(run).unmeasured) == unseen
-    record = status.read(done.folder)
+    record = layout.read_status(done.folder)
     assert record is not None and "kl_spike (no kl/mean)" in record.notices[0]
     text = describe(done)
     assert (

@@ -13,8 +13,8 @@ from safebench.analysis.compare import compare
 from safebench.cli import main
 from safebench.crashes.inert import LOGGED_STEPS, Inert, inert_in, inert_terms, sentence
 from safebench.metrics import LOSS_TERMS, MEASURED
+from safebench.recording.layout import Status, read_status
 from safebench.recording.recorder import Recorder
-from safebench.recording.status import Status, read
 from safebench.run import execute
 from tests.runs import make_parts, tiny_run
 from tests.synthetic import CONSTANTS, healthy, write_run
@@ -121,7 +121,7 @@ def test_the_recorder_tells_at_the_end_also_of_what_was_there_before_a_resume(tm
         recorder.finish(state)
     expected = [] if state is Status.INTERRUPTED else [sentence(Inert("penalty", 1, 12, 12, 0.5))]
     assert told == expected
-    record = read(tmp_path / "run")
+    record = read_status(tmp_path / "run")
     assert record is not None
     assert list(record.notices) == expected
 
@@ -131,7 +131,7 @@ def test_the_released_arm_names_its_penalty_by_itself_and_safe_does_not(tmp_path
     wanted = {"update__steps": 11, "recording__gradient_norms_every": 1, "penalty__asymmetric": "false"}
     for arm in ("safe-official", "safe"):
         outcome = execute(tiny_run(parts, arm, **wanted), tmp_path / "results")
-        record = read(outcome.folder)
+        record = read_status(outcome.folder)
         assert record is not None
         told = [notice for notice in record.notices if "inert" in notice]
         assert [notice.split(" is inert")[0] for notice in told] == ["the loss term penalty"] * (arm == "safe-official")

@@ -11,8 +11,8 @@ from safebench.analysis import runs
 from safebench.analysis.scalars import summarise
 from safebench.cli.results import locate_all
 from safebench.errors import UsageError
-from safebench.recording.keep import REPLIES, keep
-from safebench.recording.samples import Sample, SamplesWriter
+from safebench.recording.jsonl import Sample, SamplesWriter
+from safebench.recording.layout import REPLIES, keep
 from tests.synthetic import collapsing, write_run
 
 

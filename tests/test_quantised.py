@@ -12,7 +12,7 @@ import pytest
 from safebench import catalog, config, doctor, estimate
 from safebench.errors import BadResource, MissingResource
 from safebench.packaged import GEMMA3_270M, Packaged
-from safebench.recording import hashes
+from safebench.recording import manifest
 
 ENTRY = catalog.find("models", "gemma3-270m")
 HALVES = Packaged(("half_a", "half_b"), "w.gguf", hashlib.sha256(b"onetwo").hexdigest(), "halves", "h", "the terms")
@@ -84,7 +84,7 @@ def test_without_its_package_the_model_is_missing(monkeypatch: pytest.MonkeyPatc
 
 def test_the_catalogue_names_licence_hash_and_presets() -> None:
     assert ENTRY.licence == "Gemma Terms of Use"
-    assert hashes.of_entry(ENTRY) == GEMMA3_270M.sha256
+    assert manifest.hash_of_entry(ENTRY) == GEMMA3_270M.sha256
     assert config.own_preset("gemma3-270m", "cpu") == "small-cpu"
     assert config.own_preset("gemma3-270m", "cuda") == "small"
     assert config.own_preset("qwen2.5-0.5b", "cpu") == config.own_preset("./mine", "cpu") == "large-cpu"

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from safebench.crashes.detect import Event
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
 from safebench.metrics import KEYS, METRICS
-from safebench.recording import events, jsonl, machine, manifest, metrics_csv, samples, status
+from safebench.recording import jsonl, layout, manifest, metrics_csv
 from safebench.recording.files import Appender, FolderLock, is_locked, storing, write_atomic
+from safebench.recording.layout import Status, StatusRecord
 from safebench.recording.metrics_csv import MetricsWriter
-from safebench.recording.status import Status, StatusRecord
 from safebench.telemetry import QUIET, quiet
 from tests import rows
 from tools import metrics_page
@@ -201,14 +201,14 @@ def test_a_row_that_does_not_fit_on_the_disk_leaves_the_others_whole(tmp_path: P
 
 def test_samples_read_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
-    writer = samples.SamplesWriter(path)
+    writer = jsonl.SamplesWriter(path)
     writer.write(1, rows.samples(1))
     writer.write(2, [replace(rows.samples(2)[0], reward=math.inf)])
     writer.close()
     first = json.loads(path.read_text().splitlines()[0])
     assert list(first) == ["step", "row", "prompt", "reply", "reward", "judge", "split"]
     assert first["judge"] is None
-    kept = samples.drop_after(path, 9)
+    kept = jsonl.drop_samples_after(path, 9)
     assert all("messages" not in line for line in path.read_text(encoding="utf-8").split("\n"))
     assert kept == {1: rows.samples(1), 2: [replace(rows.samples(2)[0], reward=math.inf)]}
 
@@ -217,13 +217,13 @@ def test_a_sample_keeps_its_conversation(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     talk = [{"role": "system", "content": "be\u2028brief"}, {"role": "user", "content": "hi"}]
     talking = replace(rows.samples(1)[0], messages=talk)
-    writer = samples.SamplesWriter(path)
+    writer = jsonl.SamplesWriter(path)
     writer.write(1, [talking, rows.samples(1)[1]])
     writer.close()
     first, second = path.read_text(encoding="utf-8").splitlines()
     assert json.loads(first)["messages"] == talk
     assert "messages" not in json.loads(second)
-    assert samples.drop_after(path, 9) == {1: [talking, rows.samples(1)[1]]}
+    assert jsonl.drop_samples_after(path, 9) == {1: [talking, rows.samples(1)[1]]}
 
 
 def test_lines_are_strict_json_whatever_they_hold() -> None:
@@ -240,14 +240,14 @@ def test_samples_cut_anywhere_lose_only_what_was_not_whole(
     cut: int, step: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("jsonl") / "samples.jsonl"
-    writer = samples.SamplesWriter(path)
+    writer = jsonl.SamplesWriter(path)
     for number in (0, 1, 1, 3):
         writer.write(number, rows.samples(number))
     writer.close()
     data = path.read_bytes()
     path.write_bytes(data[: cut % (len(data) + 1)])
     whole = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    kept = samples.drop_after(path, step)
+    kept = jsonl.drop_samples_after(path, step)
     expected = [record for record in whole if record["step"] <= step]
     assert sum(len(found) for found in kept.values()) == len(expected)
     assert path.read_bytes() == b"".join(json.dumps(record).encode() + b"\n" for record in expected)
@@ -267,7 +267,7 @@ def test_a_damaged_line_in_the_middle_is_said_a_torn_last_one_is_cut(tmp_path: P
 def test_events_say_whether_they_begin_or_end(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     begun = Event("numeric", 4, None, math.inf, math.inf)
-    writer = events.EventsWriter(path, [(4, [begun])])
+    writer = jsonl.EventsWriter(path, [(4, [begun])])
     writer.write(5, [replace(begun, end=4)])
     writer.write(9, [begun], "open")
     writer.close()
@@ -287,7 +287,7 @@ def record() -> StatusRecord:
 
 
 def test_status_reads_back(tmp_path: Path) -> None:
-    assert status.read(tmp_path) is None
+    assert layout.read_status(tmp_path) is None
     ended = replace(
         record(),
         state=Status.UNSTABLE,
@@ -296,8 +296,8 @@ def test_status_reads_back(tmp_path: Path) -> None:
         message="loss",
         summary={"r": 0.5, "n": math.nan},
     )
-    status.write(tmp_path, ended)
-    assert status.read(tmp_path) == replace(ended, summary={"r": 0.5, "n": "nan"})
+    layout.write_status(tmp_path, ended)
+    assert layout.read_status(tmp_path) == replace(ended, summary={"r": 0.5, "n": "nan"})
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
@@ -314,14 +314,14 @@ def test_exit_codes_are_those_of_the_command_line() -> None:
 def test_a_damaged_status_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "status.json").write_text(text)
     with pytest.raises(BadResource, match=r"status\.json is damaged"):
-        status.read(tmp_path)
+        layout.read_status(tmp_path)
 
 
 def test_a_status_that_does_not_fit_leaves_the_old_one_and_no_litter(tmp_path: Path) -> None:
-    status.write(tmp_path, record())
+    layout.write_status(tmp_path, record())
     with pytest.raises(MissingResource), rows.full_disk(50):
-        status.write(tmp_path, replace(record(), step=4))
-    assert status.read(tmp_path) == record()
+        layout.write_status(tmp_path, replace(record(), step=4))
+    assert layout.read_status(tmp_path) == record()
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
@@ -404,7 +404,7 @@ def test_the_manifest_names_versions_machine_and_constants(tmp_path: Path) -> No
 
 
 def test_a_package_that_is_not_there_has_no_version() -> None:
-    assert machine.versions(("pytest", "no-such-package-of-ours")) == {
+    assert manifest.versions(("pytest", "no-such-package-of-ours")) == {
         "pytest": pytest.__version__,
         "no-such-package-of-ours": None,
     }
@@ -430,18 +430,18 @@ def test_commit_and_dirtiness_are_those_of_the_packages_checkout(
     package = tmp_path / "repository" / "safebench"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    assert machine.checkout(package) is None  # no repository at all
+    assert manifest.checkout(package) is None  # no repository at all
     git(tmp_path, "init", "-q", "repository")
-    assert machine.checkout(package) is None  # somebody's repository, in which the package is not tracked
+    assert manifest.checkout(package) is None  # somebody's repository, in which the package is not tracked
     git(package.parent, "add", "safebench")
     git(package.parent, "commit", "-qm", "one")
     commit = git(package.parent, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))  # as inside a hook of another repository
-    assert machine.checkout(package) == {"commit": commit, "dirty": False}
+    assert manifest.checkout(package) == {"commit": commit, "dirty": False}
     (package.parent / "notes.txt").write_text("not code")
-    assert machine.checkout(package) == {"commit": commit, "dirty": False}
+    assert manifest.checkout(package) == {"commit": commit, "dirty": False}
     (package / "new.py").write_text("")
-    assert machine.checkout(package) == {"commit": commit, "dirty": True}
+    assert manifest.checkout(package) == {"commit": commit, "dirty": True}
 
 
 def test_a_hash_is_of_names_and_contents_only(tmp_path: Path) -> None:

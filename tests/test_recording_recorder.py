@@ -17,9 +17,9 @@ from safebench import yaml_text
 from safebench.crashes.detect import detect
 from safebench.errors import BadResource, Instability, Interrupted, MissingResource, SafebenchError, UsageError
 from safebench.metrics import CRASH_KINDS
-from safebench.recording import checkpoints, folder, manifest, status
+from safebench.recording import checkpoints, layout, manifest
+from safebench.recording.layout import Status
 from safebench.recording.recorder import NullRecorder, Recorder
-from safebench.recording.status import Status
 from safebench.settings import Settings
 from tests import rows
 
@@ -79,7 +79,7 @@ def test_a_resumed_runs_files_are_those_of_one_that_was_not_stopped(tmp_path: Pa
     """Stopped at ``stop`` (with episodes open from 27 on), resumed after the last checkpoint."""
     with Recorder.open(tmp_path, rows.settings(), rows.MANIFEST, notify=silent) as recorder:
         rows.play(recorder, 0, stop)
-    ended = status.read(tmp_path)
+    ended = layout.read_status(tmp_path)
     assert ended is not None and ended.state is Status.INTERRUPTED and ended.step == stop
     found = checkpoints.load_latest(tmp_path / "checkpoints")
     after = found[0] if found else -1
@@ -118,7 +118,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
-    left = status.read(tmp_path)
+    left = layout.read_status(tmp_path)
     assert left is not None and (left.state, left.step) == (Status.RUNNING, 34)
     for name in FILES:
         with (tmp_path / name).open("ab") as file:
@@ -136,7 +136,7 @@ def test_a_new_run_never_writes_over_another(tmp_path: Path) -> None:
         Recorder.open(tmp_path, rows.settings(), rows.MANIFEST)
     assert contents(tmp_path) == before
     (tmp_path / "notes.txt").write_text("the user's own")
-    folder.clear(tmp_path)
+    layout.clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     record(tmp_path)
     assert contents(tmp_path) == before
@@ -234,7 +234,7 @@ def test_whatever_ends_a_run_is_in_its_status(tmp_path: Path, fault: BaseExcepti
     ):
         rows.play(recorder, 0, 3)
         raise fault
-    ended = status.read(tmp_path)
+    ended = layout.read_status(tmp_path)
     assert ended is not None
     assert (ended.state, ended.exit_code, ended.step, ended.steps) == (state, code, 3, rows.STEPS)
     assert type(fault).__name__ in ended.message
@@ -245,13 +245,13 @@ def test_status_follows_the_run_and_keeps_its_notices(tmp_path: Path) -> None:
     with Recorder.open(tmp_path, rows.settings(), rows.MANIFEST, notify=told.append) as recorder:
         for step in range(3):
             recorder.step(rows.row(step))
-            current = status.read(tmp_path)
+            current = layout.read_status(tmp_path)
             assert current is not None and (current.state, current.step) == (Status.RUNNING, step)
         recorder.notice("the judge is slow")
         recorder.finish(Status.UNSTABLE, {"reward": float("nan")}, "loss is nan")
         with pytest.raises(SafebenchError, match="finished already"):
             recorder.finish(Status.FINISHED)
-    ended = status.read(tmp_path)
+    ended = layout.read_status(tmp_path)
     assert ended is not None and ended.state is Status.UNSTABLE
     assert (ended.notices, ended.summary, ended.message) == (("the judge is slow",), {"reward": "nan"}, "loss is nan")
     assert told == ["the judge is slow"] == list(recorder.notices)
@@ -309,7 +309,7 @@ def test_a_full_disk_ends_the_run_and_leaves_it_valid_and_resumable(tmp_path: Pa
     assert caught.value.exit_code == 3
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert list(table["step"]) == list(range(13))
-    ended = status.read(tmp_path)
+    ended = layout.read_status(tmp_path)
     assert ended is not None and (ended.state, ended.exit_code) == (Status.FAILED, 3)
     with Recorder.open(tmp_path, rows.settings(), rows.MANIFEST, after_step=10, notify=silent) as recorder:
         rows.play(recorder, 11, rows.STEPS)
@@ -323,7 +323,7 @@ def test_when_not_even_the_status_fits_the_first_fault_is_the_one_raised(tmp_pat
     with pytest.raises(ZeroDivisionError) as caught, rows.full_disk(10), recorder:
         raise ZeroDivisionError("the first fault")
     assert "status could not be written" in caught.value.__notes__[0]
-    assert status.read(tmp_path) is not None
+    assert layout.read_status(tmp_path) is not None
 
 
 @pytest.mark.parametrize("where", ["run", "run/seed-1"])

@@ -18,13 +18,11 @@ import pytest
 from safebench.errors import MissingResource, UsageError
 from safebench.importers import history
 from safebench.recording import trackers as trackers_module
-from safebench.recording.guarded import Guarded, Limits
+from safebench.recording.jsonl import Sample
+from safebench.recording.layout import Status, read_status
 from safebench.recording.metrics_csv import HEADER, Row
 from safebench.recording.recorder import Recorder
-from safebench.recording.samples import Sample
-from safebench.recording.status import Status, read
-from safebench.recording.tracker_process import ProcessTracker
-from safebench.recording.trackers import NullTracker, RunInfo, check_names
+from safebench.recording.trackers import Guarded, Limits, NullTracker, ProcessTracker, RunInfo, check_names
 from tests import rows
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +106,7 @@ def record(folder: Path, tracker: NullTracker, limits: Limits) -> list[str]:
     assert lines[0] == HEADER
     assert [line.split(",")[0] for line in lines[1:]] == [str(step) for step in range(1, STEPS + 1)]
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 2 * STEPS
-    ended = read(folder)
+    ended = read_status(folder)
     assert ended is not None and ended.state is Status.FINISHED and ended.exit_code == 0
     assert list(ended.notices) == [line for line in told if "dropped" in line]
     return told
@@ -384,7 +382,7 @@ def test_no_tracker_is_imported_or_started_unless_asked_for(tmp_path: Path) -> N
 import subprocess, sys
 from pathlib import Path
 from safebench.recording.recorder import Recorder
-from safebench.recording.status import Status
+from safebench.recording.layout import Status
 from tests import rows
 def refuse(*arguments, **options):
     raise AssertionError("a process was started")

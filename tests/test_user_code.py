@@ -13,7 +13,7 @@ import pytest
 from safebench import user_code
 from safebench.cli import main
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError, out_of_memory
-from safebench.recording import hashes
+from safebench.recording import manifest
 from safebench.user_code import blamed
 from safebench.world.rewards import FunctionReward, load_reward
 from tests.runs import make_parts, tiny_run
@@ -113,7 +113,7 @@ def test_any_callable_has_a_file_to_hash(write: Write, kind: str) -> None:
     module = write("callables", text)
     source = user_code.source_of(user_code.load(f"{module}:score"))
     assert source is not None and Path(source).name == f"{module}.py"
-    assert len(hashes.of_entry(user_code_entry(f"{module}:score"))) == 64
+    assert len(manifest.hash_of_entry(user_code_entry(f"{module}:score"))) == 64
     assert user_code.source_of(functools.partial(len)) is None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from safebench import catalog
 from safebench import settings as s
 from safebench.baselines import trl_ppo, wrapped
-from safebench.recording.samples import Sample
+from safebench.recording.jsonl import Sample
 from safebench.rl.kl import token_statistics
 from safebench.trainers.critic import reply_states
 from safebench.trainers.describe import Row

@@ -18,7 +18,7 @@ from safebench.baselines.sampled import rollout_of
 from safebench.baselines.watch import Log, Method, Piece, whole
 from safebench.errors import UsageError
 from safebench.metrics import MEASURED
-from safebench.recording.samples import Sample
+from safebench.recording.jsonl import Sample
 from safebench.settings import Settings
 from safebench.trainers.clock import Clock, peak_memory
 from safebench.trainers.describe import Row, describe

@@ -43,7 +43,7 @@ def keep(names: Sequence[str], out: Path, root: Path) -> None:
 
         keep_lines(_folders(names, root), out)
         return
-    from safebench.recording.keep import keep
+    from safebench.recording.layout import keep
 
     for folder in _folders(names, root):
         print(keep(folder, out))

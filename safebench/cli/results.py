@@ -17,9 +17,9 @@ from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.estimate import readable
 from safebench.metrics import BY_KEY
 from safebench.names import nearest
-from safebench.recording import status
+from safebench.recording import layout
 from safebench.recording.files import is_locked
-from safebench.recording.status import StatusRecord
+from safebench.recording.layout import StatusRecord
 from safebench.settings import Settings
 
 
@@ -128,7 +128,7 @@ def state(run: Run) -> str:
 def _record(run: Run) -> StatusRecord | None:
     """Return what status.json says; None where there is none, or none that this version reads."""
     try:
-        return None if run.status in ("damaged", "unknown") else status.read(run.folder)
+        return None if run.status in ("damaged", "unknown") else layout.read_status(run.folder)
     except BadResource:
         return None
 

@@ -22,13 +22,13 @@ from safebench.importers.convert import Converted, Taken, Value, convert
 from safebench.importers.history import Raw, Steps, read, whole
 from safebench.importers.keys import Trainer, recognise, setting
 from safebench.metrics import CRASH_KINDS, MEASURED
-from safebench.recording import folder as run_folder
-from safebench.recording import machine, manifest, status
+from safebench.recording import layout, manifest
+from safebench.recording import layout as run_folder
 from safebench.recording import manifest as manifest_file
-from safebench.recording.events import EventsWriter
 from safebench.recording.files import FolderLock, make_folder, now, write_atomic
+from safebench.recording.jsonl import EventsWriter
+from safebench.recording.layout import Status, StatusRecord
 from safebench.recording.metrics_csv import MetricsWriter
-from safebench.recording.status import Status, StatusRecord
 from safebench.settings import Settings
 
 FOREIGN = "foreign.csv"
@@ -98,7 +98,7 @@ def write(
         manifest_file.write(folder, described)
         write_atomic(folder / FOREIGN, _table(entries).encode())
         _write_rows(folder, watched)
-        status.write(folder, _status(settings, watched, notices), durable=True)
+        layout.write_status(folder, _status(settings, watched, notices), durable=True)
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -336,7 +336,7 @@ def _provenance(trainer: Trainer, file: Path, converted: Converted) -> dict[str,
     return {
         "trainer": trainer.name,
         "file": file.name,
-        "imported_by": machine.versions(("safebench",))["safebench"],
+        "imported_by": manifest.versions(("safebench",))["safebench"],
         "columns": columns,
         "left": dict(converted.left),
         "assumed": list(converted.assumed),

@@ -1,15 +1,17 @@
-"""One JSON object per line, each with the step it belongs to; shared by samples.jsonl and events.jsonl."""
+"""samples.jsonl and events.jsonl: one JSON object per line, each with the step it belongs to."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from safebench.crashes.detect import Event
 from safebench.errors import BadResource
-from safebench.recording.files import storing, write_atomic
+from safebench.recording.files import Appender, storing, write_atomic
 
 
 def plain(value: Any) -> Any:
@@ -58,3 +60,93 @@ def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     if end != len(data):
         write_atomic(path, data[:end], durable=True)
     return records
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply: its row in the batch, its texts, its proxy reward, and the judge's where it was asked."""
+
+    row: int
+    prompt: str
+    reply: str
+    reward: float
+    judge: float | None = None
+    split: str = "train"
+    """``train``, or ``heldout`` at an evaluation."""
+    messages: list[dict[str, Any]] | None = None
+    """The conversation that ``prompt`` is the transcript of; a line has it only where there is one."""
+
+
+class SamplesWriter:
+    """Appends samples to samples.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = Appender(path)
+
+    def write(self, step: int, rows: Sequence[Sample]) -> None:
+        """Append the samples of one step, one line each."""
+        for sample in rows:
+            record = {"step": step, **asdict(sample)}
+            if sample.messages is None:
+                del record["messages"]
+            self._lines.write(format_line(record))
+
+    def sync(self) -> None:
+        """Wait until all samples are on the disk."""
+        self._lines.sync()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+def drop_samples_after(path: Path, step: int) -> dict[int, list[Sample]]:
+    """Cut samples.jsonl behind ``step`` and return what stays, by step."""
+    kept: dict[int, list[Sample]] = {}
+    for record in drop_after(path, step):
+        judge = record["judge"]
+        sample = Sample(
+            record["row"],
+            record["prompt"],
+            record["reply"],
+            float(record["reward"]),
+            None if judge is None else float(judge),
+            record["split"],
+            record.get("messages"),
+        )
+        kept.setdefault(record["step"], []).append(sample)
+    return kept
+
+
+What = Literal["begins", "ends", "open"]
+
+
+def format_event(step: int, event: Event, what: What | None = None) -> str:
+    """Return the line of an event that came up at ``step``.
+
+    ``what`` is "begins" or "ends" as the event's own end says; "open" is for those the run's end finds open.
+    """
+    found = what or ("begins" if event.end is None else "ends")
+    return format_line({"step": step, "what": found, **asdict(event)})
+
+
+class EventsWriter:
+    """Writes events.jsonl: first what a replay of the kept rows found (nothing on a new run), then what comes."""
+
+    def __init__(self, path: Path, replayed: Iterable[tuple[int, Sequence[Event]]] = ()) -> None:
+        lines = [format_event(step, event) for step, events in replayed for event in events]
+        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+        self._lines = Appender(path)
+
+    def write(self, step: int, events: Sequence[Event], what: What | None = None) -> None:
+        """Append the events of one step."""
+        for event in events:
+            self._lines.write(format_event(step, event, what))
+
+    def sync(self) -> None:
+        """Wait until all events are on the disk."""
+        self._lines.sync()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()

@@ -10,8 +10,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TextIO
 
-from safebench.recording.samples import Sample
-from safebench.recording.status import Status
+from safebench.recording.jsonl import Sample
+from safebench.recording.layout import Status
 from safebench.recording.trackers import RunInfo, Tracker
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safebench.recording.jsonl import Sample
 from safebench.recording.metrics_csv import Row
-from safebench.recording.samples import Sample
 from safebench.recording.trackers import NullTracker, RunInfo, present
 
 

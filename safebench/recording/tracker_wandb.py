@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safebench.recording.jsonl import Sample
+from safebench.recording.layout import Status
 from safebench.recording.metrics_csv import Row
-from safebench.recording.samples import Sample
-from safebench.recording.status import Status
 from safebench.recording.trackers import NullTracker, RunInfo, present
 
 _COLUMNS = ["step", "row", "prompt", "reply", "reward", "judge"]

@@ -14,8 +14,8 @@ from typing import Any, Protocol, Self, TextIO
 from safebench.config import load, run_folder, settings_hash
 from safebench.errors import BadResource
 from safebench.metrics import ALARM_KINDS
-from safebench.recording import status
-from safebench.recording.status import Status
+from safebench.recording import layout
+from safebench.recording.layout import Status
 from safebench.settings import Settings
 
 Name = Callable[[Settings], str]
@@ -47,7 +47,7 @@ def label(settings: Settings) -> str:
 def ended_before(settings: Settings, root: Path) -> Result | None:
     """Return the result of a run that had ended with these very settings, None where there is something to do."""
     folder = run_folder(root, settings)
-    record = status.read(folder)
+    record = layout.read_status(folder)
     if record is None or record.state not in (Status.FINISHED, Status.UNSTABLE):
         return None
     try:

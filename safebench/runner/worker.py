@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from safebench.recording import status
+from safebench.recording import layout
 from safebench.runner.pool import one
 from safebench.settings import Settings
 from safebench.telemetry import quiet
@@ -79,7 +79,7 @@ def _do(task: dict[str, Any], pipe: Pipe) -> None:
             "message": result.message,
             "hint": result.hint,
             "exit_code": result.exit_code,
-            "notices": record.notices if (record := status.read(result.folder)) and result.fresh else (),
+            "notices": record.notices if (record := layout.read_status(result.folder)) and result.fresh else (),
         }
     )
 

@@ -14,7 +14,7 @@ import torch
 from safebench import config
 from safebench.analysis.frontier import COLUMNS, FOLDER, MUST_MATCH
 from safebench.errors import UsageError
-from safebench.recording import hashes, machine, manifest
+from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, make_folder, now, write_atomic
 from safebench.settings import Settings
 from safebench.trainers.processes import Processes
@@ -51,7 +51,7 @@ def sample_best_of_n(
     if draws < 1:
         raise UsageError(f"{draws} draws", "Give at least 1; powers of two use them all.")
     folder = record_folder(settings, root, draws)
-    if _described(folder).get("complete") and _described(folder).get("hashes") == hashes.of_settings(settings):
+    if _described(folder).get("complete") and _described(folder).get("hashes") == manifest.hashes_of(settings):
         return folder
     make_folder(folder)
     with FolderLock(folder), quiet_libraries():
@@ -81,7 +81,7 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _begin(folder: Path, settings: Settings, world: World, draws: int, device: torch.device) -> dict[str, Any]:
     """Return the record's manifest: that of the interrupted call, or a new one, written before the first draw."""
-    files, there = hashes.of_settings(settings), _described(folder)
+    files, there = manifest.hashes_of(settings), _described(folder)
     if there and there.get("hashes") != files:
         names = ", ".join(key for key in files if there.get("hashes", {}).get(key) != files[key])
         raise UsageError(
@@ -99,9 +99,9 @@ def _begin(folder: Path, settings: Settings, world: World, draws: int, device: t
         "started": now(),
         "command": shlex.join(_command(settings, draws)),
         "hashes": files,
-        "versions": machine.versions(),
-        "git": machine.checkout(),
-        "hardware": machine.hardware(str(device)),
+        "versions": manifest.versions(),
+        "git": manifest.checkout(),
+        "hardware": manifest.hardware(str(device)),
     }
     manifest.write(folder, made)
     return made

@@ -15,7 +15,7 @@ from typing import Any
 from safebench import catalog, config
 from safebench.analysis.rescored import FOLDER, HELD_OUT, common_rows, slug
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.recording import hashes, machine, manifest
+from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, is_locked, make_folder, now, storing, write_atomic
 from safebench.recording.jsonl import format_line
 from safebench.settings import Compute, Settings
@@ -231,7 +231,7 @@ class _Scorer:
     @property
     def hash(self) -> str:
         """Hash of its files as they lie here now: loading may first bring them from the hub."""
-        return hashes.of_entry(catalog.reward_source(self.name))
+        return manifest.hash_of_entry(catalog.reward_source(self.name))
 
     @cached_property
     def reward(self) -> Reward:
@@ -277,7 +277,7 @@ class _Task:
                 return self._outcome(fresh=False)
             scores = self._score(reward, found, progress)
             made: dict[str, Any] = {"reward": self.scorer.name, **self.labelled, "hash": found}
-            made |= {"scored": now(), "versions": machine.versions()}
+            made |= {"scored": now(), "versions": manifest.versions()}
             write(self.files, self.replies, scores, {**made, "samples": self.samples, **self.extent})
             with storing(self._part):
                 self._part.unlink(missing_ok=True)

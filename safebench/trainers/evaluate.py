@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from safebench.recording.samples import Sample
+from safebench.recording.jsonl import Sample
 from safebench.settings import Settings
 from safebench.trainers.experience import measure
 from safebench.trainers.processes import Processes

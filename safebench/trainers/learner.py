@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from safebench.recording.samples import Sample
+from safebench.recording.jsonl import Sample
 from safebench.trainers.clock import Clock
 from safebench.trainers.describe import Row
 from safebench.trainers.evaluate import Evaluation

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from safebench import catalog, user_code
 from safebench.metrics import MEASURED
-from safebench.recording.samples import Sample
+from safebench.recording.jsonl import Sample
 from safebench.rl.controllers import Measurement
 from safebench.rl.critics import explained_variance
 from safebench.rl.moments import Moments
