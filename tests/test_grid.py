@@ -13,9 +13,13 @@ from safebench.analysis import overview, runs
 from safebench.analysis.statistics import Estimate
 from tests.synthetic import healthy, write_run
 from tools import grid_table
-from tools.grid_table import MAIN, PARTS, REPLICATE, WHOLE, blocks
+from tools.grid_table import MAIN, PARTS, REPLICATE, WHOLE, blocks, parts, tables
+from tools.marks import insert
 
 ROOT = Path(__file__).parents[1]
+GRID = ROOT / "results" / "grid"
+PLAN = dict.fromkeys((*MAIN, *PARTS, REPLICATE), range(6))
+"""Seeds by arm."""
 SEEDS = range(3)
 STEPS = config.resolve("ppo").update.steps
 
@@ -46,15 +50,15 @@ def test_make_runs_the_plan() -> None:
 
 
 def test_main_arms_are_held_against_ppo_and_parts_against_safe(kept: Path) -> None:
-    main, parts = blocks(kept)
+    main, ablations = blocks(kept)
     assert [row.arm for row in main.rows] == list(MAIN) and main.baseline == "ppo"
-    assert [row.arm for row in parts.rows] == [WHOLE, REPLICATE, *PARTS] and parts.baseline == WHOLE
+    assert [row.arm for row in ablations.rows] == [WHOLE, REPLICATE, *PARTS] and ablations.baseline == WHOLE
     lines = overview.read_packed(kept)
     values = {
         arm: {r.seed: r.values["judge_final"] for r in lines if (r.arm, r.preset) == (arm, overview.PLAIN)}
         for arm in ("ppo", WHOLE, REPLICATE)
     }
-    for block, arm, baseline in ((main, WHOLE, "ppo"), (parts, REPLICATE, WHOLE)):
+    for block, arm, baseline in ((main, WHOLE, "ppo"), (ablations, REPLICATE, WHOLE)):
         row = next(row for row in block.rows if row.arm == arm)
         expected = [values[arm][seed] - values[baseline][seed] for seed in SEEDS]
         assert row.differences["judge_final"].value == pytest.approx(sum(expected) / len(expected), rel=1e-12)
@@ -86,3 +90,31 @@ def test_a_verdict_takes_both_baselines_on_one_side() -> None:
     level = Estimate(0.0, -1.0, 1.0, 6, "t")
     told = grid_table._verdict({"judge_final": (level, level), "kl_mean": (high, high)})
     assert told == "earns its place, clear (KL)"  # without the part KL is higher
+
+
+def test_the_kept_runs_are_of_the_plan_each_once() -> None:
+    kept = [(run.arm, run.seed) for run in overview.read_packed(GRID / "runs.csv")]
+    assert len(set(kept)) == len(kept)
+    assert set(kept) == {(arm, seed) for arm, seeds in PLAN.items() for seed in seeds}
+    assert {run.preset for run in overview.read_packed(GRID / "runs.csv")} == {overview.PLAIN}
+
+
+def test_every_kept_run_is_of_the_experiment_as_it_now_stands() -> None:
+    for run in overview.read_packed(GRID / "runs.csv"):
+        asked = config.resolve(run.experiment, overrides=["compute.replicate=1"] if run.arm == REPLICATE else [])
+        now = overview.digest(overview.departures(asked))
+        assert run.settings == now, f"{run.arm} is another experiment now"
+        assert run.overrides == ("compute.replicate=1" if run.arm == REPLICATE else "")
+
+
+def test_the_replicate_is_the_same_experiment_at_another_rounding() -> None:
+    kept = overview.read_packed(GRID / "runs.csv")
+    whole, again = ({run.seed: run for run in kept if run.arm == arm} for arm in (WHOLE, REPLICATE))
+    for seed, run in again.items():
+        assert run.ground == whole[seed].ground and run.values["kl_mean"] != whole[seed].values["kl_mean"]
+
+
+def test_the_tables_are_those_of_the_kept_runs() -> None:
+    assert (GRID / "table.md").read_text(encoding="utf-8") == tables(GRID / "runs.csv"), "make grid-report"
+    page = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+    assert insert(page, grid_table.MARK, parts(GRID / "runs.csv")) == page, "make grid-report"
