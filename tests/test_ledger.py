@@ -193,7 +193,7 @@ def test_no_experiment_leaves_parts_out_of_the_released_arm(one):
     entry = ledger(study(one)).entry(5, "safe-official")
     assert entry.verdict == "not shown" and entry.missing == ("no experiment leaves this out of safe-official",)
     assert report.told(entry)
-    assert entry.why == "its penalty has a gradient, and no experiment leaves this part out of it"
+    assert entry.why == "its penalty was not seen inert in every run, and no experiment leaves this part out of it"
 
 
 def test_an_inert_penalty_settles_the_released_arms_ablations(one, tmp_path):

@@ -219,7 +219,7 @@ def _why_missing(
     if absent:
         return f"no runs of {' and '.join(absent)}"
     if claim.against == "ablation" and not two:
-        return "its penalty has a gradient, and no experiment leaves this part out of it"
+        return "its penalty was not seen inert in every run, and no experiment leaves this part out of it"
     return f"runs are missing ({'; '.join(gaps)}); {finding.why}" if gaps else finding.why
 
 
