@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safebench.analysis import frontier as evidence
 from safebench.analysis.frontier import best_of, expected_best, kl_bound, rank_weights
 from safebench.errors import BadResource, Interrupted, UsageError
+from safebench.recording import manifest
 from safebench.scoring import best_of_n
 from safebench.scoring.best_of_n import record_folder, sample_best_of_n
 from safebench.settings import Settings
@@ -145,11 +146,11 @@ def test_the_record_is_the_initial_policys_replies_scored(settings: Settings, fo
 
 
 def test_the_record_says_what_made_it_as_a_run_does(settings: Settings, folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["hashes"] == manifest.hashes_of(settings)
-    assert manifest["settings"]["rollout.reply_tokens"] == 6
-    assert manifest["command"].startswith("safebench best-of-n --draws 8 --model ")
-    assert manifest["complete"] is True
+    made = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert made["hashes"] == manifest.hashes_of(settings)
+    assert made["settings"]["rollout.reply_tokens"] == 6
+    assert made["command"].startswith("safebench best-of-n --draws 8 --model ")
+    assert made["complete"] is True
 
 
 def test_the_seed_and_the_arm_do_not_matter(parts: Path, settings: Settings, folder: Path, tmp_path: Path) -> None:

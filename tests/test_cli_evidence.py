@@ -175,7 +175,7 @@ def test_alarms_are_weighed_over_all_runs_or_those_named(call: Any, here: Path) 
     code, out, _ = call("alarms", "--results", reference)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("runs: 10, harmed: ")
+    assert lines[0].startswith("runs: 20, harmed: ")
     assert [line.split()[0] for line in lines[2:7]] == list(ALARM_KINDS)
     one = call("alarms", "embedded/ppo/seed-0", "--results", reference)
     assert (one[0], one[1].splitlines()[0].split(",")[0]) == (0, "runs: 1")

@@ -34,7 +34,9 @@ from tests.pretend_device import Pretended, check_rules, pretended_device
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import CPU, narrow, tiny_tokenizer
 
-TOLERANCE = {"rel": 1e-4, "abs": 1e-6}
+TOLERANCE = {"rel": 1e-4, "abs": 4e-6}
+"""Sums come in another order. A log-probability is about 8 nats here, whose last digit in single precision is 1e-6;
+sampled KL is a mean of differences of two, near zero."""
 ARMS = ("ppo", "safe", "safe-predictive", "safe-official")
 SHORT = {
     "rollout__batch": 4,
