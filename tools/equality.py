@@ -70,8 +70,9 @@ def contents(folder: Path) -> Iterator[tuple[str, str]]:
         elif path.suffix == ".safetensors":
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name == "drop-in.txt":
-            text = re.sub(r"'(time|speed|memory)/\w+': '[^']*'", "…", path.read_text(encoding="utf-8"))
-            yield name, re.sub(r"'train_\w+': '[^']*'|\d+\.\d+ ?s\b|/\S*", "…", text)
+            times = r"'(?:(?:time|speed|memory)/\w+|eps|train_\w+)': (?:'[^']*'|\d+)"
+            text = re.sub(times, "…", path.read_text(encoding="utf-8"))
+            yield name, re.sub(r"\d+\.\d+ ?s\b|(?<![\w'])/\S*", "…", text)
 
 
 def printed(checkout: Path, runs: Path, folder: Path) -> dict[str, str]:
