@@ -22,8 +22,7 @@ from safebench.importers.convert import Converted, Taken, Value, convert
 from safebench.importers.history import Raw, Steps, read, whole
 from safebench.importers.keys import Trainer, recognise, setting
 from safebench.metrics import CRASH_KINDS, MEASURED
-from safebench.recording import layout, manifest
-from safebench.recording import layout as run_folder
+from safebench.recording import layout
 from safebench.recording import manifest as manifest_file
 from safebench.recording.files import FolderLock, make_folder, now, write_atomic
 from safebench.recording.jsonl import EventsWriter
@@ -91,10 +90,10 @@ def write(
     _refuse_existing(folder, overwrite)
     make_folder(folder)
     with FolderLock(folder):
-        run_folder.clear(folder)
+        layout.clear(folder)
         described = {"run_id": uuid.uuid4().hex[:12], **manifest}
         text = yaml_text.write(settings.model_dump(mode="json", exclude_unset=True))
-        write_atomic(folder / run_folder.CONFIG, text.encode())
+        write_atomic(folder / layout.CONFIG, text.encode())
         manifest_file.write(folder, described)
         write_atomic(folder / FOREIGN, _table(entries).encode())
         _write_rows(folder, watched)
@@ -102,7 +101,7 @@ def write(
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    if not any((folder / name).exists() for name in (run_folder.CONFIG, "metrics.csv")):
+    if not any((folder / name).exists() for name in (layout.CONFIG, "metrics.csv")):
         return
     if not overwrite:
         raise UsageError(f"{folder} holds a run already", "Use --overwrite, or another name with --as.")
@@ -336,7 +335,7 @@ def _provenance(trainer: Trainer, file: Path, converted: Converted) -> dict[str,
     return {
         "trainer": trainer.name,
         "file": file.name,
-        "imported_by": manifest.versions(("safebench",))["safebench"],
+        "imported_by": manifest_file.versions(("safebench",))["safebench"],
         "columns": columns,
         "left": dict(converted.left),
         "assumed": list(converted.assumed),

@@ -16,10 +16,8 @@ from safebench.crashes.inert import Inert, Inertia
 from safebench.errors import BadResource, Instability, Interrupted, MissingResource, SafebenchError
 from safebench.metrics import CRASH_KINDS
 from safebench.recording import checkpoints, layout, metrics_csv
-from safebench.recording import jsonl as samples_file
-from safebench.recording import layout as run_folder
 from safebench.recording.files import FolderLock, make_folder, now, storing
-from safebench.recording.jsonl import EventsWriter, Sample, SamplesWriter
+from safebench.recording.jsonl import EventsWriter, Sample, SamplesWriter, drop_samples_after
 from safebench.recording.layout import Status, StatusRecord
 from safebench.recording.metrics_csv import MetricsWriter, Row, Value, format_row, parse_row, step_of
 from safebench.recording.trackers import Guarded, History, Limits, ProcessTracker, RunInfo, Tracker, check_names
@@ -158,11 +156,11 @@ class Recorder:
             rows: list[dict[str, metrics_csv.Value]] = []
             kept: dict[int, list[Sample]] = {}
             if after_step is None:
-                identity = run_folder.begin(folder, settings, manifest)
+                identity = layout.begin(folder, settings, manifest)
             else:
-                identity = run_folder.go_on(folder, settings, manifest, after_step)
+                identity = layout.go_on(folder, settings, manifest, after_step)
                 rows = metrics_csv.drop_after(folder / "metrics.csv", after_step)
-                kept = samples_file.drop_samples_after(folder / "samples.jsonl", after_step)
+                kept = drop_samples_after(folder / "samples.jsonl", after_step)
                 checkpoints.drop_after(folder / "checkpoints", after_step)
             recorder = cls(folder, settings, identity, rows, notify, stack)
             history = [(step, row, kept.get(step, [])) for row in rows for step in [metrics_csv.step_of(row)]]
