@@ -243,7 +243,7 @@ def import_history(
         "vocabulary": _whole(found.vocabulary, config) if vocabulary is None else vocabulary,
         "started": now(),
         "command": shlex.join(command),
-        "hashes": {"history": manifest.hash_folder(history.path)},
+        "hashes": {"history": manifest_file.hash_folder(history.path)},
         "foreign": _provenance(found, history.path, converted),
     }
     watched = watch(converted.rows, settings, described)
