@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-paper reproduce-gemma report tuned reference grid grid-report bench test test-slow test-gpu test-extra tools lint type world lock clean
+.PHONY: help setup reproduce reproduce-paper reproduce-gemma report tuned reference grid grid-report proxies bench test test-slow test-gpu test-extra tools lint type world lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -120,6 +120,16 @@ grid-report: $(READY) ## keep a line per run of the grid in results/grid; write 
 	$(BIN)/python -m tools.grid_table results/grid docs/parts.md
 	$(BIN)/safebench claims safe safe-official safe-predictive --results $(RESULTS) --format md > results/grid/claims.part
 	@mv results/grid/claims.part results/grid/claims.md && echo results/grid/claims.md
+
+# Nine runs in a folder of their own. The proxy of the first three is the default.
+PROXIES := build/proxies
+proxies: $(READY) ## PPO on three proxies of graded quality, three seeds each: docs/proxies.md; continues where it was interrupted
+	$(BIN)/safebench run ppo --seeds 0-2 --jobs $(JOBS) --results $(PROXIES)
+	$(BIN)/safebench run ppo --seeds 0-2 --reward embedded-proxy-2 --jobs $(JOBS) --results $(PROXIES)
+	$(BIN)/safebench run ppo --seeds 0-2 --reward embedded-proxy-1 --jobs $(JOBS) --results $(PROXIES)
+	rm -rf results/proxies
+	$(BIN)/safebench keep ppo --results $(PROXIES) --out results/proxies
+	$(BIN)/python -m tools.proxies_page docs/proxies.md results/proxies docs/figures/proxies.png
 
 bench: $(READY) ## time and memory: TRL's PPOTrainer and ours side by side, with ratios; then ppo and safe, 20 updates each
 	$(BIN)/python examples/bench/side_by_side.py --pairs 2 --threads 2
