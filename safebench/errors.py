@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class SafebenchError(Exception):
     """Base of all errors of ours. ``hint`` is the next step, one sentence."""
@@ -61,3 +63,10 @@ def out_of_memory(error: BaseException, what: str = "this does not fit into memo
         f"{what}: {message[:200] or type(error).__name__}",
         "Lower rollout.chunk and update.microbatch, or set model.gradient_checkpointing=true (each with --set).",
     )
+
+
+def tell(error: SafebenchError) -> None:
+    """Write an error and its hint to stderr."""
+    print(f"error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)

@@ -18,7 +18,7 @@ from safebench import config
 from safebench.analysis import overview, runs, statistics
 from safebench.analysis.overview import FIGURES, Block, Packed, brief
 from safebench.analysis.scalars import summarise
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.errors import BadResource, ComparisonRefused, UsageError
 from safebench.metrics import CRASH_KINDS
 from safebench.report.brief import render

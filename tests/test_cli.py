@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from safebench import catalog, config, doctor, yaml_text
-from safebench.cli import main
-from safebench.cli.asked import Asked, parse_seeds, parse_trackers
+from safebench.cli.main import main
+from safebench.cli.request import RunRequest, parse_seeds, parse_trackers
 from safebench.errors import BadResource, ComparisonRefused, Instability, Interrupted, MissingResource, UsageError
 from safebench.settings import Settings
 from tests.synthetic import collapsing, healthy, write_run
@@ -44,7 +44,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     check = (
-        "import sys; from safebench.cli import main; code = main(['--help']); "
+        "import sys; from safebench.cli.main import main; code = main(['--help']); "
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'pydantic', 'yaml', 'scipy', 'wandb'}; "
         "print(*heavy & set(sys.modules), file=sys.stderr); sys.exit(code)"
     )
@@ -208,7 +208,7 @@ def test_trackers_may_be_repeated_or_listed_and_csv_is_always_on() -> None:
 
 
 def test_flags_become_settings_and_runs_go_seed_by_seed() -> None:
-    asked = Asked(
+    asked = RunRequest(
         ["ppo", "safe", "ppo"], seeds="0-1", preset="smoke", model="qwen2.5-3b", reward="m:f", prompts="hh-rlhf",
         random_weights=True, steps=7, overrides=["update.epochs=5"], trackers=["csv", "wandb"],
     )  # fmt: skip
@@ -221,7 +221,7 @@ def test_flags_become_settings_and_runs_go_seed_by_seed() -> None:
         "qwen2.5-3b", True, "m:f", "hh-rlhf",
     )  # fmt: skip
     assert (one.update.steps, one.update.epochs, one.recording.trackers) == (7, 5, ("wandb",))
-    assert len(Asked(["ppo", "safe"], preset="stress").settings()) == 8
+    assert len(RunRequest(["ppo", "safe"], preset="stress").settings()) == 8
 
 
 def test_dry_run_prints_settings_that_read_back_and_makes_nothing(
@@ -240,7 +240,7 @@ def test_dry_run_prints_settings_that_read_back_and_makes_nothing(
 
 def test_dry_run_loads_no_torch_and_no_weights() -> None:
     check = (
-        "import sys; from safebench.cli import main; "
+        "import sys; from safebench.cli.main import main; "
         "main(['run', 'safe', '--preset', 'paper', '--dry-run']); print('torch' in sys.modules, file=sys.stderr)"
     )
     assert python("-c", check).stderr == "False\n"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from safebench.analysis import runs
-from safebench.cli import main
-from safebench.cli.counting import counting
+from safebench.cli.evidence import counting
+from safebench.cli.main import main
 from safebench.metrics import ALARM_KINDS
 from tests.runs import make_parts, overrides
 from tests.synthetic import collapsing, healthy, write_run

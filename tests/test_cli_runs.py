@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from safebench import config
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.estimate import estimate
 from safebench.runner.pool import forget_peaks
 from safebench.runner.progress import PlainView

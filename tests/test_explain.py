@@ -10,7 +10,7 @@ import pytest
 from safebench import config
 from safebench.analysis import runs
 from safebench.analysis.explain import Episode, Log
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.report.explain import explain
 from safebench.rl.controllers import Measurement
 from safebench.trainers.forms import form

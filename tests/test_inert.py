@@ -10,7 +10,7 @@ import pytest
 from safebench import config
 from safebench.analysis import runs
 from safebench.analysis.compare import compare
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.crashes.inert import LOGGED_STEPS, Inert, inert_in, inert_terms, sentence
 from safebench.metrics import LOSS_TERMS, MEASURED
 from safebench.recording.layout import Status, read_status

@@ -9,7 +9,7 @@ import pytest
 
 from safebench.analysis import runs
 from safebench.analysis.scalars import summarise
-from safebench.cli.results import locate_all
+from safebench.cli.manage import locate_all
 from safebench.errors import UsageError
 from safebench.recording.jsonl import Sample, SamplesWriter
 from safebench.recording.layout import REPLIES, keep

@@ -16,7 +16,7 @@ import pytest
 from safebench.analysis import runs
 from safebench.analysis.overview import ArmRow, Block
 from safebench.analysis.statistics import Estimate
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.errors import UsageError
 from safebench.report import plots
 from safebench.report.plots import COLORS, PANELS, PHASES, plot_differences, plot_runs

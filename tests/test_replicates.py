@@ -14,7 +14,7 @@ from safebench import config, yaml_text
 from safebench.analysis import fairness, overview, runs
 from safebench.analysis.compare import compare
 from safebench.analysis.rows import Rounding
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.errors import ComparisonRefused, UsageError
 from safebench.runner.progress import label
 from tests.synthetic import CONSTANTS, healthy, write_run

@@ -13,7 +13,7 @@ import pytest
 from safebench.analysis.frontier import Record
 from safebench.analysis.reward_check import KINDS, lift, order, verdict, within_prompts
 from safebench.analysis.statistics import Estimate
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.scoring import reward_check
 from safebench.scoring.reward_check import heldout_pairs, preferences
 from safebench.world.preferences import Pair, over_spoiled

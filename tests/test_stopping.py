@@ -12,7 +12,7 @@ from safebench import config
 from safebench.analysis import runs
 from safebench.analysis.scalars import Summary, summarise
 from safebench.analysis.stopping import Rule, Stopping, decide
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.crashes.signals import SPEC
 from safebench.errors import UsageError
 from tests.synthetic import healthy, write_run

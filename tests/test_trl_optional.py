@@ -38,7 +38,7 @@ class Without:
         return None
 
 PREPARE
-from safebench.cli import main
+from safebench.cli.main import main
 
 def told(arguments):
     out = io.StringIO()

@@ -14,9 +14,9 @@ from safebench import config
 from safebench.analysis import runs
 from safebench.analysis.compare import compare
 from safebench.analysis.scalars import BY_KEY
-from safebench.cli import main
-from safebench.cli.asked import Asked
-from safebench.cli.tuning import plan
+from safebench.cli.main import main
+from safebench.cli.request import RunRequest
+from safebench.cli.train import plan
 from safebench.errors import UsageError
 from safebench.knobs import Tunable, tunable
 from safebench.tuning.points import Point, points
@@ -151,7 +151,7 @@ def test_whole_numbers_give_no_more_points_than_there_are() -> None:
 def planned(
     experiments: Sequence[str] = ("ppo", "safe"), budget: int = 8, key: str = "judge_final", **asked: Any
 ) -> Any:
-    return plan(Asked(experiments, **({"seeds": "1000-1001"} | asked)), budget, key)
+    return plan(RunRequest(experiments, **({"seeds": "1000-1001"} | asked)), budget, key)
 
 
 def test_every_experiment_gets_the_same_number_of_runs_on_the_same_seeds() -> None:

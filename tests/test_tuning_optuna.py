@@ -22,9 +22,9 @@ from safebench import config, doctor
 from safebench.analysis import runs
 from safebench.analysis.compare import tunings
 from safebench.analysis.scalars import BY_KEY
-from safebench.cli import main
-from safebench.cli.asked import Asked
-from safebench.cli.tuning import plan
+from safebench.cli.main import main
+from safebench.cli.request import RunRequest
+from safebench.cli.train import plan
 from safebench.errors import MissingResource, UsageError
 from safebench.knobs import Tunable, tunable, value_of
 from safebench.runner.progress import Result, interrupted
@@ -279,14 +279,14 @@ def test_an_optuna_that_is_broken_is_not_called_missing(here: Path, monkeypatch:
 )
 def test_a_budget_that_leaves_nothing_to_choose_is_refused(budget: int, said: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        plan(Asked(["ppo"], seeds="1000-1001"), budget, "judge_final", "optuna")
+        plan(RunRequest(["ppo"], seeds="1000-1001"), budget, "judge_final", "optuna")
     assert said in str(caught.value)
     assert caught.value.hint == hint
 
 
 def test_several_processes_per_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    asked = Asked(["ppo"], seeds="1000-1001")
+    asked = RunRequest(["ppo"], seeds="1000-1001")
     assert plan(asked, 6, "judge_final").count == 3
     with pytest.raises(UsageError, match="--sampler optuna and several processes per run do not go together"):
         plan(asked, 6, "judge_final", "optuna")

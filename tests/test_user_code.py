@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from safebench import user_code
-from safebench.cli import main
+from safebench.cli.main import main
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError, out_of_memory
 from safebench.recording import manifest
 from safebench.user_code import blamed

@@ -1,9 +1,10 @@
-"""Tune experiments: the same number of pilot runs for each, and the winner as an experiment file."""
+"""Make the runs that are asked for, say what they would need, and tune experiments on pilot runs."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,20 +14,84 @@ from safebench import config
 from safebench.analysis import runs
 from safebench.analysis.compare import cost_told
 from safebench.analysis.scalars import Scalar
-from safebench.cli.asked import EMBEDDED, Asked, parse_seeds
+from safebench.cli.manage import columns, describe
 from safebench.cli.options import IfExists
-from safebench.cli.said import tell
-from safebench.cli.tables import columns
-from safebench.errors import UsageError
+from safebench.cli.request import EMBEDDED, RunRequest, parse_seeds
+from safebench.doctor import device_kind, free_memory
+from safebench.errors import UsageError, tell
+from safebench.estimate import Estimate, estimate, readable
 from safebench.knobs import Tunable
 from safebench.recording.files import write_atomic
 from safebench.runner.pool import launch
-from safebench.runner.progress import Result, exit_code, is_main, open_view
+from safebench.runner.progress import Result, exit_code, is_main, label, open_view
 from safebench.settings import Settings
 from safebench.settings.tuning import Sampler
 from safebench.tuning import tpe
 from safebench.tuning.points import Point, points
 from safebench.tuning.search import Search, Trial, criterion, search
+
+COMPARED_SEEDS = "0-4"
+"""Seeds of a comparison that makes its runs."""
+
+
+def make(runs: Sequence[Settings], root: Path, jobs: int, if_exists: IfExists, *, summaries: bool = True) -> int:
+    """Do the runs, say how each ended (with ``summaries`` on stdout), and return the exit code."""
+    outcomes = launch(runs, root, open_view(len(runs)), jobs=jobs, if_exists=if_exists.value)
+    for outcome in outcomes:
+        if summaries and is_main() and outcome.status in ("finished", "unstable"):
+            print(describe(outcome))
+    failed = [label(outcome.settings) for outcome in outcomes if outcome.status == "failed"]
+    if failed and len(runs) > 1 and is_main():
+        print(f"failed: {len(failed)} of {len(runs)} runs: {', '.join(failed)}", file=sys.stderr)
+    left = sum(outcome.exit_code == 130 for outcome in outcomes)
+    if left and is_main():
+        print(f"stopped: {left} of {len(runs)} runs unfinished; the same command continues them", file=sys.stderr)
+    return exit_code(outcomes)
+
+
+def dry_run(request: RunRequest, root: Path, seeds: str = "0") -> int:
+    """Print each experiment's settings as YAML, what a run of it needs in comments."""
+    chosen = parse_seeds(request.seeds or seeds)
+    for number, settings in enumerate(request.settings()):
+        print("---" if number else "# Nothing is run. YAML, with what a run needs in comments.")
+        print(estimated(settings.model_copy(update={"seed": chosen[0]}), root, chosen))
+    return 0
+
+
+def estimated(settings: Settings, root: Path, seeds: list[int]) -> str:
+    """Return the settings of one experiment as YAML, with updates, tokens, memory and disk in comments."""
+    kind = device_kind(settings.compute.device)
+    needs = estimate(settings, kind)
+    folder = config.run_folder(root, settings)
+    runs = f"{folder.parent}/seed-…, {len(seeds)} seeds from {seeds[0]}" if len(seeds) > 1 else str(folder)
+    lines = [
+        f"run: {runs}",
+        f"hash: {config.settings_hash(settings)}",
+        f"steps: {settings.update.steps}, optimizer updates: {needs.updates}",
+        f"reply tokens: at most {needs.tokens}",
+        *_memory(needs, kind),
+        *_disk(needs, root),
+        *needs.notes,
+    ]
+    return "\n".join(f"# {line}" for line in lines) + "\n" + config.dump(settings).rstrip()
+
+
+def _memory(needs: Estimate, kind: str) -> list[str]:
+    if needs.total_memory is None:
+        return ["memory: not known"]
+    free = free_memory(kind)
+    here = f", {readable(free)} free here" if free is not None else ""
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in needs.memory.items())
+    counts = f"{needs.parameters} parameters, {needs.trainable} trained"
+    return [f"memory on {kind}: about {readable(needs.total_memory)}{here} ({parts})", f"model: {counts}"]
+
+
+def _disk(needs: Estimate, root: Path) -> list[str]:
+    there = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    free = readable(shutil.disk_usage(there).free)
+    parts = ", ".join(f"{name} {readable(size)}" for name, size in needs.disk.items())
+    return [f"disk: about {readable(needs.total_disk)} per run, {free} free here ({parts})"]
+
 
 FOLDER = "tuning"
 """Where pilot runs and outcomes lie, below the results: no other command looks for runs there."""
@@ -59,7 +124,7 @@ class Candidate:
 class Plan:
     """All pilot runs of a command: ``count`` points of each candidate, each on every seed."""
 
-    asked: Asked
+    request: RunRequest
     criterion: Scalar
     seeds: tuple[int, ...]
     count: int
@@ -87,29 +152,29 @@ class Plan:
         )
 
 
-def plan(asked: Asked, budget: int, key: str, sampler: Sampler = "halton") -> Plan:
+def plan(request: RunRequest, budget: int, key: str, sampler: Sampler = "halton") -> Plan:
     """Return the pilot runs that a budget means, as far as no result chooses them.
 
     Raises ``UsageError`` for whatever is wrong, and ``MissingResource`` without the sampler's library, before any run.
     """
-    if len(config.expand_preset(asked.preset)) > 1:
-        raise UsageError(f"--preset {asked.preset} is several presets", "Tune under one preset at a time.")
+    if len(config.expand_preset(request.preset)) > 1:
+        raise UsageError(f"--preset {request.preset} is several presets", "Tune under one preset at a time.")
     if sampler == "optuna" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(f"{tpe.OPTION} and several processes per run do not go together", "Use --jobs.")
-    seeds = _pilot_seeds(asked.seeds or "")
+    seeds = _pilot_seeds(request.seeds or "")
     count = _points_of(budget, len(seeds), sampler)
-    tunables = asked.tunable()
-    names = list(dict.fromkeys(asked.experiments))
+    tunables = request.tunable()
+    names = list(dict.fromkeys(request.experiments))
     titles = [tunable.settings.experiment for tunable in tunables]
     if doubled := sorted({title for title in titles if titles.count(title) > 1}):
         raise UsageError(f"{', '.join(doubled)} is asked for twice", "Name each experiment once.")
     chosen = criterion(key, judged=all(tunable.settings.reward.judge is not None for tunable in tunables))
     pairs = zip(names, tunables, strict=True)
-    candidates = tuple(_candidate(asked, *pair, count, seeds, sampler) for pair in pairs)
-    return Plan(asked, chosen, tuple(seeds), count, sampler, candidates)
+    candidates = tuple(_candidate(request, *pair, count, seeds, sampler) for pair in pairs)
+    return Plan(request, chosen, tuple(seeds), count, sampler, candidates)
 
 
-def dry_run(plan: Plan) -> int:
+def dry_run_tuning(plan: Plan) -> int:
     """Print every experiment's points, as far as no result chooses them."""
     print(f"Nothing is run. {plan.told}")
     for candidate in plan.candidates:
@@ -172,15 +237,15 @@ def _points_of(budget: int, seeds: int, sampler: Sampler) -> int:
 
 
 def _candidate(
-    asked: Asked, name: str, tunable: Tunable, count: int, seeds: Sequence[int], sampler: Sampler
+    request: RunRequest, name: str, tunable: Tunable, count: int, seeds: Sequence[int], sampler: Sampler
 ) -> Candidate:
     chosen = tuple((tpe.first_points if sampler == "optuna" else points)(tunable, count))
-    return Candidate(name, tunable, chosen, tuple(_runs(asked, name, point, seeds) for point in chosen))
+    return Candidate(name, tunable, chosen, tuple(_pilot_runs(request, name, point, seeds) for point in chosen))
 
 
-def _runs(asked: Asked, name: str, point: Point, seeds: Sequence[int]) -> tuple[Settings, ...]:
+def _pilot_runs(request: RunRequest, name: str, point: Point, seeds: Sequence[int]) -> tuple[Settings, ...]:
     """Return the settings of an experiment's point, seed by seed."""
-    one = replace(asked, experiments=[name], overrides=[*asked.overrides, *point.overrides])
+    one = replace(request, experiments=[name], overrides=[*request.overrides, *point.overrides])
     (settings,) = one.settings()
     return tuple(settings.model_copy(update={"seed": seed}) for seed in seeds)
 
@@ -199,7 +264,7 @@ def _grown(plan: Plan, candidate: Candidate, made: Made) -> Candidate:
     if len(candidate.points) == plan.count or not all(_ended(result) for result in _results(candidate, made)):
         return candidate
     point = tpe.propose(_search(plan, candidate, made))
-    settings = _runs(plan.asked, candidate.name, point, plan.seeds)
+    settings = _pilot_runs(plan.request, candidate.name, point, plan.seeds)
     return replace(candidate, points=(*candidate.points, point), runs=(*candidate.runs, settings))
 
 
@@ -281,20 +346,24 @@ def _source(point: Point) -> str:
 
 def _comparison(plan: Plan, files: list[Path], root: Path) -> str:
     """Return the command that compares every experiment as published and as tuned, with what else was asked for."""
-    asked = plan.asked
+    request = plan.request
     names = [word for one, file in zip(plan.candidates, files, strict=True) for word in (one.name, str(file))]
     words = ["safebench", "compare", *names, "--run"]
     given = {
-        "--preset": asked.preset,
-        "--model": asked.model,
-        "--reward": asked.reward,
-        "--prompts": asked.prompts,
-        "--steps": asked.steps,
+        "--preset": request.preset,
+        "--model": request.model,
+        "--reward": request.reward,
+        "--prompts": request.prompts,
+        "--steps": request.steps,
     }
     for flag, value in given.items():
         words += [flag, str(value)] if value is not None else []
-    words += ["--random-weights"] * asked.random_weights
-    for flag, several in (("--config", asked.files), ("--set", asked.overrides), ("--trust-remote-code", asked.trust)):
+    words += ["--random-weights"] * request.random_weights
+    for flag, several in (
+        ("--config", request.files),
+        ("--set", request.overrides),
+        ("--trust-remote-code", request.trust),
+    ):
         words += [word for one in several for word in (flag, str(one))]
     if root != Path("results"):
         words += ["--results", str(root)]

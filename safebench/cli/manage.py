@@ -1,26 +1,128 @@
-"""What lies in the results: list it, show one, clean up."""
+"""What there is: catalogues, recorded runs and how they ended, and what this machine can run."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safebench import config, layers
+from safebench import catalog, config, layers
+from safebench import doctor as diagnosis
 from safebench.analysis import runs
-from safebench.analysis.runs import Run
-from safebench.cli.outcome import crashes, last_values
-from safebench.cli.tables import columns
+from safebench.analysis.runs import Run, read
+from safebench.architectures import encoder_parameters, parameters
 from safebench.crashes.inert import inert_in, sentence
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.estimate import readable
-from safebench.metrics import BY_KEY
+from safebench.estimate import dimensions, encoder_layers, readable
+from safebench.metrics import ALARM_KINDS, BY_KEY, CRASH_KINDS, HARM_KINDS
 from safebench.names import nearest
 from safebench.recording import layout
 from safebench.recording.files import is_locked
 from safebench.recording.layout import StatusRecord
+from safebench.runner.progress import Result, label
 from safebench.settings import Settings
+
+
+def experiments() -> None:
+    """Print the named experiments and presets."""
+    print(columns([("EXPERIMENT", ""), *config.experiments()]))
+    print()
+    print(columns([("PRESET", ""), *config.presets()]))
+
+
+def arms() -> None:
+    """Print the arms."""
+    print(columns([("ARM", ""), *((entry.name, entry.description) for entry in catalog.entries("arms"))]))
+
+
+def things(group: Literal["models", "rewards"]) -> None:
+    """Print models or rewards: name, size, licence, where from, what it is."""
+    title = group.removesuffix("s").upper()
+    print(columns([(title, "SIZE", "LICENCE", "FROM", ""), *(_row(group, entry) for entry in catalog.entries(group))]))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as columns, each as wide as its widest cell, the last one ragged."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def size(count: int | None) -> str:
+    """Return a number of parameters for people: ``2.0M``, ``3.1B``."""
+    if count is None:
+        return "?"
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
+
+
+def _row(group: str, entry: catalog.Entry) -> tuple[str, str, str, str, str]:
+    known = dimensions(entry)
+    layers = encoder_layers(entry)
+    if layers is not None:
+        count: int | None = encoder_parameters(layers)
+    else:
+        count = parameters(known, head=group == "models") if known else None
+    place = "this package" if entry.kind == "embedded" else entry.target
+    gated = " (licence to be accepted on the hub)" if entry.gated else ""
+    if entry.packaged is not None:
+        place, gated = f"safebench[{entry.packaged.extra}]", f" (under {entry.packaged.terms})"
+    return entry.name, size(count), entry.licence, place, entry.description + gated
+
+
+FIGURES = (
+    ("reward", "reward/mean", ""),
+    ("judge", "eval/judge", ""),
+    ("KL", "kl/mean", " nats/token"),
+    ("entropy", "entropy/mean", " nats/token"),
+    ("distinct replies", "reply/distinct", ""),
+)
+
+
+def describe(result: Result) -> str:
+    """Return what a finished or unstable run came to: status, steps, last figures, crashes, files."""
+    last, steps = last_values(read(result.folder)), result.settings.update.steps
+    before = "" if result.fresh else " before, nothing was done"
+    lines = [f"{label(result.settings)}: {result.status}{before}, step {_figure(last.get('step', '?'))} of {steps}"]
+    figures = [f"{word} {_figure(last[key])}{unit}" for word, key, unit in FIGURES if key in last]
+    if figures:
+        lines.append(f"  {'  '.join(figures)}")
+    lines.append(f"  crashes: {crashes(last)}")
+    lines.append(f"  files: {result.folder}")
+    return "\n".join(lines)
+
+
+def last_values(run: Run) -> dict[str, float | str]:
+    """Return the last value of every column of metrics.csv that has one."""
+    filled = {key: [cell for cell in cells if cell] for key, cells in run.cells.items()}
+    return {key: _number(cells[-1]) for key, cells in filled.items() if cells}
+
+
+def crashes(row: Mapping[str, Any]) -> str:
+    """Return the crash counts of a row of metrics in words: harms, alarms, and what nobody watched."""
+    counts = {kind: row.get(f"crash/{kind}") for kind in CRASH_KINDS}
+    known = {kind: count for kind, count in counts.items() if isinstance(count, int | float)}
+
+    def told(kinds: tuple[str, ...]) -> str:
+        return ", ".join(f"{kind} {int(known[kind])}" for kind in kinds if known.get(kind, 0) > 0)
+
+    alarms = told(ALARM_KINDS)
+    found = (told(HARM_KINDS) or "none") + (f"; alarms: {alarms}" if alarms else "")
+    blind = [kind for kind in counts if kind not in known]
+    if len(blind) == len(counts):
+        return "not watched"
+    return found + (f" (not watched: {', '.join(blind)})" if blind else "")
+
+
+def _number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else str(value)
 
 
 def list_runs(model: str | None, results: Path) -> None:
@@ -164,3 +266,31 @@ def _needless(folder: Path) -> Iterator[Path]:
 
 def _size(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+MARKS = {True: "ok", False: "no", None: "-"}
+
+
+def doctor(online: bool, results: Path) -> int:
+    """Print what this machine can run and why not; return 3 where even the embedded run cannot be had, else 0."""
+    found = list(diagnosis.checks(results, online))
+    print(columns([(MARKS[check.ok], check.name, check.text) for check in found]))
+    print()
+    rows = [("", "MODEL", "NEEDS", "")]
+    for verdict in diagnosis.verdicts():
+        needs = "?" if verdict.needs is None else readable(verdict.needs)
+        rows.append((MARKS[verdict.ok], verdict.name, needs, verdict.text))
+    print(columns(rows))
+    print()
+    print("Needs are estimates for ppo; models from the hub with the preset that --model takes by itself.")
+    print("--random-weights needs no download.")
+    return 3 if any(check.ok is False for check in found) else 0
+
+
+def own_things(settings: Settings) -> int:
+    """Print each check of the user's own model, reward and prompts as it is made; return 3 where one fails, else 0."""
+    failed = False
+    for check in diagnosis.own_checks(settings):
+        print(f"{MARKS[check.ok]:2}  {check.name:22}  {check.text}", flush=True)
+        failed = failed or check.ok is False
+    return 3 if failed else 0

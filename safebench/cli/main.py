@@ -1,0 +1,581 @@
+"""Every command with its options and help, and what an error looks like at the end of one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from safebench.cli import options
+from safebench.cli.options import CrashVersion, Format, IfExists, LedgerFormat, Sampler
+from safebench.errors import SafebenchError, tell
+from safebench.telemetry import quiet
+from safebench.user_code import blamed
+
+RESULTS = Path("results")
+"""Where runs lie unless told otherwise."""
+REPORT = "This is a fault of safebench: please report it, with the lines above and the command, to its issue tracker."
+
+app = typer.Typer(
+    name="safebench",
+    help="Compare SAFE with PPO: train, record, tabulate.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"safebench {version('safebench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("run")
+def run(
+    experiment: options.Experiments,
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    seeds: options.Seeds = None,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    config: options.ConfigFiles = None,
+    tracker: options.Trackers = None,
+    trust_remote_code: options.Trust = None,
+    replicate: options.Replicate = None,
+    jobs: options.Jobs = 1,
+    if_exists: options.Exists = IfExists.RESUME,
+    dry_run: options.DryRun = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Run experiments: train, record, say how it ended. Called again, it continues what is unfinished."""
+    from safebench.cli import train
+    from safebench.cli.request import RunRequest
+
+    request = RunRequest(
+        experiment,
+        seeds=seeds,
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        steps=steps,
+        files=config or (),
+        overrides=set_ or (),
+        trackers=tracker or (),
+        trust=trust_remote_code or (),
+        replicate=replicate,
+    )
+    if dry_run:
+        return train.dry_run(request, results)
+    return train.make(request.seeded("0"), results, jobs, if_exists)
+
+
+@app.command("compare")
+def compare(
+    experiment: options.Experiments,
+    output: options.Output = Format.TABLE,
+    make: options.Make = False,
+    until_decided: options.UntilDecided = False,
+    round_: options.RoundSize = None,
+    max_seeds: options.MaxSeeds = None,
+    alpha: options.Alpha = None,
+    replicate: options.ReplicatesOf = None,
+    seeds: options.Seeds = None,
+    metric: options.Metrics = None,
+    brief: options.Brief = False,
+    where: options.Where = None,
+    judge: options.Judge = None,
+    baseline: options.Baseline = None,
+    force: options.Force = False,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    config: options.ConfigFiles = None,
+    tracker: options.Trackers = None,
+    trust_remote_code: options.Trust = None,
+    jobs: options.Jobs = 1,
+    dry_run: options.DryRun = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Compare experiments over seeds, on what lies in the results; --run makes what is missing."""
+    from safebench.cli import train
+    from safebench.cli.request import RunRequest
+
+    request = RunRequest(
+        experiment,
+        seeds=seeds,
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        steps=steps,
+        files=config or (),
+        overrides=set_ or (),
+        trackers=tracker or (),
+        trust=trust_remote_code or (),
+    )
+    from safebench.cli import compare
+    from safebench.cli.request import RunFilter
+
+    rule = compare.rule(until_decided, alpha, round_, max_seeds)
+    if dry_run:
+        return train.dry_run(request, results, train.COMPARED_SEEDS if rule is None else f"0-{rule.most - 1}")
+
+    selection = RunFilter(results, where=where or (), judge=judge, replicate=replicate)
+    how = compare.CompareOptions(
+        baseline=baseline, force=force, metrics=metric or (), brief=brief, spec=crash_spec.spec
+    )
+    if rule is not None:
+        return compare.compare_until_decided(request, selection, how, output, rule, jobs)
+    return compare.compare(request, selection, how, output, jobs=jobs if make else None)
+
+
+@app.command("tune")
+def tune(
+    experiment: options.Experiments,
+    budget: options.Budget,
+    pilot_seeds: options.PilotSeeds = "1000-1001",
+    criterion: options.Criterion = "judge_final",
+    sampler: options.SamplerName = Sampler.HALTON,
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    config: options.ConfigFiles = None,
+    trust_remote_code: options.Trust = None,
+    jobs: options.Jobs = 1,
+    if_exists: options.Exists = IfExists.RESUME,
+    dry_run: options.PlanOnly = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Tune each experiment's own knobs on equally many pilot runs, and write the winner as an experiment file."""
+    from safebench.cli import train
+    from safebench.cli.request import RunRequest
+
+    request = RunRequest(
+        experiment,
+        seeds=pilot_seeds,
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        steps=steps,
+        files=config or (),
+        overrides=set_ or (),
+        trust=trust_remote_code or (),
+    )
+    plan = train.plan(request, budget, criterion, sampler.value)
+    if dry_run:
+        return train.dry_run_tuning(plan)
+    return train.tune(plan, results, jobs, if_exists)
+
+
+@app.command("report")
+def report(
+    experiment: options.AnyExperiments = None,
+    out: options.PageFile = Path("results/report.html"),
+    seeds: options.Seeds = None,
+    where: options.Where = None,
+    judge: options.Judge = None,
+    replicate: options.ReplicatesOf = None,
+    baseline: options.Baseline = None,
+    force: options.Force = False,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
+    model: options.ModelName = None,
+    steps: options.Steps = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """Write one HTML page: table, curves, frontier, crashes, replies, fairness, claims. It loads nothing."""
+    from safebench.cli import evidence
+    from safebench.cli.compare import CompareOptions
+    from safebench.cli.request import RunFilter, RunRequest
+
+    request = RunRequest(
+        experiment or HEADLINE, seeds=seeds, preset=preset, model=model, steps=steps, overrides=set_ or ()
+    )
+    selection = RunFilter(results, where=where or (), judge=judge, replicate=replicate)
+    evidence.write_page(request, selection, CompareOptions(baseline=baseline, force=force, spec=crash_spec.spec), out)
+
+
+@app.command("claims")
+def claims(
+    experiment: options.ClaimedExperiments = None,
+    output: options.LedgerOutput = LedgerFormat.TABLE,
+    seeds: options.Seeds = None,
+    model: options.ModelName = None,
+    preset: options.Preset = None,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
+    results: options.Root = RESULTS,
+) -> None:
+    """Print the ledger: each claim of the paper, our figure with its interval, the verdict, the command."""
+    from safebench.cli import evidence
+    from safebench.cli.request import RunRequest
+
+    request = RunRequest(experiment or (), seeds=seeds, preset=preset, model=model)
+    evidence.print_claims(request, results, output.value, crash_spec.spec)
+
+
+@app.command("list")
+def list_runs(model: options.ModelName = None, results: options.Root = RESULTS) -> None:
+    """List the runs in the results, whatever became of them."""
+    from safebench.cli.manage import list_runs
+
+    list_runs(model, results)
+
+
+@app.command("show")
+def show(run: options.RunName, explain: options.Explain = False, results: options.Root = RESULTS) -> None:
+    """Show one run: what it is, how it differs from its experiment, its last figures, its crashes."""
+    from safebench.cli import manage as lying
+
+    (lying.explain if explain else lying.show)(run, results)
+
+
+@app.command("clean")
+def clean(run: options.RunNames = None, dry_run: options.Pretend = False, results: options.Root = RESULTS) -> None:
+    """Delete what ended runs no longer need: checkpoints and trackers' caches. Figures and adapters stay."""
+    from safebench.cli.manage import clean
+
+    clean(run or [], results, dry_run)
+
+
+@app.command("experiments")
+def experiments() -> None:
+    """List the named experiments and presets."""
+    from safebench.cli.manage import experiments
+
+    experiments()
+
+
+@app.command("arms")
+def arms() -> None:
+    """List the algorithms that the shared loop can run."""
+    from safebench.cli.manage import arms
+
+    arms()
+
+
+@app.command("models")
+def models() -> None:
+    """List the language models of the catalogue; --model also takes hub ids and local directories."""
+    from safebench.cli.manage import things
+
+    things("models")
+
+
+@app.command("rewards")
+def rewards(
+    check: options.Checked = None,
+    judge: options.CheckJudge = "embedded-judge",
+    draws: options.Draws = 64,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """List the rewards of the catalogue; --check says how far one can be believed, before anything is trained on it."""
+    if check is None:
+        from safebench.cli.manage import things
+
+        things("rewards")
+        return
+    from safebench.cli import evidence
+    from safebench.cli.request import RunRequest
+
+    overrides = [f"reward.judge={json.dumps(judge or None)}", *(set_ or ())]
+    evidence.check(
+        RunRequest(["ppo"], reward=check, overrides=overrides, trust=trust_remote_code or ()), draws, results
+    )
+
+
+@app.command("doctor")
+def doctor(
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = None,
+    online: options.Online = False,
+    results: options.Root = RESULTS,
+) -> int:
+    """Say what this machine can run and why not; with a model, reward or prompts of yours, check these.
+
+    Ends with 3 where even the embedded run cannot be had, or where a check of yours fails.
+    """
+    from safebench.cli import manage
+
+    if not (model or reward or prompts or random_weights or preset or set_):
+        return manage.doctor(online, results)
+    from safebench.cli.request import RunRequest
+
+    overrides, trust = set_ or (), trust_remote_code or ()
+    request = RunRequest(
+        ["ppo"], None, preset, model, reward, prompts, random_weights, overrides=overrides, trust=trust
+    )
+    return manage.own_things(request.settings()[0])
+
+
+@app.command("sample")
+def sample(
+    run: options.RunName,
+    prompt: options.Prompt,
+    count: options.Count = 1,
+    seed: options.Seed = 0,
+    temperature: options.Temperature = None,
+    tokens: options.Tokens = None,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """Let a trained policy reply to a prompt."""
+    from safebench.cli.manage import locate
+
+    folder = locate(run, results)
+    from safebench.world import talk  # imports torch: not before the run is found
+
+    trust = trust_remote_code or ()
+    # Arguments are bytes, which a locale without UTF-8 leaves undecoded.
+    prompt = prompt.encode(errors="surrogateescape").decode(errors="replace")
+    for reply in talk.sample(
+        folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens, trust=trust
+    ):
+        print(reply.strip())
+
+
+@app.command("export")
+def export(
+    run: options.RunName,
+    out: options.Out = None,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """Merge a run's adapter into its model and write it for plain transformers."""
+    from safebench.cli.manage import locate
+
+    folder = locate(run, results)
+    from safebench.world import talk  # imports torch: not before the run is found
+
+    print(talk.export(folder, folder / "merged" if out is None else out, trust=trust_remote_code or ()))
+
+
+@app.command("plot")
+def plot(
+    run: options.RunsOrExperiments, out: options.PlotFile = Path("curves"), results: options.Root = RESULTS
+) -> None:
+    """Draw the curves of runs, those of one experiment together: mean and range of the seeds, as PNG and SVG."""
+    from safebench.cli.evidence import plot
+
+    plot(run, out, results)
+
+
+@app.command("diff")
+def diff(first: options.FirstRun, second: options.SecondRun, results: options.Root = RESULTS) -> None:
+    """Say how two runs differ: settings, environment, and the first step at which their curves part."""
+    from safebench.cli.evidence import diff
+
+    diff(first, second, results)
+
+
+@app.command("sensitivity")
+def sensitivity(
+    experiment: options.Experiments,
+    seeds: options.Seeds = None,
+    model: options.ModelName = None,
+    preset: options.Preset = None,
+    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
+    results: options.Root = RESULTS,
+) -> None:
+    """Say how two experiments' result moves with every choice of the evidence, one at a time, as Markdown."""
+    from safebench.cli import evidence
+    from safebench.cli.request import RunFilter, RunRequest
+
+    request = RunRequest(experiment, seeds=seeds, preset=preset, model=model)
+    evidence.print_sensitivity(request, RunFilter(results), crash_spec.spec)
+
+
+@app.command("keep")
+def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: options.Root = RESULTS) -> None:
+    """Keep what evidence needs of runs, without weights: as folders, or a line each in one file (compare --brief)."""
+    from safebench.cli.evidence import keep
+
+    keep(run, out, results)
+
+
+@app.command("alarms")
+def alarms(run: options.RunNames = None, results: options.Root = RESULTS) -> None:
+    """Say for each kind of alarm what it was worth over recorded runs: how often harm followed, and how much later."""
+    from safebench.cli.evidence import alarms
+
+    alarms(run or (), results)
+
+
+@app.command("rescore")
+def rescore(
+    run: options.RunsOrExperiments,
+    reward: options.NewJudge,
+    label: options.Label = None,
+    force: options.Again = False,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """Score the replies that runs saved with another reward, so that old runs can be judged again."""
+    from safebench.cli import evidence
+
+    evidence.rescore(run, reward, force, results, label, trust_remote_code or ())
+
+
+@app.command("best-of-n")
+def best_of_n(
+    draws: options.Draws = 64,
+    model: options.ModelName = None,
+    reward: options.RewardName = None,
+    prompts: options.PromptsName = None,
+    random_weights: options.RandomWeights = False,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = None,
+    results: options.Root = RESULTS,
+) -> None:
+    """Draw many replies of the initial policy: the best of n is a reference on the frontier that needs no training."""
+    from safebench.cli import evidence
+    from safebench.cli.request import RunRequest
+
+    request = RunRequest(
+        HEADLINE[:1],
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        overrides=set_ or (),
+        trust=trust_remote_code or (),
+    )
+    evidence.draw(request, draws, results)
+
+
+@app.command("import")
+def import_(
+    path: options.History,
+    model: options.ImportModel = "unknown",
+    trainer: options.Trainer = None,
+    name: options.ImportName = None,
+    seed: options.RunSeed = 0,
+    sigma0: options.Sigma0 = None,
+    reply_limit: options.ReplyLimit = None,
+    vocabulary: options.Vocabulary = None,
+    steps: options.PlannedSteps = None,
+    known: options.Known = None,
+    overwrite: options.Overwrite = False,
+    results: options.Root = RESULTS,
+) -> None:
+    """Read the history of a run of TRL, verl or OpenRLHF as a run of ours, so that it gets the same crash table."""
+    from safebench.cli import evidence
+
+    evidence.import_runs(
+        path,
+        results,
+        known or (),
+        overwrite,
+        model=model,
+        trainer=trainer,
+        name=name,
+        seed=seed,
+        sigma0=sigma0,
+        reply_limit=reply_limit,
+        vocabulary=vocabulary,
+        steps=steps,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors of ours are said in two lines, without a traceback."""
+    quiet()
+    encode_anything()
+    try:
+        code = _code(app(args=arguments, prog_name="safebench", standalone_mode=False))
+        sys.stdout.flush()
+        return code
+    except typer.TyperException as error:
+        _show(error)
+        return int(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 130
+    except SafebenchError as error:
+        tell(error)
+        return error.exit_code
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of our output has left (safebench list | head): nothing is wrong. Typer makes an exit of it.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # What Python still wants to flush at its end goes nowhere, without a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:  # the last boundary: everything we did not foresee
+        if (blame := blamed(error)) is not None:
+            tell(blame)
+            return blame.exit_code
+        import traceback
+
+        traceback.print_exc()
+        print(REPORT, file=sys.stderr)
+        return 1
+
+
+def _show(error: typer.TyperException) -> None:
+    """Write a fault of the command line itself; such errors carry the usage line of their command."""
+    show = getattr(error, "show", None)
+    if show is None:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+    else:
+        show(sys.stderr)
+
+
+def _code(returned: Any) -> int:
+    return returned if isinstance(returned, int) else 0
+
+
+def encode_anything() -> None:
+    """Let stdout and stderr write a question mark for what their encoding lacks, rather than raise."""
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that someone put in their place need not be a file.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+HEADLINE = ("ppo", "safe")
