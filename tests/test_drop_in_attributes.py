@@ -16,7 +16,7 @@ from transformers import Qwen2ForCausalLM, TrainerCallback
 
 from safebench.errors import UsageError
 from safebench.trl import PPOConfig, PPOTrainer
-from safebench.trl.attributes import ABSENT
+from safebench.trl.trainer import ABSENT
 from safebench.world.loading import quiet_libraries
 from tests.drop_in import BATCH, adapted, classifier, lora, policy_model, quietly, rows, same, trainer, weights
 from tests.tiny import PAD, PROMPTS, tiny_tokenizer

@@ -14,9 +14,18 @@ from transformers import HfArgumentParser, TrainingArguments
 from safebench import config
 from safebench.errors import UsageError
 from safebench.settings import Settings
-from safebench.trl import ModelConfig, PPOConfig, SAFEConfig, ScriptArguments, fields, get_peft_config
-from safebench.trl.fields import ACTED_ON, FILLED, MAPPED, REFUSED, SCRIPT, WITHOUT_EFFECT
-from safebench.trl.translate import fill_sizes, settings_of
+from safebench.trl import ModelConfig, PPOConfig, SAFEConfig, ScriptArguments, get_peft_config
+from safebench.trl.config import (
+    ACTED_ON,
+    FILLED,
+    MAPPED,
+    REFUSED,
+    SCRIPT,
+    WITHOUT_EFFECT,
+    check_fields,
+    fill_sizes,
+    settings_of,
+)
 from tests.drop_in import arguments, trainer
 
 
@@ -111,7 +120,7 @@ def test_a_refused_field_is_an_error_that_names_it(name: str, tmp_path: Path) ->
     args = arguments(tmp_path)
     setattr(args, name, "set")
     with pytest.raises(UsageError, match=f"  {name}: "):
-        fields.check(args)
+        check_fields(args)
 
 
 def test_a_trainer_refuses_before_anything_is_built(tmp_path: Path) -> None:
@@ -123,12 +132,12 @@ def test_refused_fields_are_named_all_at_once(tmp_path: Path) -> None:
     args = arguments(tmp_path, neftune_noise_alpha=1.0, lr_scheduler_type="greedy", eval_strategy="steps")
     args.deepspeed = "some.json"
     with pytest.raises(UsageError, match=r"(?s)neftune.*deepspeed.*lr_scheduler_type"):
-        fields.check(args)
+        check_fields(args)
 
 
 def test_fields_without_effect_are_named_in_one_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"data_seed.*dataloader_num_workers") as caught:
-        fields.check(arguments(tmp_path, dataloader_num_workers=2, data_seed=1))
+        check_fields(arguments(tmp_path, dataloader_num_workers=2, data_seed=1))
     assert len(caught) == 1
 
 
@@ -138,12 +147,12 @@ def test_a_field_that_nobody_knows_is_named(tmp_path: Path) -> None:
         new_feature: int = 0
 
     with pytest.warns(UserWarning, match="new_feature.*not known"):
-        fields.check(arguments(tmp_path, Later, new_feature=1))
+        check_fields(arguments(tmp_path, Later, new_feature=1))
 
 
 def test_the_defaults_are_let_pass_without_a_word() -> None:
-    fields.check(PPOConfig(output_dir="x", use_cpu=True))
-    fields.check(SAFEConfig(output_dir="x", use_cpu=True))
+    check_fields(PPOConfig(output_dir="x", use_cpu=True))
+    check_fields(SAFEConfig(output_dir="x", use_cpu=True))
 
 
 @pytest.mark.parametrize("name", [name for name in FILLED])

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from safebench.errors import BadResource, Instability, MissingResource, UsageError
 from safebench.metrics import MEASURED
 from safebench.rl.kl import sampled_kl
-from safebench.trl import PPOTrainer, SAFETrainer, keys
+from safebench.trl import PPOTrainer, SAFETrainer, logs
 from tests.drop_in import (
     BATCH,
     REPLY,
@@ -207,8 +207,8 @@ def test_an_entry_has_all_keys_of_both(tmp_path: Path) -> None:
     made = trainer(tmp_path, reward_model=classifier(8), value_model=classifier())
     made.train()
     for entry in entries(made):
-        assert set(keys.MEANING) <= set(entry)
-        assert {key for key in entry if "/" in key} - set(keys.MEANING) <= set(MEASURED)
+        assert set(logs.MEANING) <= set(entry)
+        assert {key for key in entry if "/" in key} - set(logs.MEANING) <= set(MEASURED)
         assert finite(entry)
         json.dumps(entry)
 
@@ -216,7 +216,7 @@ def test_an_entry_has_all_keys_of_both(tmp_path: Path) -> None:
 def test_trls_keys_are_trls(tmp_path: Path) -> None:
     logged = [json.loads(line) for line in Path("tests/data/trl-1.12.0-ppo.jsonl").read_text().splitlines()]
     theirs = {key for entry in logged for key in entry.get("logs", entry)} - {"epoch", "step"}
-    assert {key for key in theirs if "/" in key or key in ("lr", "episode", "eps")} <= set(keys.MEANING)
+    assert {key for key in theirs if "/" in key or key in ("lr", "episode", "eps")} <= set(logs.MEANING)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -265,7 +265,7 @@ def test_an_entry_of_several_steps_is_their_mean() -> None:
         {"a": 1.0, "kl/max": 3.0, "episode": 4, "lr": 1.0, "name": "x", "b": None, "c": math.nan},
         {"a": 3.0, "kl/max": 1.0, "episode": 8, "lr": 0.5, "name": "y", "b": 5.0, "c": 1.0},
     ]
-    assert keys.entry(steps) == {"a": 2.0, "kl/max": 3.0, "episode": 8, "lr": 0.5, "name": "y", "b": 5.0}
+    assert logs.entry(steps) == {"a": 2.0, "kl/max": 3.0, "episode": 8, "lr": 0.5, "name": "y", "b": 5.0}
 
 
 def test_between_entries_no_step_is_lost(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_nothing_is_uploaded_unless_asked(tmp_path: Path, monkeypatch: pytest.Mo
             calls.append(("upload", more))
             return "done"
 
-    monkeypatch.setattr("safebench.trl.hub.HfApi", Api)
+    monkeypatch.setattr("safebench.trl.saving.HfApi", Api)
     made = trainer(tmp_path / "model", config={"save_strategy": "steps", "hub_token": "t", "hub_private_repo": True})
     made.train()
     made.save_model()

@@ -8,31 +8,228 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
 from safebench.trainers.critic import Critic
-from safebench.trl.classifiers import Classifier, Score
-from safebench.trl.objects import (
-    has_own_adapters,
-    placed,
-    refuse_learned_prompts,
-    refuse_shared,
-    refuse_spread,
-    shared,
-    title,
-    trained,
-)
 from safebench.world import noise, probes
 from safebench.world.adapters import left_out
-from safebench.world.forward import no_dropout, recompute
+from safebench.world.forward import no_dropout, positions, recompute
 from safebench.world.loading import naming, quiet_libraries
 from safebench.world.models import padding_within
 from safebench.world.policy import Policy, frozen_copy
+
+
+def title(role: str, model: Any) -> str:
+    """Return how a message names a model: the argument, and the class within any adapter's wrapper."""
+    inner = unwrapped(model)
+    around = "" if inner is model else f" in a {type(model).__name__}"
+    return f"{role} ({type(inner).__name__}{around})"
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model within peft's wrappers, adapter layers in place; another model as it is."""
+    while isinstance(model, PeftModel | PeftMixedModel):
+        model = model.get_base_model() if isinstance(model, PeftModel) else model.base_model.model
+    return model
+
+
+def has_own_adapters(model: Any) -> bool:
+    """Say whether transformers put the adapters into the model itself (``add_adapter``, ``load_adapter``)."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def refuse_learned_prompts(role: str, model: Any) -> None:
+    """Refuse adapters of virtual tokens: they act in the wrapper's forward, which is passed by."""
+    configs = model.peft_config.values() if isinstance(model, PeftModel) else ()
+    if kinds := [type(config).__name__ for config in configs if config.is_prompt_learning]:
+        raise UsageError(
+            f"{title(role, model)} learns prompts ({kinds[0]}), which is not supported", "Use an adapter such as LoRA."
+        )
+
+
+def refuse_spread(role: str, model: Any) -> None:
+    """Refuse a model whose parts lie on several devices, or on none."""
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1 or "disk" in places:
+        raise UsageError(
+            f"{title(role, model)} is spread over {', '.join(sorted(places))} (device_map): the loop keeps each model "
+            "on one device",
+            'Load it without device_map, or with device_map={"": 0}; in 4 bits, or in bfloat16 where it is not '
+            "trained, it needs less memory.",
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise UsageError(f"{title(role, model)} has weights on the meta device: they were never loaded")
+
+
+def placed(role: str, model: nn.Module, device: torch.device) -> None:
+    """Move a model to the device; a quantised one, which cannot be moved, must be there already."""
+    refuse_spread(role, model)
+    if not getattr(unwrapped(model), "is_quantized", False):
+        with naming(f"{title(role, model)}, moved to {device}", "Load a smaller model, or one in fewer bits."):
+            model.to(device)
+        return
+    place = next(model.parameters()).device
+    if place.type != device.type or (None not in (place.index, device.index) and place.index != device.index):
+        raise UsageError(
+            f"{title(role, model)} is quantised and lies on {place}; training runs on {device}",
+            f'Load it there: device_map={{"": "{device}"}}.',
+        )
+
+
+def trained(model: nn.Module) -> set[int]:
+    """Return the identities of the weights that require gradients."""
+    return {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def shared(model: Any, weights: set[int]) -> int:
+    """Return how many of these weights ``model`` has; none where it has no weights at all."""
+    return len({id(p) for p in model.parameters()} & weights) if isinstance(model, nn.Module) else 0
+
+
+def refuse_shared(role: str, model: Any, weights: set[int], hint: str) -> None:
+    """Refuse a model that has some of the policy's trained weights: it would move with the policy."""
+    if count := shared(model, weights):
+        raise UsageError(
+            f"{title(role, model)} shares {count} of the policy's trained weights: it would move with the policy", hint
+        )
+
+
+WAY_OUT = {
+    "reward_model": "Pass a sequence classifier with one label and the policy's tokenizer, a function of texts that "
+    "calls the model with its own tokenizer, or its folder's name.",
+    "value_model": "Pass value_model=None: the critic then sits on the policy's own states.",
+}
+"""What to do with a classifier that cannot be read token by token, by the argument that it came as."""
+
+
+class Body(nn.Module):
+    """The body of a classifier; what it raises names the classifier."""
+
+    def __init__(self, what: str, hint: str, body: nn.Module) -> None:
+        super().__init__()
+        self.what, self.hint, self.body = what, hint, body
+
+    def forward(self, **inputs: Any) -> BaseModelOutput:
+        """Return the last hidden states [b, T, h] as ``last_hidden_state``."""
+        with naming(f"the forward pass of {self.what}", self.hint):
+            out = self.body(**inputs)
+            states = getattr(out, "last_hidden_state", None)
+            if states is None:
+                # A body with an output layer of its own, as TRL reads it.
+                states = self.body(**inputs, output_hidden_states=True, return_dict=True).hidden_states[-1]
+        return BaseModelOutput(last_hidden_state=states)
+
+
+class Score(nn.Module):
+    """What makes one number of a state, itself and not a copy, in float32 at least.
+
+    ``score`` may be a method of the classifier: its weights are then all that are beside the body.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.score = classifier.score
+        if not isinstance(self.score, nn.Module):
+            beside = unwrapped(classifier.model).children()
+            self.layers = nn.ModuleList(layer for layer in beside if layer is not classifier.body.body)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return one number per state, [..., 1], of [..., h]."""
+        found: Tensor = self.score(states)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+class Classifier:
+    """A classifier taken apart and tried on a few tokens; adapters on body and score act, whoever made them.
+
+    ``role``: the trainer's argument that it came as. Raises ``BadResource`` where it has no ``score``, more than one
+    number per state, another vocabulary than the policy's, or where its own forward pass says something else.
+    """
+
+    def __init__(self, role: str, model: Any, policy: Policy) -> None:
+        self.role, self.model, self.what, self.hint = role, model, title(role, model), WAY_OUT[role]
+        refuse_learned_prompts(role, model)
+        inner = unwrapped(model)
+        body = getattr(inner, str(getattr(inner, "base_model_prefix", "")), None)
+        score = getattr(inner, "score", None)
+        if not isinstance(body, nn.Module) or not callable(score):
+            raise BadResource(f"{self.what} {_lack(inner, body)}", self.hint)
+        self.score: Any = score
+        self.body = Body(self.what, self.hint, body)
+        self._refuse_other_tokens(policy)
+        placed(role, model, policy.device)
+        no_dropout(model)
+        model.eval()
+        self._try(inner, policy.device)
+
+    def values(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Return what ``score`` makes of each token's state, [b, T], of ids padded on the left, [b, T]."""
+        states = self.body(
+            input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=False
+        ).last_hidden_state
+        with naming(f"`score` of {self.what}", self.hint):
+            found: Tensor = self.score(states)
+        if found.shape != (*ids.shape, 1):
+            many = f"{found.shape[-1]} scores" if found.shape[:-1] == ids.shape else f"the shape {list(found.shape)}"
+            raise BadResource(
+                f"{self.what} gives {many} for {list(ids.shape)} tokens, where one score per token is needed",
+                f"Load it with num_labels=1. {self.hint}",
+            )
+        return found.squeeze(-1)
+
+    def _refuse_other_tokens(self, policy: Policy) -> None:
+        """A classifier reads the policy's ids; with a smaller vocabulary it must be made for another tokenizer."""
+        if not hasattr(self.model, "get_input_embeddings"):
+            return
+        with naming(f"the token embedding of {self.what}", self.hint):
+            known = int(self.model.get_input_embeddings().weight.shape[0])
+        needed = min(policy.vocabulary, len(policy.tokenizer))
+        if known < needed:
+            raise BadResource(
+                f"{self.what} knows {known} tokens, the policy's tokenizer has {needed}: it cannot read its ids",
+                self.hint,
+            )
+
+    @torch.no_grad()
+    def _try(self, inner: Any, device: torch.device) -> None:
+        """Score three tokens, and compare with what a classifier of transformers says of them itself."""
+        pad = getattr(getattr(inner, "config", None), "pad_token_id", None)
+        ids = torch.tensor([[i for i in range(4) if i != pad][:3]], device=device)
+        attention = torch.ones_like(ids)
+        ours = self.values(ids, attention)[0, -1]
+        if not torch.isfinite(ours):
+            raise BadResource(f"{self.what} gives {float(ours)} for three plain tokens", "Its weights are damaged.")
+        if not isinstance(inner, PreTrainedModel) or type(inner).forward is nn.Module.forward:
+            return
+        with naming(f"the forward pass of {self.what}", self.hint):
+            logits = getattr(inner(input_ids=ids, attention_mask=attention), "logits", None)
+        if not isinstance(logits, Tensor):
+            return
+        own = logits.flatten()[-1]
+        # Rounding depends on the kernel; a scale, a cap or a pooling of the model's own is larger by far.
+        limit = (1e-3 if ours.dtype == torch.float32 else 5e-2) * max(1.0, abs(float(own)))
+        if not abs(float(own) - float(ours)) <= limit:
+            raise BadResource(
+                f"{self.what} scores three tokens {float(own):.6g}, and `score` of its last state is "
+                f"{float(ours):.6g}: TRL's trainer, and ours, would read another number than the model's",
+                self.hint,
+            )
+
+
+def _lack(inner: Any, body: Any) -> str:
+    """Say why a model cannot be read as TRL's trainer reads it."""
+    if not isinstance(body, nn.Module):
+        return "has no body under its `base_model_prefix`: it is no sequence classifier of transformers"
+    heads = [f"`{name}` ({type(m).__name__})" for name, m in inner.named_children() if m is not body]
+    instead = f"; beside its body it has {', '.join(heads)}" if heads else ""
+    return f"has no `score` that reads the state of a token, which TRL's trainer needs{instead}"
+
 
 Model: TypeAlias = PeftModel | PreTrainedModel
 

@@ -19,8 +19,10 @@ from transformers.utils import logging
 from safebench.errors import UsageError
 from safebench.settings import Compute
 from safebench.trainers.processes import Processes
-from safebench.trl import fields, keys
+from safebench.trl import config, logs
+from safebench.trl.config import fill_sizes, is_safe, settings_of
 from safebench.trl.data import Rows, read_prompts
+from safebench.trl.logs import WatchedLoop
 from safebench.trl.models import (
     PolicyAndValueModel,
     apart,
@@ -30,8 +32,6 @@ from safebench.trl.models import (
 )
 from safebench.trl.optimizers import make_optimizers
 from safebench.trl.rewards import FunctionReward, make_reward
-from safebench.trl.translate import fill_sizes, is_safe, settings_of
-from safebench.trl.watch import WatchedLoop
 from safebench.world.assemble import World
 from safebench.world.checks import longest_row
 from safebench.world.loading import naming
@@ -72,7 +72,7 @@ class Parts:
         peft_config: Any = None,
     ) -> None:
         self._check_kind(args)
-        fields.check(args)
+        config.check_fields(args)
         if train_dataset is None:
             raise UsageError("train_dataset is None", "Bring prompts to reply to.")
         self.args, self.processing_class, self.data_collator = args, processing_class, data_collator
@@ -91,7 +91,7 @@ class Parts:
         self._make(tokenizer, model, ref_model, reward_model, value_model, peft_config, optimizers)
         self._make_callbacks(callbacks or ())
         self.hub_model_id: str | None = None
-        self._steps: list[keys.Row] = []
+        self._steps: list[logs.Row] = []
         if args.should_save:
             os.makedirs(args.output_dir, exist_ok=True)
         self._made = True

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safebench.errors import UsageError
-from safebench.trl.classifiers import Classifier
-from safebench.trl.objects import refuse_shared, trained, unwrapped
+from safebench.trl.models import Classifier, refuse_shared, trained, unwrapped
 from safebench.world.policy import Policy
 from safebench.world.prompts import Prompt
 from safebench.world.rewards import Reward, called, checked, load_reward, named_roles

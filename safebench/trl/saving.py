@@ -1,19 +1,20 @@
-"""Models and checkpoints as TRL's users expect them, with the loop's whole state beside: a resumed run goes on."""
+"""Models and checkpoints as TRL's users expect them, the model card, and uploads to the hub when asked for."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from peft import PeftModel
 
-from safebench.errors import BadResource, MissingResource
+from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.recording import checkpoints
-from safebench.trl.objects import title
+from safebench.trl.models import title
 from safebench.world.loading import naming
 
 STATE = "trainer_state.json"
@@ -53,7 +54,7 @@ def save_state(folder: Path, step: int, trainer_state: Any, state: Mapping[str, 
     checkpoints.save(folder, step, state)
 
 
-def find(output_dir: str | Path, wanted: str | Path | bool) -> Path:
+def find_checkpoint(output_dir: str | Path, wanted: str | Path | bool) -> Path:
     """Return the checkpoint to resume from: the one named, or with True the newest whole one under ``output_dir``."""
     if wanted is not True:
         folder = Path(str(wanted))
@@ -91,3 +92,60 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
             return
         if folder not in kept:
             shutil.rmtree(folder)
+
+
+def card(
+    name: str, base: str | None, dataset: str | None, tags: Sequence[str], trainer: str, settings: Sequence[str]
+) -> ModelCard:
+    """Return a model card: what was trained from what, by which trainer, with which settings."""
+    data = ModelCardData(
+        base_model=base or None,
+        datasets=dataset,
+        library_name="transformers",
+        model_name=name,
+        tags=list(dict.fromkeys([*tags, "safebench", "generated_from_trainer"])),
+    )
+    origin = f"[{base}](https://huggingface.co/{base})" if base and not Path(base).exists() else base or "a local model"
+    lines = "\n".join(f"- {line}" for line in settings)
+    text = (
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n"
+        f"Trained from {origin} with safebench's `{trainer}` (proximal policy optimisation from a reward)"
+        f"{f' on {dataset}' if dataset else ''}.\n\n## Settings\n\n{lines}\n"
+    )
+    return ModelCard(text)
+
+
+def upload(
+    folder: str | Path,
+    repo: str,
+    *,
+    message: str,
+    token: str | None,
+    private: bool | None,
+    revision: str | None,
+    wait: bool,
+    leave_out: Sequence[str],
+) -> CommitInfo | Any:
+    """Create the repository if need be and upload the folder; with ``wait`` False return what tells its progress."""
+    hint = "Check hub_model_id and hub_token; all that is uploaded lies in the folder."
+    with naming(f"uploading {folder} to {repo}", hint, MissingResource):
+        api = HfApi(token=token)
+        found = api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(found.repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=found.repo_id,
+            folder_path=str(folder),
+            commit_message=message,
+            revision=revision,
+            run_as_future=not wait,  # type: ignore[call-overload]
+            ignore_patterns=["_*", *leave_out],
+        )
+
+
+def repository(args: Any) -> str:
+    """Return the name of the repository: ``hub_model_id``, or that of the output folder."""
+    name = args.hub_model_id or Path(args.output_dir).name
+    if not name:
+        raise UsageError("no name for the repository", "Set hub_model_id.")
+    return str(name)
