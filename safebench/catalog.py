@@ -30,7 +30,7 @@ WORLD = Path(__file__).parent / "world" / "embedded"
 """Where the embedded world's weights and prompts lie."""
 
 ENCODER = "all-minilm-l6-v2"
-"""What the embedded rewards' adapters call their base; ``world/encoder.py`` finds it."""
+"""What the embedded rewards' adapters call their base; ``models.loading`` finds it."""
 
 ENCODER_LAYERS = 6
 """Of the whole encoder."""
@@ -141,7 +141,7 @@ REWARDS: tuple[Entry, ...] = (
         "safe-heuristic",
         "words counted: what SAFE's release falls back to, at most 0.75",
         "function",
-        "safebench.world.heuristic:safe_heuristic",
+        "safebench.models.heuristic:safe_heuristic",
     ),
     _hub(
         "armorm",

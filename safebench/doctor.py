@@ -23,12 +23,11 @@ from safebench.errors import SafebenchError
 from safebench.estimate import GIB, Device, estimate, readable
 from safebench.extras import LAST_WITH_PPO
 from safebench.settings import Settings
-from safebench.world import encoder
 
 if TYPE_CHECKING:
-    from safebench.world.policy import Policy
-    from safebench.world.prompts import Prompts
-    from safebench.world.rewards import Reward
+    from safebench.models.policy import Policy
+    from safebench.models.prompts import Prompts
+    from safebench.models.rewards import Reward
 
 CGROUP = Path("/sys/fs/cgroup")
 GIVES = 0.9
@@ -117,13 +116,13 @@ def own_checks(settings: Settings) -> Iterator[Check]:
     Each check stands for what it is told of, then five exchanges follow with their scores. What depends on a thing
     that failed is left out.
     """
+    from safebench.models import assemble as fit
+    from safebench.models.assemble import adapt, load_judge, load_proxy
+    from safebench.models.libraries import quiet_libraries
+    from safebench.models.loading import load_with_notices
+    from safebench.models.probes import probe_length
+    from safebench.models.prompts import check_encoded, load_prompts
     from safebench.trainers.processes import Processes
-    from safebench.world import checks as fit
-    from safebench.world.assemble import adapt, load_judge, load_proxy
-    from safebench.world.loading import quiet_libraries
-    from safebench.world.models import load_with_notices
-    from safebench.world.probes import probe_length
-    from safebench.world.prompts import check_encoded, load_prompts
 
     device = Processes(settings.compute.model_copy(update={"threads": None})).device  # nothing is kept: all cores
     with quiet_libraries():
@@ -205,9 +204,9 @@ def _exchanges(
     """Sample replies to held-out prompts, score them, and score them again with the replies exchanged."""
     import torch
 
-    from safebench.world import noise
-    from safebench.world.rewards import score
-    from safebench.world.rollout import encode, sample
+    from safebench.models import seeding
+    from safebench.models.generation import encode, sample
+    from safebench.models.rewards import score
 
     rows = range(min(SHOWN, len(prompts.heldout)))
     encoded = encode(
@@ -217,7 +216,7 @@ def _exchanges(
         int(policy.tokenizer.pad_token_id),
         policy.device,
     )
-    draws = noise.uniforms("doctor", settings.seed, 0, rows, settings.rollout.reply_tokens)
+    draws = seeding.uniforms("doctor", settings.seed, 0, rows, settings.rollout.reply_tokens)
     rollout = sample(policy, encoded, draws, settings.rollout.temperature)
     scored = yield from _tried("reward reads the reply", lambda: score(reward, rollout))
     if scored is None:
@@ -313,12 +312,14 @@ def _disk(root: Path) -> Check:
 
 
 def _world() -> Check:
+    from safebench.models.loading import encoder_folder
+
     parts = ("policy", "proxy", "judge", "prompts.jsonl", "words.txt")
     missing = [part for part in parts if not (catalog.WORLD / part).exists()]
     if missing:
         return Check("embedded world", False, f"missing: {', '.join(missing)}; make world builds it")
     try:
-        encoder.folder()
+        encoder_folder()
     except SafebenchError as fault:
         return Check("embedded world", False, f"{fault}; {fault.hint}")
     return Check("embedded world", True, "policy, rewards, their encoder and prompts are here")

@@ -17,6 +17,8 @@ import torch
 from safebench import catalog, config
 from safebench.errors import Interrupted, SafebenchError, UsageError
 from safebench.metrics import MEASURED
+from safebench.models.assemble import World, assemble
+from safebench.models.libraries import quiet_libraries
 from safebench.recording import checkpoints, layout, manifest
 from safebench.recording.jsonl import Sample
 from safebench.recording.layout import Status
@@ -26,8 +28,6 @@ from safebench.trainers.describe import Row
 from safebench.trainers.learner import Learner
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import World, assemble
-from safebench.world.loading import quiet_libraries
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]
 Report = Callable[[Mapping[str, Any], list[str]], None]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from safebench import settings as s
+from safebench.models.policy import Policy
 from safebench.rl.controllers import Measurement
 from safebench.trainers.arms import PPO, SAFE, Arm
 from safebench.trainers.critic import Critic
 from safebench.trainers.experience import Experience, appraise, measure
 from safebench.trainers.processes import Processes
 from safebench.trainers.update import Tally, Updater
-from safebench.world.policy import Policy
 from tests.tiny import PROMPTS, tiny_policy, tiny_rollout, tiny_settings
 
 SCORES = [1.0, -0.5, 0.3, 0.0, 2.0, -1.0, 0.7, 0.1]

@@ -11,15 +11,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from safebench import settings as s
+from safebench.models.assemble import World
+from safebench.models.generation import Rollout
+from safebench.models.policy import Policy, frozen_copy
+from safebench.models.prompts import Prompts
 from safebench.trainers.critic import Critic
 from safebench.trainers.experience import Experience, Measured
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
 from safebench.trainers.update import Updater
-from safebench.world.assemble import World
-from safebench.world.policy import Policy, frozen_copy
-from safebench.world.prompts import Prompts
-from safebench.world.rollout import Rollout
 from tests.parity_trl import (
     CLIP,
     GAMMA,

@@ -27,10 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, logging
 
 from safebench import settings as s
 from safebench.errors import SafebenchError
-from safebench.world.assemble import adapt
-from safebench.world.policy import Policy
-from safebench.world.probes import probe_length
-from safebench.world.rollout import Rollout, encode, sample
+from safebench.models.assemble import adapt
+from safebench.models.generation import Rollout, encode, sample
+from safebench.models.policy import Policy
+from safebench.models.probes import probe_length
 from tests.tiny import CPU, draws
 from tests.tiny_models import MODEL_TYPES, PAD, VOCABULARY, NotBuilt, tiny_model
 

@@ -116,7 +116,7 @@ def inside(module: str) -> str:
 
 
 def room_of(module: str) -> str | None:
-    """safebench.world.preferences -> world; `python -m safebench` is the command line; None where no row says."""
+    """safebench.scoring.pairs -> scoring; `python -m safebench` is the command line; None where no row says."""
     first = "cli" if inside(module) == "__main__" else inside(module).split(".")[0]
     return first if first in TABLE.leaves else TABLE.rooms.get(first)
 
@@ -133,7 +133,7 @@ def allows(importer: str, imported: str) -> bool:
 
 
 def test_the_table_is_read() -> None:
-    assert {"cli", "run", "runner", "report", "trainers", "world", "recording", "analysis", "rl"} <= set(TABLE.allowed)
+    assert {"cli", "run", "runner", "report", "trainers", "models", "recording", "analysis", "rl"} <= set(TABLE.allowed)
     assert {"settings", "config", "catalog", "errors", "metrics"} <= TABLE.leaves
     assert TABLE.allowed["rl"] == set()
     assert TABLE.allowed["recording"] == {"crashes", "rl"}
@@ -186,7 +186,7 @@ class K:
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [
-        ("safebench.rl.kl", "safebench.world.policy", False),
+        ("safebench.rl.kl", "safebench.models.policy", False),
         ("safebench.rl.kl", "safebench.rl.masked", True),
         ("safebench.rl.kl", "safebench.errors", True),
         ("safebench.errors", "safebench.rl.kl", False),
@@ -240,7 +240,7 @@ def _loaded_with(start: str, seen: set[str]) -> Iterator[str]:
             yield from _loaded_with(found.module, seen)
 
 
-@pytest.mark.parametrize("start", ["safebench.cli", "safebench.runner.pool", "safebench.run"])
+@pytest.mark.parametrize("start", ["safebench.cli.main", "safebench.runner.pool", "safebench.run"])
 def test_a_heavy_library_is_loaded_only_when_used(start: str) -> None:
     loaded = [module for module in _loaded_with(start, set()) if any(_is_of(library, module) for library in DOORS)]
     assert not loaded

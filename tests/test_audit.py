@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from safebench import config
+from safebench.models.assemble import assemble
+from safebench.models.audits import known_share, relevance
 from safebench.trainers.evaluate import evaluate
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import assemble
-from safebench.world.audit import known_share, relevance
 
 KNOWN = frozenset({"i", "like", "it", "don", "t", "you're"})
 

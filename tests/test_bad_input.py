@@ -14,9 +14,9 @@ import pytest
 
 from safebench import config, run
 from safebench.errors import BadResource, MissingResource, UsageError
+from safebench.models.libraries import loading
+from safebench.models.loading import with_pad
 from safebench.recording.metrics_csv import MetricsWriter
-from safebench.world.loading import loading
-from safebench.world.models import with_pad
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import tiny_tokenizer
 

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from safebench.analysis import frontier as evidence
 from safebench.analysis.frontier import best_of, expected_best, kl_bound, rank_weights
 from safebench.errors import BadResource, Interrupted, UsageError
+from safebench.models import seeding
+from safebench.models.assemble import assemble
+from safebench.models.generation import encode, sample
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import encode_prompt
 from safebench.recording import manifest
 from safebench.scoring import best_of_n
 from safebench.scoring.best_of_n import record_folder, sample_best_of_n
 from safebench.settings import Settings
-from safebench.world import noise
-from safebench.world.assemble import assemble
-from safebench.world.loading import quiet_libraries
-from safebench.world.prompts import encode_prompt
-from safebench.world.rollout import encode, sample
 from tests.runs import make_parts, tiny_run
 
 SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=7)
@@ -137,7 +137,7 @@ def test_the_record_is_the_initial_policys_replies_scored(settings: Settings, fo
         world = assemble(settings, torch.device("cpu"))
     texts = [text for text in world.prompts.heldout[4:8] for _ in range(8)]
     encoded = encode(texts, [encode_prompt(world.policy.tokenizer, t) for t in texts], 8, 0, torch.device("cpu"))
-    draws = torch.cat([noise.uniforms("best-of-n", 0, prompt, range(8), 6) for prompt in range(4, 8)])
+    draws = torch.cat([seeding.uniforms("best-of-n", 0, prompt, range(8), 6) for prompt in range(4, 8)])
     replies = sample(world.policy, encoded, draws, 1.0)
     scores = world.reward.score(texts, replies.replies).reshape(4, 8)
     assert record.proxy[4:8].tolist() == scores.tolist()

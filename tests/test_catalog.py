@@ -50,9 +50,9 @@ def test_the_encoders_layers_have_as_many_parameters_as_transformers_builds(laye
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModel
 
-    from safebench.world import encoder
+    from safebench.models import loading
 
-    settings = AutoConfig.from_pretrained(encoder.folder(), num_hidden_layers=layers)
+    settings = AutoConfig.from_pretrained(loading.encoder_folder(), num_hidden_layers=layers)
     with torch.device("meta"):
         model = AutoModel.from_config(settings)
     assert model.num_parameters() == architectures.encoder_parameters(layers)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from safebench.models import seeding
 from safebench.rl.critics import ValueHeads, explained_variance, polyak, soft_min
-from safebench.world import noise
 
 values = st.floats(-50, 50)
 alphas = st.floats(1e-3, 1e3)
@@ -24,7 +24,7 @@ def doubles(*numbers: float) -> Tensor:
 def heads(
     number: int = 2, *, mlp: bool = True, layer_norm: bool = True, seed: int = 0, width: int = 8
 ) -> ValueHeads:
-    return ValueHeads(width, number, mlp=mlp, layer_norm=layer_norm, draws=noise.Draws("test", seed))
+    return ValueHeads(width, number, mlp=mlp, layer_norm=layer_norm, draws=seeding.Draws("test", seed))
 
 
 def test_soft_min_by_hand() -> None:

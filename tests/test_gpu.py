@@ -21,16 +21,17 @@ import torch
 from safebench import config, run
 from safebench.errors import Interrupted
 from safebench.metrics import METRICS
+from safebench.models import seeding
+from safebench.models.assemble import assemble
+from safebench.models.libraries import quiet_libraries
 from safebench.recording import checkpoints
+from safebench.scoring import talk
 from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.scoring.rescore import rescore
 from safebench.settings import Compute, Settings
 from safebench.trainers.clock import peak_memory
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
-from safebench.world import noise, talk
-from safebench.world.assemble import assemble
-from safebench.world.loading import quiet_libraries
 from tests.pretend_device import check_rules
 from tests.tiny import CPU, narrow, tiny_policy
 
@@ -242,7 +243,7 @@ def test_peak_memory_is_the_devices() -> None:
 def test_the_pretended_devices_rules_are_the_gpus() -> None:
     check_rules(CUDA)
     with pytest.raises(RuntimeError, match="generator"):
-        torch.nn.init.kaiming_uniform_(torch.empty(2, 2, device=CUDA), generator=noise.generator("adapter", 0))
+        torch.nn.init.kaiming_uniform_(torch.empty(2, 2, device=CUDA), generator=seeding.generator("adapter", 0))
 
 
 @needs("trl", "datasets")

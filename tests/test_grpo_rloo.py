@@ -18,12 +18,12 @@ from torch import Tensor
 from safebench import catalog, config, run
 from safebench.baselines import groups
 from safebench.errors import UsageError
+from safebench.models.assemble import World, assemble
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import Prompts, encode_prompt
+from safebench.models.rewards import FunctionReward
 from safebench.rl.losses import clip_fraction, clipped_surrogate
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import World, assemble
-from safebench.world.loading import quiet_libraries
-from safebench.world.prompts import Prompts, encode_prompt
-from safebench.world.rewards import FunctionReward
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import CPU, tiny_world
 from tests.trl_arms import Seen, early_letters, ending_policy, learn, log_probs, settings

@@ -9,8 +9,8 @@ import torch
 
 from safebench import catalog
 from safebench.errors import MissingResource
-from safebench.world.heuristic import safe_heuristic, score
-from safebench.world.rewards import load_reward
+from safebench.models.heuristic import safe_heuristic, score
+from safebench.models.rewards import load_reward
 
 TWENTY = " ".join(f"w{i}" for i in range(20))
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safebench import estimate
+from safebench.models import generation
 from safebench.rl import kl as module
 from safebench.rl.kl import chunk_of, entropy, exact_kl, sampled_kl, token_statistics
 from safebench.rl.output import OutputLayer
-from safebench.world import rollout
 
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
 R = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64).log()
@@ -132,7 +132,7 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
 def test_a_large_vocabulary_has_fewer_tokens_at_once(vocabulary: int, tokens: int) -> None:
     assert chunk_of(vocabulary) == tokens
     assert (module.TOKENS, module.LOGITS) == (estimate.VOCABULARY_TOKENS, estimate.VOCABULARY_LOGITS)
-    assert rollout.PROBABILITIES == estimate.SAMPLED_PROBABILITIES
+    assert generation.PROBABILITIES == estimate.SAMPLED_PROBABILITIES
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5])

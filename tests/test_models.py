@@ -21,12 +21,12 @@ from transformers import (
 
 from safebench import settings as s
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
-from safebench.world import checks
-from safebench.world.adapters import attach
-from safebench.world.assemble import adapt
-from safebench.world.loading import quiet_libraries
-from safebench.world.models import load_tokenizer, load_whole, load_with_notices
-from safebench.world.rewards import load_reward
+from safebench.models import assemble
+from safebench.models.adapters import attach
+from safebench.models.assemble import adapt
+from safebench.models.libraries import quiet_libraries
+from safebench.models.loading import load_tokenizer, load_whole, load_with_notices
+from safebench.models.rewards import load_reward
 from tests.tiny import CPU, END, PAD, qwen2_config, tiny_tokenizer
 
 IDS = torch.arange(2, 12)[None]
@@ -233,11 +233,11 @@ def test_a_template_whose_end_stops_nothing_is_told() -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }} <|im_end|> {% endfor %}{% if add_generation_prompt %}a{% endif %}"
     )
-    assert "ends a reply with <|im_end|>, and only <end>" in str(checks.end_fault(tokenizer, (END,)))
-    assert checks.end_fault(tokenizer, (tokenizer.convert_tokens_to_ids("<|im_end|>"),)) is None
-    assert checks.template_fault(tokenizer, "b c") is None
+    assert "ends a reply with <|im_end|>, and only <end>" in str(assemble.end_fault(tokenizer, (END,)))
+    assert assemble.end_fault(tokenizer, (tokenizer.convert_tokens_to_ids("<|im_end|>"),)) is None
+    assert assemble.template_fault(tokenizer, "b c") is None
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert "no place where the reply begins" in str(checks.template_fault(tokenizer, "b c"))
+    assert "no place where the reply begins" in str(assemble.template_fault(tokenizer, "b c"))
 
 
 def test_an_adapter_whose_layers_share_weights_cannot_be_folded(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safebench.world import noise
+from safebench.models import seeding
 
-PACKAGE = Path(noise.__file__).parents[1]
+PACKAGE = Path(seeding.__file__).parents[1]
 
 
 def draw(purpose: str, *where: int) -> list[float]:
-    return torch.rand(3, dtype=torch.float64, generator=noise.generator(purpose, *where)).tolist()
+    return torch.rand(3, dtype=torch.float64, generator=seeding.generator(purpose, *where)).tolist()
 
 
 def test_a_generator_depends_on_its_arguments_and_on_nothing_else() -> None:
@@ -30,8 +30,8 @@ def test_a_generator_depends_on_its_arguments_and_on_nothing_else() -> None:
 def test_a_generator_leaves_the_global_one_alone() -> None:
     before = torch.get_rng_state()
     draw("critic", 3)
-    noise.uniforms("rollout", 0, 1, range(4), 5)
-    noise.batch_indices(0, 3, 8, 10)
+    seeding.uniforms("rollout", 0, 1, range(4), 5)
+    seeding.batch_indices(0, 3, 8, 10)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -47,19 +47,19 @@ def test_draws_do_not_change_between_releases() -> None:
 
 
 def test_a_rows_noise_does_not_depend_on_its_neighbours() -> None:
-    whole = noise.uniforms("rollout", 7, 2, range(6), 5)
-    parts = [noise.uniforms("rollout", 7, 2, rows, 5) for rows in (range(0, 1), range(1, 4), range(4, 6))]
+    whole = seeding.uniforms("rollout", 7, 2, range(6), 5)
+    parts = [seeding.uniforms("rollout", 7, 2, rows, 5) for rows in (range(0, 1), range(1, 4), range(4, 6))]
     assert torch.equal(torch.cat(parts), whole)
     assert len(set(whole.flatten().tolist())) == whole.numel()
 
 
 def test_a_rows_noise_starts_alike_whatever_its_length() -> None:
-    long, short = (noise.uniforms("rollout", 7, 2, range(3), tokens) for tokens in (9, 4))
+    long, short = (seeding.uniforms("rollout", 7, 2, range(3), tokens) for tokens in (9, 4))
     assert torch.equal(long[:, :4], short)
 
 
 def test_noise_is_uniform() -> None:
-    x = noise.uniforms("rollout", 0, 1, range(200), 50)
+    x = seeding.uniforms("rollout", 0, 1, range(200), 50)
     assert x.dtype == torch.float64
     assert x.min() >= 0
     assert x.max() < 1
@@ -69,33 +69,33 @@ def test_noise_is_uniform() -> None:
 
 @given(st.integers(0, 1000), st.integers(0, 50), st.integers(1, 40))
 def test_an_order_is_a_permutation(seed: int, epoch: int, size: int) -> None:
-    assert sorted(noise.order(seed, epoch, size)) == list(range(size))
+    assert sorted(seeding.order(seed, epoch, size)) == list(range(size))
 
 
 @given(seed=st.integers(0, 1000), batch=st.integers(1, 12), size=st.integers(1, 30))
 def test_every_pass_visits_every_prompt_once(seed: int, batch: int, size: int) -> None:
     passes = 3
     steps = -(-passes * size // batch)
-    visited = [i for step in range(1, steps + 1) for i in noise.batch_indices(seed, step, batch, size)]
+    visited = [i for step in range(1, steps + 1) for i in seeding.batch_indices(seed, step, batch, size)]
     for start in range(0, passes * size, size):
         assert sorted(visited[start : start + size]) == list(range(size))
 
 
 def test_a_batch_across_a_boundary_ends_one_pass_and_begins_the_next() -> None:
     # 10 prompts in batches of 4: step 3 takes positions 8 to 11, two of pass 0 and two of pass 1.
-    first, second = noise.order(5, 0, 10), noise.order(5, 1, 10)
-    assert noise.batch_indices(5, 3, 4, 10) == first[8:] + second[:2]
+    first, second = seeding.order(5, 0, 10), seeding.order(5, 1, 10)
+    assert seeding.batch_indices(5, 3, 4, 10) == first[8:] + second[:2]
     assert first != second
 
 
 @pytest.mark.parametrize("step", [1, 2, 7])
 def test_a_step_finds_its_place_without_those_before(step: int) -> None:
-    every = [i for n in range(1, 10) for i in noise.batch_indices(1, n, 6, 17)]
-    assert noise.batch_indices(1, step, 6, 17) == every[6 * (step - 1) : 6 * step]
+    every = [i for n in range(1, 10) for i in seeding.batch_indices(1, n, 6, 17)]
+    assert seeding.batch_indices(1, step, 6, 17) == every[6 * (step - 1) : 6 * step]
 
 
 def test_a_batch_larger_than_the_data_goes_round() -> None:
-    indices = noise.batch_indices(0, 1, 7, 3)
+    indices = seeding.batch_indices(0, 1, 7, 3)
     assert sorted(indices[:3]) == sorted(indices[3:6]) == [0, 1, 2]
 
 
@@ -103,7 +103,7 @@ def test_draws_are_the_cpus_whatever_the_type() -> None:
     """Weights in bfloat16 are those in float32, rounded; a float64 weight has draws of its own precision."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        draws = noise.Draws("adapter", 3)
+        draws = seeding.Draws("adapter", 3)
         target = torch.empty(5, 4, dtype=dtype)
         draws.kaiming(target)
         bias = torch.empty(4, dtype=dtype)
@@ -117,7 +117,7 @@ def test_draws_are_the_cpus_whatever_the_type() -> None:
 
 def test_draws_are_those_of_torchs_own_initialisers() -> None:
     """As every recorded run began: ``nn.init`` with the same generator, in the same order."""
-    draws, generator = noise.Draws("critic", 4), noise.generator("critic", 4)
+    draws, generator = seeding.Draws("critic", 4), seeding.generator("critic", 4)
     mine, theirs = (torch.nn.Parameter(torch.empty(6, 3)) for _ in range(2))
     draws.kaiming(mine)
     torch.nn.init.kaiming_uniform_(theirs, a=5**0.5, generator=generator)
@@ -134,23 +134,23 @@ def test_draws_are_those_of_torchs_own_initialisers() -> None:
 
 def test_initial_weights_leave_torchs_own_generator_as_it_was() -> None:
     before = torch.get_rng_state()
-    with noise.initial_weights(2):
+    with seeding.initial_weights(2):
         first = torch.nn.Linear(3, 2).weight
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    with noise.initial_weights(2):
+    with seeding.initial_weights(2):
         assert torch.equal(torch.nn.Linear(3, 2).weight, first)
 
 
 def test_large_initial_weights_are_the_same_for_every_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
     with torch.random.fork_rng([]):  # in one piece, from torch's own generator
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=noise.generator("weights", 3))))
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeding.generator("weights", 3))))
         whole = torch.nn.Embedding(1100, 2000).weight.detach()
     found = []
     for number in (1, 2):
         monkeypatch.setattr(os, "cpu_count", lambda number=number: number)
-        with noise.initial_weights(3):
+        with seeding.initial_weights(3):
             found.append(torch.nn.Embedding(1100, 2000).weight.detach())
             found.append(torch.nn.Linear(2000, 1100, dtype=torch.bfloat16).weight.detach())
     assert torch.equal(torch.get_rng_state(), before)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from safebench import config
 from safebench import settings as s
 from safebench.errors import UsageError
+from safebench.models import seeding
+from safebench.models.policy import Policy
 from safebench.rl.critics import ValueHeads, soft_min
 from safebench.rl.losses import value_loss
 from safebench.settings.penalty import Penalty
@@ -20,8 +22,6 @@ from safebench.trainers.experience import Experience, measure
 from safebench.trainers.loop import Loop
 from safebench.trainers.official import ReleasedSAFE
 from safebench.trainers.processes import Processes
-from safebench.world import noise
-from safebench.world.policy import Policy
 from tests.learner import without_advantage
 from tests.tiny import PAD, STOPS, share_of_a, tiny_policy, tiny_rollout, tiny_world
 
@@ -453,7 +453,7 @@ def test_most_of_the_critics_weights_cannot_move_in_bfloat16() -> None:
     still = {}
     for dtype in (torch.bfloat16, torch.float32):
         generator = torch.Generator().manual_seed(0)
-        heads = ValueHeads(2048, 2, mlp=True, layer_norm=True, draws=noise.Draws("test", 0), small=False).to(dtype)
+        heads = ValueHeads(2048, 2, mlp=True, layer_norm=True, draws=seeding.Draws("test", 0), small=False).to(dtype)
         optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-5)
         before = [p.detach().clone() for p in heads.parameters()]
         heads(torch.randn(16, 2048, generator=generator)).float().square().mean().backward()

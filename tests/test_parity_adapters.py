@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from safebench.errors import UsageError
+from safebench.models.generation import Rollout, sample
+from safebench.models.policy import Policy
 from safebench.trainers.experience import measure
-from safebench.world.policy import Policy
-from safebench.world.rollout import Rollout, sample
 from tests.parity_trl import parts
 from tests.tiny import END, draws, encoded, tiny_tokenizer
 

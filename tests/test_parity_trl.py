@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from safebench.models.generation import sample
 from safebench.trainers.experience import measure
-from safebench.world.rollout import sample
 from tests.parity_ours import Step, rollout, run_ours, start_policy
 from tests.parity_trl import PENALTY, REPLY, TEMPERATURE, Case, Record, Update, parts, run_trl
 from tests.tiny import END, PAD, draws, encoded, tiny_tokenizer

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safebench import config
+from safebench.models.policy import Policy
 from safebench.rl.preview import Taken, shorten
 from safebench.trainers.experience import Experience, measure
 from safebench.trainers.loop import Loop
 from safebench.trainers.preview import Plain, Previewed
 from safebench.trainers.processes import Processes
-from safebench.world.policy import Policy
 from tests.learner import SAFE_LIKE, Learner, make
 from tests.tiny import tiny_policy, tiny_settings, tiny_world
 

@@ -34,10 +34,10 @@ from transformers import (
 
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
-from safebench.world import forward, probes
-from safebench.world.assemble import adapt
-from safebench.world.loading import quiet_libraries
-from safebench.world.policy import Policy
+from safebench.models import probes
+from safebench.models.assemble import adapt
+from safebench.models.libraries import quiet_libraries
+from safebench.models.policy import PLAIN, Policy, forward_pass, positions
 from tests.tiny import (
     CPU,
     END,
@@ -403,8 +403,8 @@ def test_rounding_stays_below_the_tolerance(dtype: torch.dtype, most: float) -> 
     alone, ones = ids[None, :7], torch.ones(1, 7, dtype=torch.long)
     rows, mask = probes._padded(ids, ids[:7], PAD)
     with torch.no_grad():
-        one = forward.run(base, forward.PLAIN, alone, ones, forward.positions(ones))[0]
-        two = forward.run(base, forward.PLAIN, rows, mask, forward.positions(mask))[0][1:, 5:]
+        one = forward_pass(base, PLAIN, alone, ones, positions(ones))[0]
+        two = forward_pass(base, PLAIN, rows, mask, positions(mask))[0][1:, 5:]
         share = probes.gap(base.lm_head(one), base.lm_head(two)).share
     assert share <= most
     assert most * 2 <= (probes.FINE if dtype == torch.float32 else probes.COARSE)

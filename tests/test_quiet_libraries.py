@@ -7,7 +7,7 @@ import logging
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from safebench.world.loading import quiet_libraries
+from safebench.models.libraries import quiet_libraries
 
 SAYS = "BertForSequenceClassification LOAD REPORT from: somewhere"
 

@@ -17,11 +17,11 @@ from safebench.analysis import rescored, runs
 from safebench.analysis.compare import compare
 from safebench.analysis.rescored import judged, judged_by
 from safebench.errors import BadResource, ComparisonRefused, MissingResource, UsageError
+from safebench.models.libraries import quiet_libraries
+from safebench.models.rewards import load_reward
 from safebench.recording.files import FolderLock
 from safebench.recording.jsonl import format_line
 from safebench.scoring.rescore import Rescored, grouped, read_replies, rescore, rescore_all
-from safebench.world.loading import quiet_libraries
-from safebench.world.rewards import load_reward
 from tests.runs import make_parts, tiny_run
 from tests.synthetic import write_run
 

@@ -15,9 +15,8 @@ from safebench.analysis.reward_check import KINDS, lift, order, verdict, within_
 from safebench.analysis.statistics import Estimate
 from safebench.cli.main import main
 from safebench.scoring import reward_check
+from safebench.scoring.pairs import SPOILERS, Pair, over_spoiled
 from safebench.scoring.reward_check import heldout_pairs, preferences
-from safebench.world.preferences import Pair, over_spoiled
-from safebench.world.spoil import SPOILERS
 
 
 def record(proxy: list[list[float]], judge: list[list[float]] | None) -> Record:

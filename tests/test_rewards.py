@@ -11,10 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.world.dialogues import Reader, token_limit
-from safebench.world.prompts import as_messages, as_text, encode_prompt
-from safebench.world.rewards import FunctionReward, ModelReward, called, load_reward
-from safebench.world.rollout import reply_texts
+from safebench.models.generation import reply_texts
+from safebench.models.prompts import as_messages, as_text, encode_prompt
+from safebench.models.rewards import FunctionReward, ModelReward, Reader, called, load_reward, token_limit
 from tests.tiny import CPU, tiny_tokenizer
 from tests.tiny_rewards import NO_SYSTEM, TURNS, byte_tokenizer, classifier, save
 
@@ -217,7 +216,7 @@ def conversation(*turns: tuple[str, str]) -> Talk:
 def talks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a conversation's own messages, whatever the prompts of this version carry."""
     monkeypatch.setattr(
-        "safebench.world.dialogues.as_messages", lambda prompt: getattr(prompt, "messages", None) or as_messages(prompt)
+        "safebench.models.rewards.as_messages", lambda prompt: getattr(prompt, "messages", None) or as_messages(prompt)
     )
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from safebench.models.generation import Rollout, _draw, encode, sample
+from safebench.models.policy import Policy
 from safebench.trainers.critic import reply_states
 from safebench.trainers.experience import measure
-from safebench.world.policy import Policy
-from safebench.world.rollout import Rollout, _draw, encode, sample
 from tests.tiny import CPU, END, PAD, PROMPTS, STOPS, VOCABULARY, draws, encoded, tiny_policy, tiny_rollout
 
 
@@ -44,7 +44,7 @@ def test_rows_drawn_a_few_at_a_time_are_those_drawn_at_once(monkeypatch: pytest.
     uniform = torch.rand(7, dtype=torch.float64, generator=generator)
     whole = _draw(logits, uniform, 0.8)
     for probabilities in (1, 1200, 501 * 7):
-        monkeypatch.setattr("safebench.world.rollout.PROBABILITIES", probabilities)
+        monkeypatch.setattr("safebench.models.generation.PROBABILITIES", probabilities)
         assert torch.equal(_draw(logits, uniform, 0.8), whole)
 
 

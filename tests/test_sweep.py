@@ -137,19 +137,19 @@ def test_a_plain_model_agrees() -> None:
 
 BROKEN: dict[str, dict[str, Any]] = {
     "two passes": {
-        "safebench.world.assemble.no_dropout": lambda base: None,
-        "safebench.world.forward._at_rest": lambda module, function, *inputs: function(*inputs),
+        "safebench.models.assemble.no_dropout": lambda base: None,
+        "safebench.models.policy._at_rest": lambda module, function, *inputs: function(*inputs),
     },
     "logits": {"safebench.rl.output.OutputLayer._formed": lambda self, product: 1.1 * product},
-    "sampling": {"safebench.world.rollout._draw": lambda logits, uniform, temperature: logits.argmin(-1)},
-    "reference": {"safebench.world.policy.Policy.as_reference": contextlib.nullcontext},
+    "sampling": {"safebench.models.generation._draw": lambda logits, uniform, temperature: logits.argmin(-1)},
+    "reference": {"safebench.models.policy.Policy.as_reference": contextlib.nullcontext},
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_the_sweep_sees(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probes, which would refuse the model before, are off."""
-    monkeypatch.setattr("safebench.world.probes.probe", lambda policy, name: policy)
+    monkeypatch.setattr("safebench.models.probes.probe", lambda policy, name: policy)
     monkeypatch.setattr("tests.sweep.probe_length", lambda policy, name, tokens: policy)
     for place, instead in BROKEN[what].items():
         monkeypatch.setattr(place, instead)

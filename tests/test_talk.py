@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safebench import config, run
 from safebench.errors import Interrupted, MissingResource, UsageError
-from safebench.world import talk
-from safebench.world.loading import quiet_libraries
+from safebench.models.libraries import quiet_libraries
+from safebench.scoring import talk
 from tests.runs import make_parts, tiny_run
 
 

@@ -19,12 +19,12 @@ from safebench import catalog, run
 from safebench.baselines import trl_ppo
 from safebench.baselines.sampled import cut_at_the_end, rollout_of
 from safebench.errors import Interrupted, UsageError
+from safebench.models.prompts import Prompts
 from safebench.rl import masked
 from safebench.rl.advantages import gae, shift_left, token_rewards, value_mask
 from safebench.rl.losses import clip_fraction, clipped_surrogate, value_clip_fraction, value_loss
 from safebench.trainers.experience import measure
 from safebench.trainers.processes import Processes
-from safebench.world.prompts import Prompts
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import encoded, tiny_world
 from tests.trl_arms import END, REPLY, Seen, early_letters, ending_policy, learn, log_probs, settings, values_of

@@ -13,9 +13,9 @@ import pytest
 from safebench import user_code
 from safebench.cli.main import main
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError, out_of_memory
+from safebench.models.rewards import FunctionReward, load_reward
 from safebench.recording import manifest
 from safebench.user_code import blamed
-from safebench.world.rewards import FunctionReward, load_reward
 from tests.runs import make_parts, tiny_run
 from tests.tiny import CPU, tiny_policy, tiny_world
 

@@ -17,18 +17,18 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from safebench import run
 from safebench.errors import Interrupted
+from safebench.models.assemble import adapt
+from safebench.models.generation import Rollout
+from safebench.models.policy import Policy, frozen_copy
+from safebench.models.prompts import Prompts
+from safebench.models.rewards import FunctionReward
+from safebench.scoring import talk
 from safebench.settings import Critic as CriticSettings
 from safebench.settings import Model
 from safebench.trainers.critic import Critic
 from safebench.trainers.experience import measure
 from safebench.trainers.loop import Loop
 from safebench.trainers.processes import Processes
-from safebench.world import talk
-from safebench.world.assemble import adapt
-from safebench.world.policy import Policy, frozen_copy
-from safebench.world.prompts import Prompts
-from safebench.world.rewards import FunctionReward
-from safebench.world.rollout import Rollout
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import CPU, END, STOPS, share_of_a, tiny_policy, tiny_rollout, tiny_settings, tiny_world
 

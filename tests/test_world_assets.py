@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safebench import catalog
-from safebench.world.preferences import GENERIC, OPENERS, Pair, over_foreign, over_spoiled
-from safebench.world.prompts import Prompt
-from safebench.world.rewards import load_reward
+from safebench.models.prompts import Prompt
+from safebench.models.rewards import load_reward
+from safebench.scoring.pairs import GENERIC, OPENERS, Pair, over_foreign, over_spoiled
 
 WORLD = Path(__file__).parents[1] / "safebench" / "world" / "embedded"
 PAGE = Path(__file__).parents[1] / "docs" / "world.md"

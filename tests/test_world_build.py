@@ -14,12 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench.world.preferences import (
+from safebench.scoring.pairs import (
     GENERIC,
     KEPT,
     LEARNED,
     OPENERS,
     SPOILED,
+    SPOILERS,
     Exchange,
     Pair,
     Preference,
@@ -27,9 +28,8 @@ from safebench.world.preferences import (
     over_generic,
     over_sample,
     over_spoiled,
+    universal,
 )
-from safebench.world.spoil import SPOILERS
-from safebench.world.universal import universal
 from tools.world import rewards, stages
 from tools.world.attack import attacks, said
 from tools.world.dialogues import read_pairs, split_of

@@ -19,12 +19,12 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from safebench import catalog
 from safebench import settings as s
-from safebench.world.assemble import World, adapt
-from safebench.world.models import load_model
-from safebench.world.policy import Policy
-from safebench.world.prompts import Prompts, encode_prompt
-from safebench.world.rewards import FunctionReward, RewardFunction
-from safebench.world.rollout import Encoded, Rollout, encode, sample
+from safebench.models.assemble import World, adapt
+from safebench.models.generation import Encoded, Rollout, encode, sample
+from safebench.models.loading import load_model
+from safebench.models.policy import Policy
+from safebench.models.prompts import Prompts, encode_prompt
+from safebench.models.rewards import FunctionReward, RewardFunction
 
 PAD, END = 0, 1
 WORDS = [*string.ascii_letters, *string.digits]

@@ -13,15 +13,15 @@ from torch import Tensor
 from safebench import catalog
 from safebench import settings as s
 from safebench.baselines import trl_ppo, wrapped
+from safebench.models.assemble import World, adapt
+from safebench.models.generation import Rollout
+from safebench.models.policy import Policy
 from safebench.recording.jsonl import Sample
 from safebench.rl.kl import token_statistics
 from safebench.trainers.critic import reply_states
 from safebench.trainers.describe import Row
 from safebench.trainers.experience import Measured, spread
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import World, adapt
-from safebench.world.policy import Policy
-from safebench.world.rollout import Rollout
 from tests.tiny import CPU, tiny_policy, tiny_settings, tiny_world
 
 END = "n"

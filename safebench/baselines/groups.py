@@ -36,12 +36,12 @@ from safebench.baselines.limits import refuse
 from safebench.baselines.watch import Log, Watch
 from safebench.baselines.wrapped import Wrapped
 from safebench.errors import UsageError
+from safebench.models.assemble import World
+from safebench.models.generation import encode
+from safebench.models.prompts import as_messages
 from safebench.settings import Advantage, Critic, Settings
 from safebench.trainers.describe import Row
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import World
-from safebench.world.prompts import as_messages
-from safebench.world.rollout import encode
 
 GROUP = 8
 """Replies to one prompt: GRPO's default in TRL, taken for RLOO too, so that both see as many prompts."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from safebench.world.policy import Policy
-from safebench.world.rollout import Encoded, Rollout, reply_texts
+from safebench.models.generation import Encoded, Rollout, reply_texts
+from safebench.models.policy import Policy
 
 
 def rollout_of(policy: Policy, prompts: Encoded, replies: list[list[int]]) -> Rollout:

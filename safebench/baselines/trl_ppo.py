@@ -43,10 +43,10 @@ from safebench.baselines.trl_ppo_parts import Feeder, RewardModel, value_model
 from safebench.baselines.watch import Log, Watch
 from safebench.baselines.wrapped import Wrapped
 from safebench.errors import UsageError
+from safebench.models.assemble import World
 from safebench.settings import Settings
 from safebench.trainers.describe import Row
 from safebench.trainers.processes import Processes
-from safebench.world.assemble import World
 
 LIMITS = SHARED_LIMITS | {
     "update.critic_learning_rate": None,

@@ -13,11 +13,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from safebench.baselines.sampled import cut_at_the_end
 from safebench.baselines.watch import Watch
+from safebench.models import seeding
+from safebench.models.assemble import World
+from safebench.models.generation import Encoded, encode
+from safebench.models.policy import Policy
 from safebench.settings import Settings
-from safebench.world import noise
-from safebench.world.assemble import World
-from safebench.world.policy import Policy
-from safebench.world.rollout import Encoded, encode
 
 
 def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
@@ -27,7 +27,7 @@ def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
     """
     config = copy.deepcopy(policy.base.config)
     config.num_labels = 1
-    with noise.seeded(policy.device, "critic", settings.seed):
+    with seeding.seeded(policy.device, "critic", settings.seed):
         model: Any = AutoModelForSequenceClassification.from_config(config)
     weights = policy.base.get_decoder().state_dict()
     kept = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from safebench.models.generation import Encoded
 from safebench.trainers.describe import Row
-from safebench.world.rollout import Encoded
 
 Log = dict[str, Any]
 """What a trainer logs at once, by its own keys."""

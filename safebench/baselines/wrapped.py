@@ -18,6 +18,11 @@ from safebench.baselines.sampled import rollout_of
 from safebench.baselines.watch import Log, Method, Piece, whole
 from safebench.errors import UsageError
 from safebench.metrics import MEASURED
+from safebench.models.assemble import World
+from safebench.models.generation import Encoded
+from safebench.models.policy import Policy
+from safebench.models.prompts import conversation_of
+from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.settings import Settings
 from safebench.trainers.clock import Clock, peak_memory
@@ -27,11 +32,6 @@ from safebench.trainers.experience import measure
 from safebench.trainers.learner import Report
 from safebench.trainers.processes import Processes
 from safebench.trainers.stress import stressed
-from safebench.world.assemble import World
-from safebench.world.policy import Policy
-from safebench.world.prompts import conversation_of
-from safebench.world.rewards import score
-from safebench.world.rollout import Encoded
 
 
 class _Enough(Exception):

@@ -366,7 +366,7 @@ def sample(
     from safebench.cli.manage import locate
 
     folder = locate(run, results)
-    from safebench.world import talk  # imports torch: not before the run is found
+    from safebench.scoring import talk  # imports torch: not before the run is found
 
     trust = trust_remote_code or ()
     # Arguments are bytes, which a locale without UTF-8 leaves undecoded.
@@ -388,7 +388,7 @@ def export(
     from safebench.cli.manage import locate
 
     folder = locate(run, results)
-    from safebench.world import talk  # imports torch: not before the run is found
+    from safebench.scoring import talk  # imports torch: not before the run is found
 
     print(talk.export(folder, folder / "merged" if out is None else out, trust=trust_remote_code or ()))
 

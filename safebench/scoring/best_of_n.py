@@ -14,15 +14,15 @@ import torch
 from safebench import config
 from safebench.analysis.frontier import COLUMNS, FOLDER, MUST_MATCH
 from safebench.errors import UsageError
+from safebench.models import seeding
+from safebench.models.assemble import World, assemble
+from safebench.models.generation import encode, sample
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import encode_prompt
 from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, make_folder, now, write_atomic
 from safebench.settings import Settings
 from safebench.trainers.processes import Processes
-from safebench.world import noise
-from safebench.world.assemble import World, assemble
-from safebench.world.loading import quiet_libraries
-from safebench.world.prompts import encode_prompt
-from safebench.world.rollout import encode, sample
 
 Progress = Callable[[int, int], None]
 """Called with the replies drawn and scored so far, and all of them."""
@@ -153,7 +153,7 @@ def _drawn(settings: Settings, world: World, group: range, draws: int) -> list[s
         int(policy.tokenizer.pad_token_id),
         policy.device,
     )
-    uniform = torch.cat([noise.uniforms("best-of-n", 0, prompt, range(draws), tokens) for prompt in group])
+    uniform = torch.cat([seeding.uniforms("best-of-n", 0, prompt, range(draws), tokens) for prompt in group])
     with policy.as_reference():
         rollout = sample(policy, encoded, uniform, 1.0, settings.rollout.chunk)
     proxy = world.reward.score(prompts, rollout.replies).tolist()

@@ -15,15 +15,14 @@ from typing import Any
 from safebench import catalog, config
 from safebench.analysis.rescored import FOLDER, HELD_OUT, common_rows, slug
 from safebench.errors import BadResource, MissingResource, UsageError
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import Messages, Prompt, is_conversation, read_messages
+from safebench.models.rewards import ModelReward, Reward, load_reward
 from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, is_locked, make_folder, now, storing, write_atomic
 from safebench.recording.jsonl import format_line
 from safebench.settings import Compute, Settings
 from safebench.trainers.processes import Processes
-from safebench.world.conversations import Messages, is_conversation, read_messages
-from safebench.world.loading import quiet_libraries
-from safebench.world.prompts import Prompt
-from safebench.world.rewards import ModelReward, Reward, load_reward
 
 
 @dataclass(frozen=True)

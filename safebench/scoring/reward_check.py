@@ -16,14 +16,15 @@ from safebench.analysis import frontier
 from safebench.analysis.frontier import Record
 from safebench.analysis.reward_check import KINDS, Order, order
 from safebench.analysis.statistics import Estimate, mean
+from safebench.models import seeding
+from safebench.models.assemble import World, assemble
+from safebench.models.generation import encode, sample
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import Prompt, encode_prompt
+from safebench.models.rewards import Reward
 from safebench.recording.files import write_atomic
 from safebench.scoring.best_of_n import sample_best_of_n
-from safebench.settings import Settings
-from safebench.trainers.processes import Processes
-from safebench.world import noise
-from safebench.world.assemble import World, assemble
-from safebench.world.loading import quiet_libraries
-from safebench.world.preferences import (
+from safebench.scoring.pairs import (
     Pair,
     Preference,
     kept_phrases,
@@ -31,11 +32,10 @@ from safebench.world.preferences import (
     over_generic,
     over_sample,
     over_spoiled,
+    universal,
 )
-from safebench.world.prompts import Prompt, encode_prompt
-from safebench.world.rewards import Reward
-from safebench.world.rollout import encode, sample
-from safebench.world.universal import universal
+from safebench.settings import Settings
+from safebench.trainers.processes import Processes
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it so far, and all of it."""
@@ -153,7 +153,7 @@ def _answers(world: World, settings: Settings, pairs: Sequence[Pair]) -> list[st
         pad = int(policy.tokenizer.pad_token_id)
         encoded = encode(turns, ids, settings.prompts.max_tokens, pad, policy.device)
         rows = range(start, start + len(turns))
-        uniform = noise.uniforms("reward-check", 0, 0, rows, settings.rollout.reply_tokens)
+        uniform = seeding.uniforms("reward-check", 0, 0, rows, settings.rollout.reply_tokens)
         with policy.as_reference():
             replies += sample(policy, encoded, uniform, 1.0, settings.rollout.chunk).replies
     return replies

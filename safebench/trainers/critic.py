@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from safebench import settings as s
 from safebench.errors import UsageError
+from safebench.models import seeding
+from safebench.models.policy import Policy, positions
 from safebench.rl.advantages import shift_left
 from safebench.rl.critics import ValueHeads, polyak, soft_min
-from safebench.world import noise
-from safebench.world.forward import positions
-from safebench.world.policy import Policy
 
 
 class Critic:
@@ -43,7 +42,7 @@ class Critic:
             2 if settings.heads == "double" else 1,
             mlp=settings.head == "mlp",
             layer_norm=settings.layer_norm,
-            draws=noise.Draws("critic", seed),
+            draws=seeding.Draws("critic", seed),
             small=settings.init == "small",
         )
         self.online.to(policy.device, getattr(torch, settings.dtype))

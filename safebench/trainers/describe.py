@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from safebench.models.generation import Rollout
 from safebench.rl import masked
 from safebench.trainers.experience import Measured
 from safebench.trainers.processes import Processes
 from safebench.trainers.variety import distinct_2, distinct_share
-from safebench.world.rollout import Rollout
 
 Row = dict[str, float | str | None]
 

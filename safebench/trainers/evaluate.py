@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from safebench.models import seeding
+from safebench.models.assemble import World
+from safebench.models.generation import encode, sample
+from safebench.models.prompts import conversation_of
+from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.settings import Settings
 from safebench.trainers.experience import measure
 from safebench.trainers.processes import Processes
 from safebench.trainers.variety import distinct_2, distinct_share
-from safebench.world import noise
-from safebench.world.assemble import World
-from safebench.world.prompts import conversation_of
-from safebench.world.rewards import score
-from safebench.world.rollout import encode, sample
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _rows(settings: Settings, world: World, share: range) -> list[dict[str, Any]
         int(policy.tokenizer.pad_token_id),
         policy.device,
     )
-    draws = noise.uniforms("heldout", settings.seed, 0, share, settings.rollout.reply_tokens)
+    draws = seeding.uniforms("heldout", settings.seed, 0, share, settings.rollout.reply_tokens)
     rollout = sample(policy, encoded, draws, 1.0, settings.rollout.chunk)
     measured = measure(policy, rollout, 1.0, settings.update.microbatch or settings.rollout.batch)
     rewards = score(world.reward, rollout).tolist()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from safebench import settings as s
+from safebench.models.generation import Cut, Rollout
+from safebench.models.policy import Policy
 from safebench.rl import masked
 from safebench.rl.advantages import gae, token_rewards, value_mask
 from safebench.rl.kl import sampled_kl, token_statistics
 from safebench.trainers.critic import Critic, reply_states
-from safebench.world.policy import Policy
-from safebench.world.rollout import Cut, Rollout
 
 
 @dataclass(frozen=True)

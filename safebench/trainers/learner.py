@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from safebench.models.assemble import World
 from safebench.recording.jsonl import Sample
 from safebench.trainers.clock import Clock
 from safebench.trainers.describe import Row
 from safebench.trainers.evaluate import Evaluation
-from safebench.world.assemble import World
 
 Report = Callable[[Row, list[Sample]], bool]
 """Takes a step's row and samples; says whether to go on."""

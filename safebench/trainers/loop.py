@@ -19,6 +19,11 @@ from torch import Tensor
 
 from safebench import catalog, user_code
 from safebench.metrics import MEASURED
+from safebench.models import seeding
+from safebench.models.assemble import World
+from safebench.models.generation import Rollout, encode, sample
+from safebench.models.prompts import conversation_of
+from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.rl.controllers import Measurement
 from safebench.rl.critics import explained_variance
@@ -35,11 +40,6 @@ from safebench.trainers.processes import Processes
 from safebench.trainers.sequence import appraise_sequences
 from safebench.trainers.stress import stressed
 from safebench.trainers.update import Optimizers, Tally, Updater
-from safebench.world import noise
-from safebench.world.assemble import World
-from safebench.world.prompts import conversation_of
-from safebench.world.rewards import score
-from safebench.world.rollout import Rollout, encode, sample
 
 
 class Loop:
@@ -121,7 +121,7 @@ class Loop:
             settings, policy = self.settings, self.world.policy
             rows = self.processes.rows(settings.rollout.batch)
             train = self.world.prompts.train
-            indices = noise.batch_indices(settings.seed, self.step_number, settings.rollout.batch, len(train))
+            indices = seeding.batch_indices(settings.seed, self.step_number, settings.rollout.batch, len(train))
             texts = [train[indices[row]] for row in rows]
             encoded = encode(
                 texts,
@@ -130,7 +130,7 @@ class Loop:
                 int(policy.tokenizer.pad_token_id),
                 policy.device,
             )
-            draws = noise.uniforms("rollout", settings.seed, self.step_number, rows, settings.rollout.reply_tokens)
+            draws = seeding.uniforms("rollout", settings.seed, self.step_number, rows, settings.rollout.reply_tokens)
             rollout = sample(policy, encoded, draws, settings.rollout.temperature, settings.rollout.chunk)
             return replace(rollout, replicate=settings.compute.replicate)
 
@@ -205,7 +205,7 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, as tensors and plain containers.
 
-        Generators are derived from seed, step and row (``world/noise.py``), so the step is their state
+        Generators are derived from seed, step and row (``models/seeding.py``), so the step is their state
         and that of the data's order.
         """
         return {

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from safebench import settings as s
+from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
 from safebench.rl.preview import Taken, shorten
 from safebench.trainers.critic import reply_states
 from safebench.trainers.experience import Experience, spread
 from safebench.trainers.processes import Processes
-from safebench.world.policy import Policy
 
 
 class Stepper(Protocol):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from safebench import settings as s
+from safebench.models.generation import Rollout
+from safebench.models.policy import Policy
 from safebench.rl import masked
 from safebench.rl.advantages import sequence_advantages, token_rewards
 from safebench.rl.kl import sampled_kl
 from safebench.trainers.critic import Critic
 from safebench.trainers.experience import Experience, Measured
-from safebench.world.policy import Policy
-from safebench.world.rollout import Rollout
 
 
 @torch.no_grad()

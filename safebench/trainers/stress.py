@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from safebench.models import seeding
 from safebench.settings import Settings
-from safebench.world import noise
 
 
 def stressed(settings: Settings, rewards: Tensor, *, step: int, rows: Iterable[int], sigma0: float) -> Tensor:
@@ -19,6 +19,6 @@ def stressed(settings: Settings, rewards: Tensor, *, step: int, rows: Iterable[i
     if reward.rescale_at is not None and step > reward.rescale_at * settings.update.steps:
         rewards = rewards * reward.rescale_by
     if reward.noise:
-        draws = noise.normals("reward", settings.seed, step, rows).to(rewards.device)
+        draws = seeding.normals("reward", settings.seed, step, rows).to(rewards.device)
         rewards = rewards + reward.noise * sigma0 * draws
     return rewards

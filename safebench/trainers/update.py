@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from safebench import catalog, user_code
 from safebench import settings as s
+from safebench.models import seeding
+from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
 from safebench.rl.losses import clip_fraction, value_clip_fraction
 from safebench.trainers.arms import Arm, Past, Present
@@ -20,8 +22,6 @@ from safebench.trainers.critic import Critic, reply_states
 from safebench.trainers.experience import Experience, spread
 from safebench.trainers.preview import stepper
 from safebench.trainers.processes import Processes
-from safebench.world import noise
-from safebench.world.policy import Policy
 
 Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 """A given optimizer and a given schedule, which moves once per batch; None is what the settings say."""
@@ -155,7 +155,7 @@ class Updater:
         for epoch in range(self.settings.update.epochs):
             order = list(range(batch))
             if parts > 1:
-                order = noise.permutation(batch, "minibatches", self.settings.seed, step, epoch)
+                order = seeding.permutation(batch, "minibatches", self.settings.seed, step, epoch)
             size = batch // parts
             for start in range(0, batch, size):
                 yield [row - mine.start for row in order[start : start + size] if row in mine]

@@ -9,16 +9,18 @@ from typing import Any, TypeVar, cast, overload
 from transformers import PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
-from safebench.world.conversations import (
+from safebench.models.libraries import naming
+from safebench.models.prompts import (
     Messages,
+    Prompt,
+    Prompts,
     encode_messages,
+    encode_text,
     is_conversation,
     read_messages,
     refuse_written,
     transcript,
 )
-from safebench.world.loading import naming
-from safebench.world.prompts import Prompt, Prompts, encode_text
 
 Item = TypeVar("Item")
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safebench.models.generation import Rollout
 from safebench.rl.kl import sampled_kl
 from safebench.settings import Settings
 from safebench.trainers.arms import PPO, SAFE, Columns, Past, Present, Terms
 from safebench.trainers.experience import Experience, Measured
 from safebench.trainers.loop import Loop
-from safebench.world.rollout import Rollout
 
 Row = Mapping[str, float | str | None]
 Logs = dict[str, float | str]

@@ -16,13 +16,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
+from safebench.models import probes, seeding
+from safebench.models.adapters import left_out
+from safebench.models.libraries import naming, quiet_libraries
+from safebench.models.loading import padding_within
+from safebench.models.policy import Policy, frozen_copy, no_dropout, positions, recompute
 from safebench.trainers.critic import Critic
-from safebench.world import noise, probes
-from safebench.world.adapters import left_out
-from safebench.world.forward import no_dropout, positions, recompute
-from safebench.world.loading import naming, quiet_libraries
-from safebench.world.models import padding_within
-from safebench.world.policy import Policy, frozen_copy
 
 
 def title(role: str, model: Any) -> str:
@@ -456,7 +455,7 @@ def _loaded(model: Any, kind: str, more: str = "") -> str:
 def _with_adapter(args: Any, base: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     with (
         naming(f"peft_config ({type(peft_config).__name__}) on {title('model', base)}", "Mend it.", UsageError),
-        noise.seeded(base.device, "adapter", args.seed),
+        seeding.seeded(base.device, "adapter", args.seed),
     ):
         made: PeftModel = get_peft_model(base, peft_config)
     return made

@@ -10,11 +10,11 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
 from safebench.errors import UsageError
+from safebench.models.libraries import naming
+from safebench.models.policy import Policy
 from safebench.settings import Update
 from safebench.trainers.critic import Critic
 from safebench.trainers.update import Optimizers
-from safebench.world.loading import naming
-from safebench.world.policy import Policy
 
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 

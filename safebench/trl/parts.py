@@ -17,6 +17,10 @@ from transformers.trainer_callback import CallbackHandler, PrinterCallback
 from transformers.utils import logging
 
 from safebench.errors import UsageError
+from safebench.models.assemble import World, longest_row
+from safebench.models.libraries import naming
+from safebench.models.loading import padding_within
+from safebench.models.probes import probe_length
 from safebench.settings import Compute
 from safebench.trainers.processes import Processes
 from safebench.trl import config, logs
@@ -32,11 +36,6 @@ from safebench.trl.models import (
 )
 from safebench.trl.optimizers import make_optimizers
 from safebench.trl.rewards import FunctionReward, make_reward
-from safebench.world.assemble import World
-from safebench.world.checks import longest_row
-from safebench.world.loading import naming
-from safebench.world.models import padding_within
-from safebench.world.probes import probe_length
 
 
 @dataclass

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from safebench.errors import UsageError
+from safebench.models.generation import Rollout
+from safebench.models.policy import Policy
+from safebench.models.prompts import Prompt
+from safebench.models.rewards import Reward, called, checked, load_reward, named_roles
 from safebench.trl.models import Classifier, refuse_shared, trained, unwrapped
-from safebench.world.policy import Policy
-from safebench.world.prompts import Prompt
-from safebench.world.rewards import Reward, called, checked, load_reward, named_roles
-from safebench.world.rollout import Rollout
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "input_ids", "attention_mask")
 

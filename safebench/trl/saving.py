@@ -13,9 +13,9 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from peft import PeftModel
 
 from safebench.errors import BadResource, MissingResource, UsageError
+from safebench.models.libraries import naming
 from safebench.recording import checkpoints
 from safebench.trl.models import title
-from safebench.world.loading import naming
 
 STATE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")

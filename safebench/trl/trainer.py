@@ -32,6 +32,11 @@ from transformers.trainer_pt_utils import log_metrics, metrics_format, save_metr
 from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 
 from safebench.errors import Instability, UsageError
+from safebench.models import seeding
+from safebench.models.assemble import World
+from safebench.models.generation import encode, sample
+from safebench.models.libraries import naming
+from safebench.models.rewards import score
 from safebench.settings import Settings
 from safebench.trainers.evaluate import Evaluation, evaluate
 from safebench.trainers.processes import Processes
@@ -40,11 +45,6 @@ from safebench.trl.config import is_safe
 from safebench.trl.data import Rows, read_prompts
 from safebench.trl.optimizers import decayed
 from safebench.trl.parts import EpisodeState, Parts
-from safebench.world import noise
-from safebench.world.assemble import World
-from safebench.world.loading import naming
-from safebench.world.rewards import score
-from safebench.world.rollout import encode, sample
 
 _OPTIMIZERS = "pass optimizers=(optimizer, schedule) to the trainer; `optimizer` and `lr_scheduler` are there"
 _LOSS = "a step has no call of its own for it: train() makes all steps, and a callback acts between them"
@@ -188,7 +188,7 @@ class Attributes(Parts):
         args, size = self.args, self._rows.size
         steps = range(1, max(1, size // args.batch_size) + 1)
         rows = self._processes.rows(args.batch_size)
-        batches = [noise.batch_indices(args.seed, step, args.batch_size, size) for step in steps]
+        batches = [seeding.batch_indices(args.seed, step, args.batch_size, size) for step in steps]
         return self._loader(self._rows, [batch[row] for batch in batches for row in rows], args.local_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
@@ -301,7 +301,7 @@ def complete_prompts(
             int(policy.tokenizer.pad_token_id),
             policy.device,
         )
-        draws = noise.uniforms("completions", settings.seed, 0, part, settings.rollout.reply_tokens)
+        draws = seeding.uniforms("completions", settings.seed, 0, part, settings.rollout.reply_tokens)
         rollout = sample(policy, prompts, draws, NEARLY_GREEDY)
         scores = score(world.reward, rollout).tolist()
         for row, prompt, reply, value in zip(part, rollout.prompts, rollout.replies, scores, strict=True):

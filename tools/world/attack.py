@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safebench.world.preferences import Exchange, Pair, Preference
+from safebench.scoring.pairs import Exchange, Pair, Preference
 
 KIND = "attacked"
 STEPS = 80

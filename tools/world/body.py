@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from safebench.world.preferences import Exchange, Preference
+from safebench.scoring.pairs import Exchange, Preference
 from tools.world.policy import encode_turn
 from tools.world.rewards import Recipe, fit
 from tools.world.samples import REPLY_TOKENS

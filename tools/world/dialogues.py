@@ -13,7 +13,7 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-from safebench.world.preferences import Pair
+from safebench.scoring.pairs import Pair
 
 SHORTEST, LONGEST = 4, 119
 """Length of a turn or reply that is kept, in characters."""

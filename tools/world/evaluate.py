@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from safebench.analysis.frontier import expected_best
 from safebench.analysis.reward_check import KINDS, order, within_prompts
 from safebench.analysis.statistics import Estimate
-from safebench.world.audit import Auditor
-from safebench.world.preferences import Exchange
-from safebench.world.rewards import Reward
+from safebench.models.audits import Auditor
+from safebench.models.rewards import Reward
+from safebench.scoring.pairs import Exchange
 from tools.world.rewards import Half, Recipe, score, training_pairs
 from tools.world.samples import sample_replies
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from safebench.world.audit import letters_of
-from safebench.world.preferences import GENERIC, KEPT, LEARNED, OPENERS, Pair
+from safebench.models.audits import letters_of
+from safebench.scoring.pairs import GENERIC, KEPT, LEARNED, OPENERS, Pair
 
 COMMON = 4
 """How often a reply or opening occurs in a half to be one that fits anything."""

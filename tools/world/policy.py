@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from safebench.world.preferences import Pair
+from safebench.scoring.pairs import Pair
 from tools.world.tokenizer import BOT, USER, label_ids
 
 SEED = 20260204

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from safebench.world.preferences import Pair
+from safebench.scoring.pairs import Pair
 
 TRAIN, HELDOUT = 6000, 512
 

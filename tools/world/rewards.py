@@ -24,9 +24,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from safebench.catalog import ENCODER_LAYERS as LAYERS
 from safebench.catalog import encoder_layers
-from safebench.world import encoder
-from safebench.world.loading import quiet_libraries
-from safebench.world.preferences import (
+from safebench.models import loading
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import Prompt
+from safebench.models.rewards import Reward, load_reward
+from safebench.scoring.pairs import (
+    FIRST_SPOILERS,
+    OTHER_SPOILERS,
     Exchange,
     Pair,
     Preference,
@@ -35,9 +39,6 @@ from safebench.world.preferences import (
     over_sample,
     over_spoiled,
 )
-from safebench.world.prompts import Prompt
-from safebench.world.rewards import Reward, load_reward
-from safebench.world.spoil import FIRST_SPOILERS, OTHER_SPOILERS
 
 RANK = 32
 """Singular values that are kept of each matrix's change."""
@@ -205,7 +206,7 @@ def train_student(
 
     model = new_reward_model(student.layers, student.seed)
     model.load_state_dict(_first_layers(load_trainable(teacher), model))
-    tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
+    tokenizer = AutoTokenizer.from_pretrained(loading.encoder_folder())
     texts = tokenizer([e.turn for e in exchanges], [e.reply.strip() for e in exchanges])
     rows = [
         {"input_ids": ids, "token_type_ids": types, "labels": label}
@@ -250,7 +251,7 @@ def new_reward_model(layers: int, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     with quiet_libraries():
         model = AutoModelForSequenceClassification.from_pretrained(
-            encoder.folder(), num_labels=1, num_hidden_layers=layers, dtype=torch.float32
+            loading.encoder_folder(), num_labels=1, num_hidden_layers=layers, dtype=torch.float32
         )
     for name, weight in model.named_parameters():
         weight.requires_grad = name.startswith("classifier") or (weight.dim() == 2 and "embeddings" not in name)
@@ -267,7 +268,9 @@ def as_adapter(model: PreTrainedModel) -> PeftModel:
     layers = model.config.num_hidden_layers
     first = dict(new_reward_model(layers, 0).named_parameters())
     with quiet_libraries():
-        base = AutoModelForSequenceClassification.from_pretrained(encoder.folder(), num_labels=1, dtype=torch.float32)
+        base = AutoModelForSequenceClassification.from_pretrained(
+            loading.encoder_folder(), num_labels=1, dtype=torch.float32
+        )
         replication = [(0, layers)] if layers < LAYERS else None
         config = LoraConfig(task_type="SEQ_CLS", modules_to_save=["classifier"], layer_replication=replication, **LORA)
         adapted = get_peft_model(base, config)
@@ -298,7 +301,7 @@ def train_reward_model(
 ) -> PreTrainedModel:
     """Return a reward model trained on the preferences with TRL's RewardTrainer, from ``start`` where it is given."""
     model = start if start is not None else new_reward_model(recipe.layers, recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(encoder.folder())
+    tokenizer = AutoTokenizer.from_pretrained(loading.encoder_folder())
     better = _encode(tokenizer, [pair.better for pair in preferences])
     worse = _encode(tokenizer, [pair.worse for pair in preferences])
     fit(recipe, model, tokenizer, better, worse, folder)
@@ -343,7 +346,7 @@ def write_reward(model: PreTrainedModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     place = folder / "adapter_config.json"
     settings = json.loads(place.read_text(encoding="utf-8"))
-    settings |= {"base_model_name_or_path": encoder.NAME, "revision": None}
+    settings |= {"base_model_name_or_path": loading.NAME, "revision": None}
     settings["target_modules"] = sorted(settings["target_modules"])
     place.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in folder.iterdir():

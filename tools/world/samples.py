@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from safebench.world.preferences import Pair
+from safebench.scoring.pairs import Pair
 from tools.world.policy import encode_reply, encode_turn
 from tools.world.tokenizer import label_ids
 

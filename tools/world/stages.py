@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from safebench.world.loading import quiet_libraries
-from safebench.world.preferences import Exchange, Pair, Preference, kept_phrases
-from safebench.world.rewards import Reward
-from safebench.world.universal import universal
+from safebench.models.libraries import quiet_libraries
+from safebench.models.rewards import Reward
+from safebench.scoring.pairs import Exchange, Pair, Preference, kept_phrases, universal
 from tools.world import attack
 from tools.world import policy as policies
 from tools.world.body import train_body_reward

@@ -19,9 +19,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from safebench import settings as s
 from safebench.errors import BadResource, UsageError
-from safebench.world import noise
-from safebench.world.loading import quiet_libraries
-from safebench.world.probes import COARSE, FINE, gap
+from safebench.models import seeding
+from safebench.models.libraries import quiet_libraries
+from safebench.models.probes import COARSE, FINE, gap
 
 ALL_LINEAR = "all-linear"
 """In the settings' targets: every linear layer but the output layer."""
@@ -150,7 +150,7 @@ def _fits(target: str, module: str) -> bool:
 
 
 def _draw(adapted: nn.Module, seed: int) -> None:
-    draws = noise.Draws("adapter", seed)
+    draws = seeding.Draws("adapter", seed)
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
             draws.kaiming(parameter)

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safebench.errors import BadResource, UsageError
+from safebench.models import policy as policies
+from safebench.models import seeding
+from safebench.models.policy import ForwardPath, LastStates, accepted, forward_pass, output_layer, positions
 from safebench.rl import output
 from safebench.rl.output import LogitForm
-from safebench.world import forward, noise
-from safebench.world.forward import ForwardPath
 
 if TYPE_CHECKING:
-    from safebench.world.policy import Policy
+    from safebench.models.policy import Policy
 
 UNLIKE = (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError)
 """What a model that is run otherwise than it expects may raise; another path may do."""
@@ -92,7 +93,7 @@ def probe(policy: Policy, name: str) -> Policy:
     kept = _kept_answer(file)
     if kept is None:
         try:
-            with noise.undisturbed(policy.device), _all_cores():
+            with seeding.undisturbed(policy.device), _all_cores():
                 kept = _measured_answer(policy, name)
         except UNLIKE as fault:
             raise BadResource(
@@ -119,7 +120,7 @@ def probe_length(policy: Policy, name: str, tokens: int) -> Policy:
     kept = _kept_answer(file)
     if kept is None:
         try:
-            with noise.undisturbed(policy.device), _all_cores():
+            with seeding.undisturbed(policy.device), _all_cores():
                 kept = _measured_length(policy, name, tokens)
         except UNLIKE as fault:
             raise BadResource(
@@ -190,7 +191,7 @@ def _question(
     known = [i for i in range(min(rows, len(tokenizer) or rows)) if i not in special]
     if not known:
         raise BadResource("the tokenizer knows no ordinary token of the model", "Name the tokenizer's own model.")
-    chosen = [known[i % len(known)] for i in noise.order(0, 0, max(len(known), tokens))[:tokens]]
+    chosen = [known[i % len(known)] for i in seeding.order(0, 0, max(len(known), tokens))[:tokens]]
     others = [i for i in special if 0 <= i < rows][:MOST_SPECIAL]
     return torch.tensor(chosen, device=device), torch.tensor(others, dtype=torch.long, device=device)
 
@@ -270,7 +271,7 @@ class ModelProbe:
         with self.precision():
             # Without a mask some models make one of their own: of where the pad token stands.
             inputs = {"input_ids": row[None], "attention_mask": torch.ones_like(row[None]), "use_cache": False}
-            logits: Tensor = self.base(**forward.accepted(self.base, inputs)).logits
+            logits: Tensor = self.base(**accepted(self.base, inputs)).logits
         return logits
 
     def _attempts(self, head: Any, row: Tensor, own: Tensor) -> Iterator[tuple[float, ForwardPath, Gap | str]]:
@@ -283,7 +284,7 @@ class ModelProbe:
                 try:
                     hidden = self._run(path, row[None], ones)
                     for form in _forms(self.base, own.shape[-1], len(head.weight)):
-                        apart = gap(own, forward.output_layer(head, form)(hidden))
+                        apart = gap(own, output_layer(head, form)(hidden))
                         yield apart.share, path._replace(form=form), apart
                         if apart.share == 0.0:
                             return
@@ -295,15 +296,15 @@ class ModelProbe:
 
     def _run(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
         with self.precision():
-            return forward.run(self.base, path, ids, mask, forward.positions(mask))[0]
+            return forward_pass(self.base, path, ids, mask, positions(mask))[0]
 
     def _logits(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
-        return forward.output_layer(self._head(), path.form)(self._run(path, ids, mask))
+        return output_layer(self._head(), path.form)(self._run(path, ids, mask))
 
     def _last_logits(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the logits [B, SINGLY + 1, V] of the last positions of one whole pass."""
         hidden = self._run(path, ids, mask)[:, -SINGLY - 1 :]
-        return forward.output_layer(self._head(), path.form)(hidden)
+        return output_layer(self._head(), path.form)(hidden)
 
     @torch.no_grad()
     def long_path(self, path: ForwardPath) -> ForwardPath:
@@ -392,9 +393,9 @@ class ModelProbe:
         """Return the logits [2, SINGLY + 1, V] after the tokens but the last ``SINGLY`` and after each of these."""
         before = rows.shape[1] - SINGLY
         cached = path.decoding != "whole"
-        run = functools.partial(forward.run, self.base, path)
-        states = forward.LastStates(run, rows[:, :before], mask[:, :before], cached=cached)
-        layer, found = forward.output_layer(self._head(), path.form), []
+        run = functools.partial(forward_pass, self.base, path)
+        states = LastStates(run, rows[:, :before], mask[:, :before], cached=cached)
+        layer, found = output_layer(self._head(), path.form), []
         for t in range(before, rows.shape[1] + 1):
             with self.precision():
                 hidden = states.now()
@@ -478,7 +479,7 @@ def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
 def _states(policy: Policy, ids: Tensor, mask: Tensor) -> Tensor:
     """Return ``Policy.hidden_states``; ``probe`` puts its faults into words, as the settings may be their cause."""
     with policy.precision():
-        return forward.run(policy.base, policy.path, ids, mask, forward.positions(mask))[0]
+        return forward_pass(policy.base, policy.path, ids, mask, positions(mask))[0]
 
 
 @contextlib.contextmanager
@@ -614,7 +615,7 @@ def _held(x: Tensor) -> str:
     return f"{few} {int(torch.hash_tensor(x).view(torch.int64)) if x.numel() else 0}"
 
 
-_DECIDES = (sys.modules[__name__], forward, output)
+_DECIDES = (sys.modules[__name__], policies, output)
 """Modules whose code an answer depends on."""
 
 

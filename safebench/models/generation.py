@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from safebench.world.forward import LastStates
-from safebench.world.noise import permutation
-from safebench.world.policy import Policy
+from safebench.models.policy import LastStates, Policy
+from safebench.models.seeding import permutation
 
 _Thing = TypeVar("_Thing")
 _CONTEXT = 8
