@@ -98,13 +98,13 @@ def _hub(
 
 
 ARMS: tuple[Entry, ...] = (
-    Entry("ppo", "PPO as TRL has it: KL in the reward, clipped surrogate", target="safebench.trainers.arms:PPO"),
-    Entry("safe", "SAFE: entropy-gated KL penalty, PID threshold", target="safebench.trainers.arms:SAFE"),
-    Entry("ppo-official", "PPO as SAFE's release has it: KL as a loss term", target="safebench.trainers.arms:PPO"),
+    Entry("ppo", "PPO as TRL has it: KL in the reward, clipped surrogate", target="safebench.algorithms.ppo:PPO"),
+    Entry("safe", "SAFE: entropy-gated KL penalty, PID threshold", target="safebench.algorithms.safe:SAFE"),
+    Entry("ppo-official", "PPO as SAFE's release has it: KL as a loss term", target="safebench.algorithms.ppo:PPO"),
     Entry(
         "safe-official",
         "SAFE as released: its penalty is a plain number",
-        target="safebench.trainers.official:ReleasedSAFE",
+        target="safebench.algorithms.safe_released:ReleasedSAFE",
     ),
     Entry("trl-ppo", "TRL's own PPOTrainer, wrapped", "trainer", "safebench.baselines.trl_ppo:trl_ppo"),
     Entry("grpo", "TRL's own GRPOTrainer, wrapped", "trainer", "safebench.baselines.groups:grpo"),

@@ -122,7 +122,7 @@ def own_checks(settings: Settings) -> Iterator[Check]:
     from safebench.models.loading import load_with_notices
     from safebench.models.probes import probe_length
     from safebench.models.prompts import check_encoded, load_prompts
-    from safebench.trainers.processes import Processes
+    from safebench.training.distributed import Processes
 
     device = Processes(settings.compute.model_copy(update={"threads": None})).device  # nothing is kept: all cores
     with quiet_libraries():

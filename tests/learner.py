@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from safebench import settings as s
+from safebench.algorithms.base import Algorithm, Measurement
+from safebench.algorithms.ppo import PPO
+from safebench.algorithms.safe import SAFE
 from safebench.models.policy import Policy
-from safebench.rl.controllers import Measurement
-from safebench.trainers.arms import PPO, SAFE, Arm
-from safebench.trainers.critic import Critic
-from safebench.trainers.experience import Experience, appraise, measure
-from safebench.trainers.processes import Processes
-from safebench.trainers.update import Tally, Updater
+from safebench.training.critic import Critic
+from safebench.training.distributed import Processes
+from safebench.training.measure import Experience, compute_advantages, measure
+from safebench.training.update import UpdateMetrics, Updater
 from tests.tiny import PROMPTS, tiny_policy, tiny_rollout, tiny_settings
 
 SCORES = [1.0, -0.5, 0.3, 0.0, 2.0, -1.0, 0.7, 0.1]
@@ -31,7 +32,7 @@ class Learner:
     settings: s.Settings
     policy: Policy
     critic: Critic
-    arm: Arm
+    arm: Algorithm
     updater: Updater
 
     def experience(self, scores: Sequence[float] = SCORES) -> Experience:
@@ -42,9 +43,9 @@ class Learner:
         kl, entropy = (float(x[rollout.mask].mean()) for x in (measured.kl, measured.entropy))
         self.arm.control(Measurement(kl, entropy, sum(scores) / len(scores)))
         processes = self.updater.processes
-        return appraise(self.settings, self.critic, rollout, measured, torch.tensor(scores), processes.add)
+        return compute_advantages(self.settings, self.critic, rollout, measured, torch.tensor(scores), processes.add)
 
-    def run(self, experience: Experience, step: int = 1, *, gradient_norms: bool = False) -> Tally:
+    def run(self, experience: Experience, step: int = 1, *, gradient_norms: bool = False) -> UpdateMetrics:
         """Do the updates of one step."""
         return self.updater.run(step, experience, gradient_norms=gradient_norms)
 

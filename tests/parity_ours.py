@@ -15,11 +15,11 @@ from safebench.models.assemble import World
 from safebench.models.generation import Rollout
 from safebench.models.policy import Policy, frozen_copy
 from safebench.models.prompts import Prompts
-from safebench.trainers.critic import Critic
-from safebench.trainers.experience import Experience, Measured
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
-from safebench.trainers.update import Updater
+from safebench.training.critic import Critic
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
+from safebench.training.measure import Experience, Measured
+from safebench.training.update import Updater
 from tests.parity_trl import (
     CLIP,
     GAMMA,

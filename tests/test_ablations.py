@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from safebench import config, run
+from safebench import config
+from safebench.training import run
 from tests.runs import make_parts, rows, tiny_run
 
 OFF: dict[str, dict[str, Any]] = {

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from safebench.algorithms.base import ForwardOutput, Measurement, MiniBatch
+from safebench.algorithms.ppo import PPO
+from safebench.algorithms.safe import SAFE
 from safebench.errors import UsageError
-from safebench.rl.controllers import Measurement
-from safebench.trainers.arms import PPO, SAFE, Past, Present
 from tests.learner import SAFE_LIKE
 from tests.tiny import tiny_settings
 
@@ -22,9 +23,9 @@ def doubles(values: list) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def past(heads: int = 1, tokens: float = 3.0, positions: float = 5.0) -> Past:
+def past(heads: int = 1, tokens: float = 3.0, positions: float = 5.0) -> MiniBatch:
     """Two replies of two and one tokens; what the masks leave out is garbage on purpose."""
-    return Past(
+    return MiniBatch(
         mask=MASK,
         log_probs=doubles([[-1.0, -2.0, 9.0], [-3.0, 9.0, 9.0]]),
         reference_log_probs=doubles([[-1.5, -2.0, 9.0], [-2.0, 9.0, 9.0]]),
@@ -38,11 +39,11 @@ def past(heads: int = 1, tokens: float = 3.0, positions: float = 5.0) -> Past:
     )
 
 
-def present(heads: int = 1, **extra: Tensor | None) -> Present:
+def present(heads: int = 1, **extra: Tensor | None) -> ForwardOutput:
     # Ratios: 1.5 (gain cut to 1.2), 1, and 0.5.
     logs = doubles([[-1.0, -2.0, 1.0], [-3.0, 1.0, 1.0]]) + doubles([[1.5, 1.0, 1.0], [0.5, 1.0, 1.0]]).log()
     values = doubles([[0.1, 0.1, 0.1], [0.1, 0.5, 77.0]])[..., None].expand(2, 3, heads)
-    return Present(logs, extra.get("entropy"), extra.get("kl"), values)
+    return ForwardOutput(logs, extra.get("entropy"), extra.get("kl"), values)
 
 
 def test_ppos_terms_by_hand() -> None:
@@ -92,9 +93,9 @@ def test_the_penaltys_value_is_split_by_tokens() -> None:
     shares = []
     for row in (slice(0, 1), slice(1, 2)):
         then = past(heads=1)
-        piece = Past(*(x[row] if isinstance(x, Tensor) else x for x in vars(then).values()))
+        piece = MiniBatch(*(x[row] if isinstance(x, Tensor) else x for x in vars(then).values()))
         now = present(kl=kl)
-        shares.append(arm.terms(piece, Present(now.log_probs[row], None, kl[row], now.heads[row]))["penalty"])
+        shares.append(arm.terms(piece, ForwardOutput(now.log_probs[row], None, kl[row], now.heads[row]))["penalty"])
     assert [float(share) for share in shares] == pytest.approx([0.01225 * 2 / 3, 0.01225 / 3], rel=1e-14)
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from safebench import config
 from safebench.models.assemble import assemble
 from safebench.models.audits import known_share, relevance
-from safebench.trainers.evaluate import evaluate
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.evaluate import evaluate
 
 KNOWN = frozenset({"i", "like", "it", "don", "t", "you're"})
 

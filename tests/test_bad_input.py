@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from safebench import config, run
+from safebench import config
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.models.libraries import loading
 from safebench.models.loading import with_pad
 from safebench.recording.metrics_csv import MetricsWriter
+from safebench.training import run
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import tiny_tokenizer
 

@@ -19,7 +19,7 @@ from safebench.cli.main import main
 from safebench.estimate import estimate
 from safebench.runner.pool import forget_peaks
 from safebench.runner.progress import PlainView
-from safebench.trainers.clock import peak_memory
+from safebench.training.loop import peak_memory
 from tests.runs import make_parts, overrides
 from tests.tiny import CPU
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from safebench.rl.controllers import (
-    Measurement,
+from safebench.algorithms.base import Measurement
+from safebench.algorithms.safe_controller import (
     PidOutput,
     PidState,
     SafeSignal,

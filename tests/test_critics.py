@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from safebench.models import seeding
-from safebench.rl.critics import ValueHeads, explained_variance, polyak, soft_min
+from safebench.rl.value_heads import ValueHeads, explained_variance, polyak, soft_min
 
 values = st.floats(-50, 50)
 alphas = st.floats(1e-3, 1e3)

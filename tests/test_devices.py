@@ -16,19 +16,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safebench import run
 from safebench.models import adapters, seeding
 from safebench.models.assemble import assemble
 from safebench.models.libraries import quiet_libraries
 from safebench.models.rewards import ModelReward
 from safebench.recording import checkpoints
 from safebench.rl import kl
-from safebench.rl.output import OutputLayer
+from safebench.rl.kl import OutputLayer
 from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.settings import Settings
-from safebench.trainers import processes
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training import distributed, run
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
 from tests.drop_in import adapted, classifier, entries, trainer
 from tests.pretend_device import Pretended, check_rules, pretended_device
 from tests.runs import make_parts, rows, tiny_run
@@ -65,7 +64,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_the_device() -> Iterator[torch.device]:
     """Within this context every run goes to the pretended device."""
     with pytest.MonkeyPatch.context() as patch, pretended_device() as made:
-        patch.setattr(processes, "_device", lambda name: made)
+        patch.setattr(distributed, "_device", lambda name: made)
         yield made
 
 

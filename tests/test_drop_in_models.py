@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2For
 
 from safebench.errors import BadResource, UsageError
 from safebench.models.libraries import quiet_libraries
-from safebench.trainers.experience import measure
+from safebench.training.measure import measure
 from safebench.trl import PPOTrainer
 from tests.drop_in import (
     BATCH,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safebench.rl.critics import soft_min
-from safebench.trainers.experience import Experience, spread
+from safebench.rl.value_heads import soft_min
+from safebench.training.measure import Experience, scatter_to_mask
 from tests.learner import SCORES, Learner, make, nudge
 
 DOUBLE = torch.float64
@@ -150,7 +150,7 @@ def test_experience_is_what_was_before_the_update() -> None:
 def test_spread_puts_values_back_and_lets_gradients_through() -> None:
     mask = torch.tensor([[True, False], [True, True]])
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    out = spread(values, mask)
+    out = scatter_to_mask(values, mask)
     assert out.tolist() == [[1, 0], [2, 3]]
     (out * torch.tensor([[1.0, 9.0], [2.0, 3.0]])).sum().backward()
     assert values.grad is not None

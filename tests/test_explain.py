@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from safebench import config
+from safebench.algorithms.base import Measurement
+from safebench.algorithms.safe_controller import controller_of
 from safebench.analysis import runs
 from safebench.analysis.explain import Episode, Log
 from safebench.cli.main import main
 from safebench.report.explain import explain
-from safebench.rl.controllers import Measurement
-from safebench.trainers.forms import form
 from tests.synthetic import write_run
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
@@ -26,7 +26,7 @@ def controlled(kls, experiment="safe", overrides=(), **cells):
     """Curves as the controller that the settings ask for logs them, for KLs of our choosing from step 1 on."""
     settings = config.resolve(experiment, overrides=overrides)
     assert settings.penalty is not None
-    chosen = form(settings.penalty)
+    chosen = controller_of(settings.penalty)
     state, rows = chosen.start, [{}]
     for step, kl in enumerate(kls, 1):
         entropy = 1.2 + 0.1 * (step % 20)

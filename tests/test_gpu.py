@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
-from safebench import config, run
+from safebench import config
 from safebench.errors import Interrupted
 from safebench.metrics import METRICS
 from safebench.models import seeding
@@ -29,9 +29,9 @@ from safebench.scoring import talk
 from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.scoring.rescore import rescore
 from safebench.settings import Compute, Settings
-from safebench.trainers.clock import peak_memory
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training import run
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop, peak_memory
 from tests.pretend_device import check_rules
 from tests.tiny import CPU, narrow, tiny_policy
 

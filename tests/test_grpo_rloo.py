@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from safebench import catalog, config, run
+from safebench import catalog, config
 from safebench.baselines import groups
 from safebench.errors import UsageError
 from safebench.models.assemble import World, assemble
@@ -23,7 +23,8 @@ from safebench.models.libraries import quiet_libraries
 from safebench.models.prompts import Prompts, encode_prompt
 from safebench.models.rewards import FunctionReward
 from safebench.rl.losses import clip_fraction, clipped_surrogate
-from safebench.trainers.processes import Processes
+from safebench.training import run
+from safebench.training.distributed import Processes
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import CPU, tiny_world
 from tests.trl_arms import Seen, early_letters, ending_policy, learn, log_probs, settings

@@ -15,7 +15,7 @@ from safebench.crashes.inert import LOGGED_STEPS, Inert, inert_in, inert_terms, 
 from safebench.metrics import LOSS_TERMS, MEASURED
 from safebench.recording.layout import Status, read_status
 from safebench.recording.recorder import Recorder
-from safebench.run import execute
+from safebench.training.run import execute
 from tests.runs import make_parts, tiny_run
 from tests.synthetic import CONSTANTS, healthy, write_run
 

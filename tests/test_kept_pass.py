@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from safebench.trainers.experience import measure
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
+from safebench.training.measure import measure
 from tests.learner import SAFE_LIKE, learner
 from tests.tiny import tiny_policy, tiny_rollout, tiny_settings, tiny_world
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from safebench import estimate
 from safebench.models import generation
 from safebench.rl import kl as module
-from safebench.rl.kl import chunk_of, entropy, exact_kl, sampled_kl, token_statistics
-from safebench.rl.output import OutputLayer
+from safebench.rl.kl import OutputLayer, chunk_of, entropy, exact_kl, sampled_kl, token_statistics
 
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
 R = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64).log()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from safebench.metrics import BY_KEY
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
 from tests.learner import SAFE_LIKE
 from tests.tiny import tiny_policy, tiny_settings, tiny_world
 

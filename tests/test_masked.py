@@ -17,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safebench.rl.masked import masked_mean, masked_variance, whiten
+from safebench.rl.advantages import masked_mean, masked_variance, whiten
 
 X = torch.tensor([[1.0, 2.0, 100.0], [4.0, 5.0, -7.0]], dtype=torch.float64)
 MASK = torch.tensor([[True, True, False], [True, True, False]])

@@ -13,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from safebench.rl.controllers import Measurement
-from safebench.rl.momentum import MomentumSignal, MomentumState, momentum, momentum_penalty, update_momentum
+from safebench.algorithms.base import Measurement
+from safebench.algorithms.safe import SAFE
+from safebench.algorithms.safe_controller import (
+    MomentumSignal,
+    MomentumState,
+    momentum,
+    momentum_penalty,
+    update_momentum,
+)
 from safebench.settings.penalty import Momentum, Penalty, Phase, Pid
-from safebench.trainers.arms import SAFE
 from tests.learner import ONE, make, without_advantage
 from tests.tiny import tiny_settings
 

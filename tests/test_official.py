@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from safebench import config
 from safebench import settings as s
+from safebench.algorithms.base import ForwardOutput, MiniBatch
+from safebench.algorithms.ppo import PPO
+from safebench.algorithms.safe_released import ReleasedSAFE
 from safebench.errors import UsageError
 from safebench.models import seeding
 from safebench.models.policy import Policy
-from safebench.rl.critics import ValueHeads, soft_min
 from safebench.rl.losses import value_loss
+from safebench.rl.value_heads import ValueHeads, soft_min
 from safebench.settings.penalty import Penalty
-from safebench.trainers.arms import PPO, Past, Present
-from safebench.trainers.experience import Experience, measure
-from safebench.trainers.loop import Loop
-from safebench.trainers.official import ReleasedSAFE
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
+from safebench.training.measure import Experience, measure
 from tests.learner import without_advantage
 from tests.tiny import PAD, STOPS, share_of_a, tiny_policy, tiny_rollout, tiny_world
 
@@ -114,8 +115,10 @@ def test_the_baselines_kl_is_a_loss_term_whose_expected_gradient_is_zero_on_poli
     expected, value = torch.zeros_like(logits), 0.0
     for token, p in enumerate(log_p.detach().exp()):
         now = log_p[token].reshape(1, 1)
-        then = Past(one, now.detach(), reference[token].reshape(1, 1), zero, zero, zero[..., None], one, 1.0, 1.0, 1.0)
-        term = arm.terms(then, Present(now, None, None, zero[..., None]))["kl"]
+        then = MiniBatch(
+            one, now.detach(), reference[token].reshape(1, 1), zero, zero, zero[..., None], one, 1.0, 1.0, 1.0
+        )
+        term = arm.terms(then, ForwardOutput(now, None, None, zero[..., None]))["kl"]
         value += float(p * term.detach())
         expected += p * torch.autograd.grad(term, logits, retain_graph=True)[0]
     exact = (log_p.exp() * (log_p - reference)).sum()
@@ -231,8 +234,8 @@ def test_the_value_loss_by_hand() -> None:
     settings = config.resolve("safe-official")
     one = torch.ones(1, 1, dtype=torch.bool)
     zero, heads = torch.zeros(1, 1), torch.ones(1, 1, 2, dtype=torch.bfloat16)
-    past = Past(one, zero, zero, zero, torch.full((1, 1), 2.0), 0 * heads, one, 1.0, 1.0, 1.0)
-    terms = ReleasedSAFE(settings).terms(past, Present(zero, zero, None, heads))
+    past = MiniBatch(one, zero, zero, zero, torch.full((1, 1), 2.0), 0 * heads, one, 1.0, 1.0, 1.0)
+    terms = ReleasedSAFE(settings).terms(past, ForwardOutput(zero, zero, None, heads))
     clipped = float(torch.tensor(0.2, dtype=torch.bfloat16))
     assert terms["value"].dtype == torch.float32
     assert float(terms["value"]) == pytest.approx(0.5 * (0.375 + 0.5 * (2 - clipped - 0.25)) / 2, rel=1e-6)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from safebench import config
+from safebench.algorithms.base import Measurement
+from safebench.algorithms.safe_released import ReleasedSAFE
 from safebench.models.generation import Rollout
-from safebench.rl.controllers import Measurement
-from safebench.trainers.loop import Loop
-from safebench.trainers.official import ReleasedSAFE
+from safebench.training.loop import Loop
 from tests.test_official import PLAIN, released
 from tests.tiny import PAD
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from safebench.errors import UsageError
 from safebench.models.generation import Rollout, sample
 from safebench.models.policy import Policy
-from safebench.trainers.experience import measure
+from safebench.training.measure import measure
 from tests.parity_trl import parts
 from tests.tiny import END, draws, encoded, tiny_tokenizer
 

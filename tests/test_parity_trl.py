@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from safebench.models.generation import sample
-from safebench.trainers.experience import measure
+from safebench.training.measure import measure
 from tests.parity_ours import Step, rollout, run_ours, start_policy
 from tests.parity_trl import PENALTY, REPLY, TEMPERATURE, Case, Record, Update, parts, run_trl
 from tests.tiny import END, PAD, draws, encoded, tiny_tokenizer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safebench.rl.phases import standard_score, standardised_phase
+from safebench.algorithms.safe_controller import standard_score, standardised_phase
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from safebench import config
 from safebench.models.policy import Policy
-from safebench.rl.preview import Taken, shorten
-from safebench.trainers.experience import Experience, measure
-from safebench.trainers.loop import Loop
-from safebench.trainers.preview import Plain, Previewed
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.kl_line_search import KLLineSearch, Plain, StepResult, backtrack
+from safebench.training.loop import Loop
+from safebench.training.measure import Experience, measure
 from tests.learner import SAFE_LIKE, Learner, make
 from tests.tiny import tiny_policy, tiny_settings, tiny_world
 
@@ -52,7 +51,7 @@ def test_what_is_kept_was_measured_and_is_below_the_limit_or_nothing_is_kept(
     values: list[float], before: float, ceiling: float
 ) -> None:
     curve = Curve(values)
-    taken = shorten(curve, before, ceiling, trials=8)
+    taken = backtrack(curve, before, ceiling, trials=8)
     assert taken.passes == len(curve.asked) <= 9
     assert curve.asked[0][0] == 1.0
     scales = [scale for scale, _ in curve.asked]
@@ -72,7 +71,7 @@ def test_a_smooth_curve_stays_below_the_limit(before: float, linear: float, squa
     def kl_at(scale: float) -> float:
         return abs(before + linear * scale + square * scale**2)
 
-    taken = shorten(kl_at, before, ceiling, trials=60)
+    taken = backtrack(kl_at, before, ceiling, trials=60)
     assert taken.kl == (kl_at(taken.scale) if taken.scale else before) <= max(ceiling, before)
     if before < 0.9 * ceiling:
         assert taken.scale > 0  # a short enough step is always allowed from below the ceiling
@@ -81,26 +80,26 @@ def test_a_smooth_curve_stays_below_the_limit(before: float, linear: float, squa
 def test_the_published_share_is_tried_first_and_halved_after() -> None:
     # KL = 8 s^0.1 hardly falls: shares 1, 0.5 / 8, then halves of it.
     curve = Curve([8.0, 6.06, 5.66, 5.28])
-    assert shorten(curve, 0.1, 0.5, trials=3) == Taken(0.0, 0.1, 4)
+    assert backtrack(curve, 0.1, 0.5, trials=3) == StepResult(0.0, 0.1, 4)
     assert [scale for scale, _ in curve.asked] == [1.0, 0.0625, 0.03125, 0.015625]
     # Where KL grows with the square, the published share is enough: 2 * 0.25^2 = 0.125.
-    assert shorten(lambda s: 2 * s**2, 0.0, 0.5, trials=8) == Taken(0.25, 0.125, 2)
+    assert backtrack(lambda s: 2 * s**2, 0.0, 0.5, trials=8) == StepResult(0.25, 0.125, 2)
     # Without a number to guess by, half of the step.
-    assert shorten(Curve([math.inf, 0.4]), 0.0, 0.5, trials=8) == Taken(0.5, 0.4, 2)
-    assert shorten(Curve([math.nan, math.nan, 0.4]), 0.0, 0.5, trials=8) == Taken(0.25, 0.4, 3)
+    assert backtrack(Curve([math.inf, 0.4]), 0.0, 0.5, trials=8) == StepResult(0.5, 0.4, 2)
+    assert backtrack(Curve([math.nan, math.nan, 0.4]), 0.0, 0.5, trials=8) == StepResult(0.25, 0.4, 3)
 
 
 def test_on_the_limit_is_below_it() -> None:
-    assert shorten(Curve([0.5]), 0.1, 0.5, trials=8) == Taken(1.0, 0.5, 1)
-    assert shorten(Curve([0.9]), 0.9, 0.5, trials=8) == Taken(1.0, 0.9, 1)
-    assert shorten(Curve([math.nextafter(0.5, 1), 0.1]), 0.1, 0.5, trials=8).scale < 1.0
+    assert backtrack(Curve([0.5]), 0.1, 0.5, trials=8) == StepResult(1.0, 0.5, 1)
+    assert backtrack(Curve([0.9]), 0.9, 0.5, trials=8) == StepResult(1.0, 0.9, 1)
+    assert backtrack(Curve([math.nextafter(0.5, 1), 0.1]), 0.1, 0.5, trials=8).scale < 1.0
     # From above the ceiling a step may go down, or nowhere; up it may not.
-    assert shorten(Curve([0.8]), 0.9, 0.5, trials=8).scale == 1.0
+    assert backtrack(Curve([0.8]), 0.9, 0.5, trials=8).scale == 1.0
     curve = Curve([1.0, 0.905])
-    assert shorten(curve, 0.9, 0.5, trials=1) == Taken(0.0, 0.9, 2)
+    assert backtrack(curve, 0.9, 0.5, trials=1) == StepResult(0.0, 0.9, 2)
     assert curve.asked[1][0] == 0.5  # the published guess is of the ceiling, wherever the step began
     # Where the step began at no number the ceiling alone counts.
-    assert shorten(Curve([0.4]), math.nan, 0.5, trials=8).scale == 1.0
+    assert backtrack(Curve([0.4]), math.nan, 0.5, trials=8).scale == 1.0
 
 
 # The guarantee, on a policy
@@ -259,7 +258,7 @@ def test_an_unmoved_policy_reaches_the_kl_it_was_measured_at_to_the_bit(
     )
     experience = one.experience()
     tally = one.run(experience)
-    assert isinstance(one.updater.stepper, Previewed)
+    assert isinstance(one.updater.stepper, KLLineSearch)
     assert [taken.scale for taken in one.updater.stepper.taken] == [1.0] * 4
     assert tally.preview["preview/kl"] == mean_kl(one.policy, experience, microbatch, temperature)
 

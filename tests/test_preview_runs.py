@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safebench import config, run
+from safebench import config
+from safebench.training import run
 from tests.runs import make_parts, overrides, rows, tiny_run
 from tests.test_parallel import TOLERANCE, launch
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from safebench.errors import MissingResource, UsageError
 from safebench.settings import Compute
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
 from tests.drop_in import trainer
 
 

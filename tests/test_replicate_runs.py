@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from safebench.trainers.experience import appraise, measure
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
+from safebench.training.measure import compute_advantages, measure
 from tests.learner import ONE, SCORES, Learner, make
 from tests.tiny import tiny_policy, tiny_settings, tiny_world
 
@@ -25,7 +25,9 @@ def first_update(replicate: int, microbatch: int | None, arm: str = "ppo") -> tu
     keep = one.updater.takes_whole_batch()
     measured = measure(one.policy, rollout, 1.0, microbatch, keep_graph=keep)
     add = one.updater.processes.add
-    return one, one.run(appraise(one.settings, one.critic, rollout, measured, torch.tensor(SCORES), add)).means()
+    return one, one.run(
+        compute_advantages(one.settings, one.critic, rollout, measured, torch.tensor(SCORES), add)
+    ).means()
 
 
 @pytest.mark.parametrize("arm", ["ppo", "safe"])

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from safebench import run as running
 from safebench.analysis import rescored, runs
 from safebench.analysis.compare import compare
 from safebench.analysis.rescored import judged, judged_by
@@ -22,6 +21,7 @@ from safebench.models.rewards import load_reward
 from safebench.recording.files import FolderLock
 from safebench.recording.jsonl import format_line
 from safebench.scoring.rescore import Rescored, grouped, read_replies, rescore, rescore_all
+from safebench.training import run as running
 from tests.runs import make_parts, tiny_run
 from tests.synthetic import write_run
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from safebench.models.generation import Rollout, _draw, encode, sample
 from safebench.models.policy import Policy
-from safebench.trainers.critic import reply_states
-from safebench.trainers.experience import measure
+from safebench.training.critic import reply_states
+from safebench.training.measure import measure
 from tests.tiny import CPU, END, PAD, PROMPTS, STOPS, VOCABULARY, draws, encoded, tiny_policy, tiny_rollout
 
 

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from safebench import config, run
+from safebench import config
 from safebench.errors import Interrupted, UsageError
 from safebench.settings import Settings
+from safebench.training import run
 from tests.runs import make_parts, rows, tiny_run
 
 

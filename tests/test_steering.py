@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from safebench.trainers.experience import measure
+from safebench.training.measure import measure
 from tests.learner import ONE, make, without_advantage
 
 DOUBLE = torch.float64

@@ -140,7 +140,7 @@ BROKEN: dict[str, dict[str, Any]] = {
         "safebench.models.assemble.no_dropout": lambda base: None,
         "safebench.models.policy._at_rest": lambda module, function, *inputs: function(*inputs),
     },
-    "logits": {"safebench.rl.output.OutputLayer._formed": lambda self, product: 1.1 * product},
+    "logits": {"safebench.rl.kl.OutputLayer._formed": lambda self, product: 1.1 * product},
     "sampling": {"safebench.models.generation._draw": lambda logits, uniform, temperature: logits.argmin(-1)},
     "reference": {"safebench.models.policy.Policy.as_reference": contextlib.nullcontext},
 }

@@ -9,10 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench import config, run
+from safebench import config
 from safebench.errors import Interrupted, MissingResource, UsageError
 from safebench.models.libraries import quiet_libraries
 from safebench.scoring import talk
+from safebench.training import run
 from tests.runs import make_parts, tiny_run
 
 

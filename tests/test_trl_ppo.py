@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from safebench import catalog, run
+from safebench import catalog
 from safebench.baselines import trl_ppo
-from safebench.baselines.sampled import cut_at_the_end, rollout_of
+from safebench.baselines.wrapped import cut_at_the_end, rollout_of
 from safebench.errors import Interrupted, UsageError
 from safebench.models.prompts import Prompts
-from safebench.rl import masked
-from safebench.rl.advantages import gae, shift_left, token_rewards, value_mask
+from safebench.rl.advantages import gae, shift_left, token_rewards, value_mask, whiten
 from safebench.rl.losses import clip_fraction, clipped_surrogate, value_clip_fraction, value_loss
-from safebench.trainers.experience import measure
-from safebench.trainers.processes import Processes
+from safebench.training import run
+from safebench.training.distributed import Processes
+from safebench.training.measure import measure
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import encoded, tiny_world
 from tests.trl_arms import END, REPLY, Seen, early_letters, ending_policy, learn, log_probs, settings, values_of
@@ -96,7 +96,7 @@ class Epochs:
         rewards = token_rewards(scores, self.mask, kl, self.settings.reward.kl_coefficient)
         advantage = self.settings.advantage
         raw = gae(rewards, values, shift_left(values), advantage.gamma, advantage.lam)
-        self.returns, self.advantages = raw + values, masked.whiten(raw, self.mask)
+        self.returns, self.advantages = raw + values, whiten(raw, self.mask)
         self.stages = [(start, self.old_values), (self.one.world.policy, values_of(self.one.values, rollout))]
 
     def mean(self, tensors: list[Tensor], mask: Tensor) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from safebench.trainers.experience import measure
-from safebench.trainers.update import Tally
+from safebench.training.measure import measure
+from safebench.training.update import UpdateMetrics
 from tests.learner import ONE, SCORES, Learner, make, nudge
 
 DOUBLE = torch.float64
@@ -62,7 +62,7 @@ def test_ratio_statistics_by_definition() -> None:
 @pytest.mark.parametrize("arm", ["ppo", "safe"])
 @pytest.mark.parametrize("microbatch", [1, 3, 5])
 def test_microbatches_add_up_to_the_minibatch(arm: str, microbatch: int) -> None:
-    def update(size: int | None) -> tuple[Learner, Tally]:
+    def update(size: int | None) -> tuple[Learner, UpdateMetrics]:
         one = make(arm, policy={"dtype": DOUBLE}, update={**ONE, "microbatch": size})
         experience = one.experience()
         nudge(one.policy)
@@ -129,7 +129,7 @@ def test_each_terms_gradient_is_its_own() -> None:
 
 
 def test_measuring_the_terms_gradients_changes_nothing() -> None:
-    def weights(gradient_norms: bool) -> tuple[Tally, torch.Tensor]:
+    def weights(gradient_norms: bool) -> tuple[UpdateMetrics, torch.Tensor]:
         one = make("safe")
         tally = one.run(one.experience(), gradient_norms=gradient_norms)
         return tally, torch.cat([one.policy_weights(), one.critic_weights()])

@@ -175,7 +175,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_arm_or_optimizer_of_the_users_that_cannot_be_made(
     write: Write, parts: Path, tmp_path: Path, key: str, text: str, words: str
 ) -> None:
-    from safebench import run
+    from safebench.training import run
 
     module = write("made", text)
     settings = tiny_run(parts, "ppo", **{key.replace(".", "__"): f"{module}:Made"})
@@ -186,8 +186,8 @@ def test_an_arm_or_optimizer_of_the_users_that_cannot_be_made(
 
 
 def test_a_policy_whose_forward_pass_fails_is_named() -> None:
-    from safebench.trainers.evaluate import evaluate
-    from safebench.trainers.processes import Processes
+    from safebench.training.distributed import Processes
+    from safebench.training.evaluate import evaluate
     from tests.tiny import tiny_settings
 
     policy = tiny_policy()

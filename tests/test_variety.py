@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safebench.trainers.variety import distinct_2, distinct_share
+from safebench.training.evaluate import distinct_2, distinct_share
 
 token_ids = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=6)
 

@@ -15,7 +15,6 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
-from safebench import run
 from safebench.errors import Interrupted
 from safebench.models.assemble import adapt
 from safebench.models.generation import Rollout
@@ -25,10 +24,11 @@ from safebench.models.rewards import FunctionReward
 from safebench.scoring import talk
 from safebench.settings import Critic as CriticSettings
 from safebench.settings import Model
-from safebench.trainers.critic import Critic
-from safebench.trainers.experience import measure
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training import run
+from safebench.training.critic import Critic
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
+from safebench.training.measure import measure
 from tests.runs import make_parts, rows, tiny_run
 from tests.tiny import CPU, END, STOPS, share_of_a, tiny_policy, tiny_rollout, tiny_settings, tiny_world
 

@@ -18,10 +18,10 @@ from safebench.models.generation import Rollout
 from safebench.models.policy import Policy
 from safebench.recording.jsonl import Sample
 from safebench.rl.kl import token_statistics
-from safebench.trainers.critic import reply_states
-from safebench.trainers.describe import Row
-from safebench.trainers.experience import Measured, spread
-from safebench.trainers.processes import Processes
+from safebench.training.critic import reply_states
+from safebench.training.distributed import Processes
+from safebench.training.loop import Row
+from safebench.training.measure import Measured, scatter_to_mask
 from tests.tiny import CPU, tiny_policy, tiny_settings, tiny_world
 
 END = "n"
@@ -132,7 +132,7 @@ def log_probs(policy: Policy, rollout: Rollout, temperature: float = 1.0) -> Ten
     log_p, *_ = token_statistics(
         states[mask], rollout.tokens[mask], policy.output, with_entropy=False, temperature=temperature
     )
-    return spread(log_p, mask)
+    return scatter_to_mask(log_p, mask)
 
 
 @torch.no_grad()

@@ -31,17 +31,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safebench.baselines import library
-from safebench.baselines.arguments import SHARED_LIMITS, shared
-from safebench.baselines.limits import refuse
-from safebench.baselines.watch import Log, Watch
-from safebench.baselines.wrapped import Wrapped
+from safebench.baselines.wrapped import SHARED_LIMITS, Log, Watch, Wrapped, refuse_unsupported, shared_arguments
 from safebench.errors import UsageError
 from safebench.models.assemble import World
 from safebench.models.generation import encode
 from safebench.models.prompts import as_messages
 from safebench.settings import Advantage, Critic, Settings
-from safebench.trainers.describe import Row
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Row
 
 GROUP = 8
 """Replies to one prompt: GRPO's default in TRL, taken for RLOO too, so that both see as many prompts."""
@@ -58,13 +55,13 @@ LIMITS = SHARED_LIMITS | {
 
 def grpo(settings: Settings, world: World, processes: Processes) -> Wrapped:
     """Return TRL's GRPO as a learner. Raises ``UsageError`` for settings that TRL would ignore."""
-    refuse(settings, LIMITS | {"reward.kl_coefficient": 0.0})
+    refuse_unsupported(settings, LIMITS | {"reward.kl_coefficient": 0.0})
     return Wrapped(settings, world, processes, _Group(settings, world, "GRPO"))
 
 
 def rloo(settings: Settings, world: World, processes: Processes) -> Wrapped:
     """Return TRL's RLOO as a learner. Raises ``UsageError`` for settings that TRL would ignore."""
-    refuse(settings, LIMITS)
+    refuse_unsupported(settings, LIMITS)
     if settings.model.lora is None and settings.model.random_weights and settings.reward.kl_coefficient:
         raise UsageError(
             "TRL's RLOO loads its reference from where the model lies, and random weights lie nowhere",
@@ -109,7 +106,7 @@ class _Group:
     def _arguments(self, folder: str) -> dict[str, Any]:
         settings, update = self.settings, self.settings.update
         batch = settings.rollout.batch
-        arguments = shared(settings, folder, self.world.policy.device) | {
+        arguments = shared_arguments(settings, folder, self.world.policy.device) | {
             "per_device_train_batch_size": self.rows,
             "gradient_accumulation_steps": batch // update.minibatches // self.rows,
             "generation_batch_size": batch,

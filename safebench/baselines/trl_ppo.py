@@ -31,22 +31,120 @@ micro-batches of unequal length alike, and where the end token pads too it is no
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from typing import Any
 
+import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from safebench.baselines import library
-from safebench.baselines.arguments import SHARED_LIMITS, shared
-from safebench.baselines.limits import refuse
-from safebench.baselines.trl_ppo_parts import Feeder, RewardModel, value_model
-from safebench.baselines.watch import Log, Watch
-from safebench.baselines.wrapped import Wrapped
+from safebench.baselines.wrapped import (
+    SHARED_LIMITS,
+    Log,
+    Watch,
+    Wrapped,
+    cut_at_the_end,
+    refuse_unsupported,
+    shared_arguments,
+)
 from safebench.errors import UsageError
+from safebench.models import seeding
 from safebench.models.assemble import World
+from safebench.models.generation import Encoded, encode
+from safebench.models.policy import Policy
 from safebench.settings import Settings
-from safebench.trainers.describe import Row
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Row
+
+
+def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
+    """Return a classifier with one output on a copy of the policy's base, as TRL's scripts load one.
+
+    Its head is what transformers makes of a new one (normal, small), drawn from the run's seed.
+    """
+    config = copy.deepcopy(policy.base.config)
+    config.num_labels = 1
+    with seeding.seeded(policy.device, "critic", settings.seed):
+        model: Any = AutoModelForSequenceClassification.from_config(config)
+    weights = policy.base.get_decoder().state_dict()
+    kept = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
+    getattr(model, model.base_model_prefix).load_state_dict(kept)
+    made: PreTrainedModel = model.to(policy.device, getattr(torch, settings.critic.dtype))
+    return made
+
+
+class Feeder:
+    """Collates prompts as the loop encodes them, and remembers which ones, in the order of the batches.
+
+    TRL takes the ids alone, from a loader that reads one batch ahead.
+    """
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        self.settings, self.world = settings, world
+        self.waiting: deque[Encoded] = deque()
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return the ids of the examples' prompts, padded on the left."""
+        prompts, tokenizer = self.world.prompts, self.world.policy.tokenizer
+        rows = [int(example["row"]) for example in examples]
+        encoded = encode(
+            [prompts.train[row] for row in rows],
+            [prompts.ids("train", row, tokenizer) for row in rows],
+            self.settings.prompts.max_tokens,
+            int(tokenizer.pad_token_id),
+            torch.device("cpu"),
+        )
+        self.waiting.append(encoded)
+        return {"input_ids": encoded.ids}
+
+
+class RewardModel(nn.Module):
+    """A classifier to TRL, which asks for a backbone and a ``score`` head; inside, the world's reward reads texts."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, policy: Policy, feeder: Feeder, watch: Watch) -> None:
+        """Score prompts and replies that ``feeder`` has given to TRL, by way of ``watch``."""
+        super().__init__()
+        self.backbone = _Backbone(policy, feeder, watch)
+        self.score = nn.Identity()
+
+
+class _Backbone(nn.Module):
+    """Gives each row's reward as the hidden state of all its positions, wherever TRL then looks for it."""
+
+    def __init__(self, policy: Policy, feeder: Feeder, watch: Watch) -> None:
+        super().__init__()
+        self.policy, self.feeder, self.watch = policy, feeder, watch
+        self.done = 0
+        """Rows of the first waiting batch that TRL has asked for: it does so in chunks."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
+        """Return the rewards of prompts and replies [b, T], as hidden states [b, T, 1]."""
+        tokenizer, batch = self.policy.tokenizer, self.feeder.waiting[0]
+        pad, end = int(tokenizer.pad_token_id), int(tokenizer.eos_token_id)
+        ids = input_ids.masked_fill(~attention_mask.bool(), pad)
+        rows, width = slice(self.done, self.done + len(ids)), batch.ids.shape[1]
+        prompts = Encoded(
+            batch.texts[rows],
+            batch.ids[rows].to(ids.device),
+            batch.attention[rows].to(ids.device),
+            0 if self.done else batch.truncated,
+        )
+        if not torch.equal(ids[:, :width], prompts.ids):
+            raise RuntimeError("TRL asks for the rewards of other prompts than it was given")
+        replies = [cut_at_the_end(row, end, pad) for row in ids[:, width:].tolist()]
+        self.done += len(ids)
+        if self.done == len(batch.texts):
+            self.feeder.waiting.popleft()
+            self.done = 0
+        rewards = self.watch.score(prompts, replies).to(ids.device)
+        return BaseModelOutput(hidden_states=(rewards[:, None, None].expand(*ids.shape, 1),))
+
 
 LIMITS = SHARED_LIMITS | {
     "update.critic_learning_rate": None,
@@ -73,7 +171,7 @@ def trl_ppo(settings: Settings, world: World, processes: Processes) -> Wrapped:
     """Return TRL's PPO as a learner. Raises ``UsageError`` for settings that TRL would ignore."""
     update = settings.update
     same = update.critic_learning_rate == update.learning_rate
-    refuse(settings, LIMITS | ({"update.critic_learning_rate": update.learning_rate} if same else {}))
+    refuse_unsupported(settings, LIMITS | ({"update.critic_learning_rate": update.learning_rate} if same else {}))
     if settings.loss.value_clip is None:
         raise UsageError("TRL's PPO always clips the value loss", "Use --set loss.value_clip=0.2.")
     if update.microbatch is not None and update.minibatches > 1:
@@ -119,7 +217,7 @@ class _PPO:
                 "Use --set update.microbatch=null.",
             )
         reference = self.world.policy.reference
-        return shared(settings, folder, self.world.policy.device) | {
+        return shared_arguments(settings, folder, self.world.policy.device) | {
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": batch // rows,
             "num_mini_batches": update.minibatches,

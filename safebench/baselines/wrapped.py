@@ -3,35 +3,188 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from safebench import config
 from safebench.baselines.library import silence
-from safebench.baselines.limits import refuse_places
-from safebench.baselines.sampled import rollout_of
-from safebench.baselines.watch import Log, Method, Piece, whole
 from safebench.errors import UsageError
 from safebench.metrics import MEASURED
 from safebench.models.assemble import World
-from safebench.models.generation import Encoded
+from safebench.models.generation import Encoded, Rollout, reply_texts
 from safebench.models.policy import Policy
 from safebench.models.prompts import conversation_of
 from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.settings import Settings
-from safebench.trainers.clock import Clock, peak_memory
-from safebench.trainers.describe import Row, describe
-from safebench.trainers.evaluate import Evaluation, evaluate
-from safebench.trainers.experience import measure
-from safebench.trainers.learner import Report
-from safebench.trainers.processes import Processes
-from safebench.trainers.stress import stressed
+from safebench.training.distributed import Processes
+from safebench.training.evaluate import Evaluation, evaluate
+from safebench.training.loop import Clock, Report, Row, describe, peak_memory, perturb_rewards
+from safebench.training.measure import measure
+
+
+def refuse_unsupported(settings: Settings, only: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` unless each key of ``only`` has the value there; a section's name stands for its keys.
+
+    All faults come at once, and the hint has the flags that mend them.
+    """
+    dump = settings.model_dump()
+    for key, value in only.items():
+        *path, last = key.split(".")
+        section = dump
+        for part in path:
+            section = section[part]
+        section[last] = value
+    wrong = config.changes(Settings.model_validate(dump), settings)
+    if not wrong:
+        return
+    faults = "; ".join(f"{key} is {json.dumps(has)}, not {json.dumps(can)}" for key, has, can in wrong)
+    flags = " ".join(f"--set {key}={json.dumps(can)}" for key, _, can in wrong)
+    raise UsageError(f"TRL's trainer behind {settings.arm} cannot do what is asked: {faults}", f"Use {flags}.")
+
+
+def refuse_places(settings: Settings, processes: Processes) -> None:
+    """Refuse several processes, and devices other than the first, which TRL's trainers would take all the same."""
+    if processes.count > 1:
+        raise UsageError(
+            f"{settings.arm} runs in one process, and there are {processes.count}", "Start it without a launcher."
+        )
+    if processes.device.index not in (None, 0):
+        raise UsageError(
+            f"{settings.arm} runs on the first device, and compute.device is {settings.compute.device}",
+            "Use --set compute.device=cuda, and choose the device with CUDA_VISIBLE_DEVICES.",
+        )
+
+
+SHARED_LIMITS: dict[str, Any] = {
+    "compute.replicate": 0,
+    "model.mixed_precision": False,
+    "reward.normalise": False,
+    "update.optimizer": "adamw",
+    "update.preview": None,
+    "loss.entropy_coefficient": 0.0,
+    "loss.entropy_over": "reply",
+    "loss.kl_coefficient": 0.0,
+    "penalty": None,
+}
+"""What none of the trainers can do, each key with the one value that it may have."""
+
+
+def shared_arguments(settings: Settings, folder: str, device: torch.device) -> dict[str, Any]:
+    """Return them by the names of transformers' ``TrainingArguments``; ``folder`` gets nothing."""
+    update = settings.update
+    return {
+        "output_dir": folder,
+        "seed": settings.seed,
+        "learning_rate": update.learning_rate,
+        "lr_scheduler_type": update.schedule,
+        "weight_decay": update.weight_decay,
+        "optim": "adamw_torch",
+        "temperature": settings.rollout.temperature,
+        "gradient_checkpointing": settings.model.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "bf16": False,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type != "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "push_to_hub": False,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+    }
+
+
+Log = dict[str, Any]
+"""What a trainer logs at once, by its own keys."""
+
+
+class Method(Protocol):
+    """What is a wrapped trainer's own: how it is made, and what its log says in our units."""
+
+    logs_per_step: int
+    """How often it logs between two batches."""
+
+    def trainer(self, watch: Watch, folder: str) -> Any:
+        """Return the other library's trainer, which gives each batch to ``watch``; ``folder`` stays empty."""
+        ...
+
+    def columns(self, logs: list[Log], row: Row) -> Row:
+        """Return the columns that a step's logs fill, given those of its batch; none that has another definition."""
+        ...
+
+
+class Watch(Protocol):
+    """Takes the batches of a trainer, in one piece or in several."""
+
+    def score(self, prompts: Encoded, replies: list[list[int]]) -> Tensor:
+        """Return the training reward of each reply, [b] on the CPU, given the ids that were sampled for it.
+
+        Called after sampling and before any update, for each row of the batch once, in order.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a batch: prompts, sampled ids, and rewards before stress, [b]."""
+
+    prompts: Encoded
+    replies: list[list[int]]
+    rewards: Tensor
+
+
+def whole(pieces: list[Piece]) -> tuple[Encoded, list[list[int]]]:
+    """Put the pieces of a batch together; their prompts are padded to one width."""
+    parts = [piece.prompts for piece in pieces]
+    prompts = Encoded(
+        [text for part in parts for text in part.texts],
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.attention for part in parts]),
+        sum(part.truncated for part in parts),
+    )
+    return prompts, [reply for piece in pieces for reply in piece.replies]
+
+
+def rollout_of(policy: Policy, prompts: Encoded, replies: list[list[int]]) -> Rollout:
+    """Return prompts and the ids sampled for them, [B] lists of any length, as a rollout.
+
+    A reply ends with the tokenizer's end token, the one that TRL stops at, or is cut off.
+    """
+    end, device = policy.tokenizer.eos_token_id, prompts.ids.device
+    pad = int(policy.tokenizer.pad_token_id)
+    width = max(1, *map(len, replies))
+    ids = torch.tensor([reply + [pad] * (width - len(reply)) for reply in replies], device=device)
+    lengths = torch.tensor([len(reply) for reply in replies], device=device)
+    mask = torch.arange(width, device=device)[None] < lengths[:, None]
+    ended = torch.tensor([reply[-1:] == [end] for reply in replies], device=device)
+    spoken = [reply[:-1] if reply[-1:] == [end] else reply for reply in replies]
+    before = [ids[real.bool()].tolist() for ids, real in zip(prompts.ids, prompts.attention, strict=True)]
+    return Rollout(
+        prompts=prompts.texts,
+        replies=reply_texts(policy.tokenizer, spoken, before),
+        ids=torch.cat([prompts.ids, ids], dim=1),
+        attention=torch.cat([prompts.attention, mask.to(prompts.attention.dtype)], dim=1),
+        mask=mask,
+        ended=ended,
+        truncated=prompts.truncated,
+    )
+
+
+def cut_at_the_end(ids: list[int], end: int, pad: int) -> list[int]:
+    """Return what TRL's PPO takes of sampled ids for the reply.
+
+    That is up to the first end token, or up to a padding token before it, which the policy may sample too.
+    """
+    stop = ids.index(end) + 1 if end in ids else len(ids)
+    return ids[: ids.index(pad)] if pad != end and pad in ids[:stop] else ids[:stop]
 
 
 class _Enough(Exception):
@@ -64,7 +217,7 @@ class Wrapped:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the present policy on the held-out prompts."""
-        with self.clock.stage("evaluate"), at_rest(self.world.policy):
+        with self.clock.stage("evaluate"), eval_mode(self.world.policy):
             return evaluate(self.settings, self.world, self.processes)
 
     def learn(self, report: Report) -> None:
@@ -109,12 +262,12 @@ class Wrapped:
         rows = range(first, first + len(replies))
         if rows.stop == self.settings.rollout.batch:
             self._measure()
-        return stressed(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
+        return perturb_rewards(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
 
     def _measure(self) -> None:
         """Describe the whole batch in our units, under the policy that sampled it."""
         policy, settings = self.world.policy, self.settings
-        with self.clock.stage("measure"), at_rest(policy):
+        with self.clock.stage("measure"), eval_mode(policy):
             rollout = rollout_of(policy, *whole(self._pieces))
             rewards = torch.cat([piece.rewards for piece in self._pieces])
             measured = measure(policy, rollout, settings.rollout.temperature, settings.update.microbatch)
@@ -187,7 +340,7 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def at_rest(policy: Policy) -> Iterator[None]:
+def eval_mode(policy: Policy) -> Iterator[None]:
     """Within this context the policy is as in evaluation, and after it every module as it was."""
     training = [module for module in policy.model.modules() if module.training]
     policy.model.eval()

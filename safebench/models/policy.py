@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safebench.errors import BadResource, UsageError
 from safebench.models import seeding
 from safebench.models.libraries import passing
-from safebench.rl.output import PRODUCT, LogitForm, OutputLayer
+from safebench.rl.kl import PRODUCT, LogitForm, OutputLayer
 
 
 class ForwardPath(NamedTuple):

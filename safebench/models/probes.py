@@ -30,8 +30,8 @@ from safebench.errors import BadResource, UsageError
 from safebench.models import policy as policies
 from safebench.models import seeding
 from safebench.models.policy import ForwardPath, LastStates, accepted, forward_pass, output_layer, positions
-from safebench.rl import output
-from safebench.rl.output import LogitForm
+from safebench.rl import kl
+from safebench.rl.kl import LogitForm
 
 if TYPE_CHECKING:
     from safebench.models.policy import Policy
@@ -615,7 +615,7 @@ def _held(x: Tensor) -> str:
     return f"{few} {int(torch.hash_tensor(x).view(torch.int64)) if x.numel() else 0}"
 
 
-_DECIDES = (sys.modules[__name__], policies, output)
+_DECIDES = (sys.modules[__name__], policies, kl)
 """Modules whose code an answer depends on."""
 
 

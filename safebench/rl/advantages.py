@@ -6,10 +6,78 @@ Shapes: B replies, R reply positions. A reply of L tokens (its end token include
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from safebench.rl import masked
+Add = Callable[[Tensor], Tensor]
+"""Adds a tensor over all processes; the identity when there is one."""
+
+
+def identity(x: Tensor) -> Tensor:
+    """Add over one process: return ``x``."""
+    return x
+
+
+def masked_mean(x: Tensor, mask: Tensor, add: Add = identity) -> Tensor:
+    """Return the mean of ``x`` where ``mask`` is true, over all processes; a scalar in the units of ``x``.
+
+    ``x`` and ``mask`` have one shape. An empty mask gives NaN.
+    """
+    kept = torch.where(mask, x, 0.0)
+    sums = add(torch.stack([kept.sum(), mask.sum().to(x.dtype)]))
+    return sums[0] / sums[1]
+
+
+def masked_variance(x: Tensor, mask: Tensor, add: Add = identity) -> Tensor:
+    """Return the unbiased variance of ``x`` where ``mask`` is true, over all processes.
+
+    Two passes: sum (x - mean)^2 / (n - 1). One kept entry gives NaN.
+    """
+    mean = masked_mean(x, mask, add)
+    squares = torch.where(mask, (x - mean) ** 2, 0.0)
+    sums = add(torch.stack([squares.sum(), mask.sum().to(x.dtype)]))
+    return sums[0] / (sums[1] - 1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, add: Add = identity) -> Tensor:
+    """Return (x - mean) / sqrt(variance + 1e-8) over the kept entries of all processes, zero elsewhere.
+
+    Source: TRL 1.12.0, ``masked_whiten`` (variance unbiased). ``keep_mean`` adds the mean back.
+    """
+    mean, variance = masked_mean(x, mask, add), masked_variance(x, mask, add)
+    white = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, white + mean if keep_mean else white, 0.0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and variance of the rewards seen so far (SAFE, equation 15)."""
+
+    count: float = 1e-4
+    mean: float = 0.0
+    variance: float = 1.0
+
+    def merge(self, batch: Tensor) -> Moments:
+        """Return the moments with a batch [B] of rewards added.
+
+        Chan, Golub, LeVeque 1979: with delta = mean_b - mean and n = n_a + n_b,
+        mean += delta n_b / n, M2 = var n_a + var_b n_b + delta^2 n_a n_b / n, var = M2 / n.
+        The batch's variance is the unbiased one; a single reward has none and counts as zero.
+        """
+        size = float(batch.numel())
+        batch_mean = float(batch.double().mean())
+        batch_variance = float(batch.double().var()) if size > 1 else 0.0
+        count = self.count + size
+        delta = batch_mean - self.mean
+        squares = self.variance * self.count + batch_variance * size + delta**2 * self.count * size / count
+        return Moments(count, self.mean + delta * size / count, squares / count)
+
+    def normalise(self, rewards: Tensor) -> Tensor:
+        """Return (r - mean) / (std + 1e-8), the shape of ``rewards``."""
+        return rewards.sub(self.mean).div(float(self.variance**0.5) + 1e-8)
 
 
 def token_rewards(scores: Tensor, mask: Tensor, kl: Tensor, kl_coefficient: float) -> Tensor:
@@ -47,7 +115,7 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, gamma: float, lam:
     return advantages
 
 
-def sequence_advantages(returns: Tensor, values: Tensor, add: masked.Add = masked.alone) -> Tensor:
+def sequence_advantages(returns: Tensor, values: Tensor, add: Add = identity) -> Tensor:
     """Return one advantage per sequence, [B]: R - V, less its mean, over its standard deviation + 1e-8.
 
     Source: SAFE's released code. ``returns`` and ``values`` [B]; mean and unbiased deviation over the sequences of
@@ -55,7 +123,7 @@ def sequence_advantages(returns: Tensor, values: Tensor, add: masked.Add = maske
     """
     advantages = returns - values
     kept = torch.ones_like(advantages, dtype=torch.bool)
-    mean, variance = masked.masked_mean(advantages, kept, add), masked.masked_variance(advantages, kept, add)
+    mean, variance = masked_mean(advantages, kept, add), masked_variance(advantages, kept, add)
     return (advantages - mean) / (variance.sqrt() + 1e-8)
 
 

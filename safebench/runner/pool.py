@@ -55,7 +55,7 @@ def one(settings: Settings, root: Path, view: View, if_exists: IfExists, name: N
     forget_peaks()
     try:
         # Here, because it imports torch: naming wrong settings must not wait for that.
-        from safebench.run import execute
+        from safebench.training.run import execute
 
         outcome = execute(
             settings,

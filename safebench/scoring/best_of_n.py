@@ -22,7 +22,7 @@ from safebench.models.prompts import encode_prompt
 from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, make_folder, now, write_atomic
 from safebench.settings import Settings
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
 
 Progress = Callable[[int, int], None]
 """Called with the replies drawn and scored so far, and all of them."""

@@ -22,7 +22,7 @@ from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, is_locked, make_folder, now, storing, write_atomic
 from safebench.recording.jsonl import format_line
 from safebench.settings import Compute, Settings
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
 
 
 @dataclass(frozen=True)

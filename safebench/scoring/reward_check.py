@@ -35,7 +35,7 @@ from safebench.scoring.pairs import (
     universal,
 )
 from safebench.settings import Settings
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it so far, and all of it."""

@@ -26,7 +26,7 @@ class Phase(Section):
 
     enabled: bool = True
     rule: Literal["published", "standardised"] = "published"
-    """How a change of the reward is judged: by fixed numbers, or by its standard error (``rl/phases.py``)."""
+    """How a change of the reward is judged: by fixed numbers, or by its standard error (``standardised_phase``)."""
     window: PositiveInt = 50
     rise: Finite = 0.01
     calm: NonNegative = 0.02

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safebench.algorithms.base import Columns, ForwardOutput, MiniBatch, Terms
+from safebench.algorithms.ppo import PPO
+from safebench.algorithms.safe import SAFE
 from safebench.models.generation import Rollout
 from safebench.rl.kl import sampled_kl
 from safebench.settings import Settings
-from safebench.trainers.arms import PPO, SAFE, Columns, Past, Present, Terms
-from safebench.trainers.experience import Experience, Measured
-from safebench.trainers.loop import Loop
+from safebench.training.loop import Loop
+from safebench.training.measure import Experience, Measured
 
 Row = Mapping[str, float | str | None]
 Logs = dict[str, float | str]
@@ -111,7 +113,7 @@ class _Watched:
         super().__init__(settings)  # type: ignore[call-arg]
         self.ratios: list[float] = []
 
-    def terms(self, past: Past, present: Present) -> Terms:
+    def terms(self, past: MiniBatch, present: ForwardOutput) -> Terms:
         """Add the micro-batch's ratios to those of its update."""
         ratios = torch.exp(present.log_probs.detach() - past.log_probs)[past.mask]
         self.ratio += float(ratios.sum()) / past.token_count

@@ -21,7 +21,7 @@ from safebench.models.adapters import left_out
 from safebench.models.libraries import naming, quiet_libraries
 from safebench.models.loading import padding_within
 from safebench.models.policy import Policy, frozen_copy, no_dropout, positions, recompute
-from safebench.trainers.critic import Critic
+from safebench.training.critic import Critic
 
 
 def title(role: str, model: Any) -> str:

@@ -13,8 +13,8 @@ from safebench.errors import UsageError
 from safebench.models.libraries import naming
 from safebench.models.policy import Policy
 from safebench.settings import Update
-from safebench.trainers.critic import Critic
-from safebench.trainers.update import Optimizers
+from safebench.training.critic import Critic
+from safebench.training.update import Optimizers
 
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 

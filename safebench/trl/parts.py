@@ -22,7 +22,7 @@ from safebench.models.libraries import naming
 from safebench.models.loading import padding_within
 from safebench.models.probes import probe_length
 from safebench.settings import Compute
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
 from safebench.trl import config, logs
 from safebench.trl.config import fill_sizes, is_safe, settings_of
 from safebench.trl.data import Rows, read_prompts

@@ -38,8 +38,8 @@ from safebench.models.generation import encode, sample
 from safebench.models.libraries import naming
 from safebench.models.rewards import score
 from safebench.settings import Settings
-from safebench.trainers.evaluate import Evaluation, evaluate
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.evaluate import Evaluation, evaluate
 from safebench.trl import logs, saving
 from safebench.trl.config import is_safe
 from safebench.trl.data import Rows, read_prompts

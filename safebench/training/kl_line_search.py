@@ -12,7 +12,9 @@ the step), whatever the learning rate. Three choices:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,10 +23,43 @@ from torch import Tensor, nn
 from safebench import settings as s
 from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
-from safebench.rl.preview import Taken, shorten
-from safebench.trainers.critic import reply_states
-from safebench.trainers.experience import Experience, spread
-from safebench.trainers.processes import Processes
+from safebench.training.critic import reply_states
+from safebench.training.distributed import Processes
+from safebench.training.measure import Experience, scatter_to_mask
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """How much of a step is kept, the KL that this reaches, and how many measurements it took."""
+
+    scale: float
+    """In [0, 1]: 1 keeps the step, 0 takes it back."""
+    kl: float
+    """Nats per token."""
+    passes: int
+
+
+def backtrack(kl_at: Callable[[float], float], before: float, ceiling: float, trials: int) -> StepResult:
+    """Return the first share s of a step, from 1 downwards, with KL(s) <= max(ceiling, before).
+
+    ``kl_at(s)`` is the KL at theta_old + s (theta_new - theta_old), ``before`` that at theta_old, ``ceiling``
+    > 0; nats per token. The second s is the published min(1, ceiling / KL(1)), a linear guess; each further one
+    is half of the last, up to ``trials`` after the whole step; then s = 0, which needs no measurement.
+
+    Nothing is assumed of KL(s): it may rise and fall, and where it is not finite it is above every ceiling
+    (there the second s is a half). What is returned was measured, or is 0 and ``before``. Should ``before``
+    itself be no number, the ceiling alone counts.
+    """
+    limit = max(ceiling, before)  # in this order a KL that is not a number does not become the limit
+    if limit == math.inf:
+        limit = ceiling
+    scale, kl = 1.0, kl_at(1.0)
+    for passes in range(1, trials + 1):
+        if kl <= limit:
+            return StepResult(scale, kl, passes)
+        scale = ceiling / kl if passes == 1 and math.isfinite(kl) else scale / 2
+        kl = kl_at(scale)
+    return StepResult(scale, kl, trials + 1) if kl <= limit else StepResult(0.0, before, trials + 1)
 
 
 class Stepper(Protocol):
@@ -58,7 +93,7 @@ class Plain:
         return {}
 
 
-class Previewed:
+class KLLineSearch:
     """Steps shortened until their KL on the batch is at most max(ceiling, KL before the step)."""
 
     def __init__(
@@ -68,7 +103,7 @@ class Previewed:
         self.parameters: list[nn.Parameter] = list(policy.trainable().values())
         self.experience: Experience | None = None
         self.kl = 0.0
-        self.taken: list[Taken] = []
+        self.taken: list[StepResult] = []
 
     def begin(self, experience: Experience) -> None:
         """Take the batch; the KL before its first step was measured with it."""
@@ -90,7 +125,7 @@ class Previewed:
                 _place(self.parameters, [torch.lerp(a, b, scale) for a, b in zip(old, new, strict=True)])
             return self._mean(self._measure())
 
-        taken = shorten(kl_at, self.kl, self.preview.ceiling, self.preview.trials)
+        taken = backtrack(kl_at, self.kl, self.preview.ceiling, self.preview.trials)
         if taken.scale == 0.0:
             _place(self.parameters, old)
         self.kl = taken.kl
@@ -131,7 +166,7 @@ class Previewed:
                 temperature=self.settings.rollout.temperature,
             )
             assert found.kl is not None
-            kl[rows, :replies] = spread(found.kl, mask)
+            kl[rows, :replies] = scatter_to_mask(found.kl, mask)
         return kl
 
     def _mean(self, kl: Tensor) -> float:
@@ -145,7 +180,7 @@ class Previewed:
 def stepper(settings: s.Settings, policy: Policy, processes: Processes) -> Stepper:
     """Return what makes the steps that the settings ask for."""
     preview = settings.update.preview
-    return Plain() if preview is None else Previewed(settings, preview, policy, processes)
+    return Plain() if preview is None else KLLineSearch(settings, preview, policy, processes)
 
 
 def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -11,13 +11,19 @@ How it departs from TRL 1.12.0's PPOTrainer:
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from safebench import catalog, user_code
+from safebench.algorithms.base import Algorithm, Measurement
 from safebench.metrics import MEASURED
 from safebench.models import seeding
 from safebench.models.assemble import World
@@ -25,21 +31,132 @@ from safebench.models.generation import Rollout, encode, sample
 from safebench.models.prompts import conversation_of
 from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
-from safebench.rl.controllers import Measurement
-from safebench.rl.critics import explained_variance
-from safebench.rl.moments import Moments
+from safebench.rl.advantages import Moments, masked_mean
+from safebench.rl.value_heads import explained_variance
 from safebench.settings import Settings
-from safebench.trainers.arms import Arm
-from safebench.trainers.clock import Clock, peak_memory
-from safebench.trainers.critic import Critic
-from safebench.trainers.describe import Row, describe
-from safebench.trainers.evaluate import Evaluation, evaluate
-from safebench.trainers.experience import Experience, Measured, appraise, measure
-from safebench.trainers.learner import Report
-from safebench.trainers.processes import Processes
-from safebench.trainers.sequence import appraise_sequences
-from safebench.trainers.stress import stressed
-from safebench.trainers.update import Optimizers, Tally, Updater
+from safebench.training.critic import Critic
+from safebench.training.distributed import Processes
+from safebench.training.evaluate import Evaluation, distinct_2, distinct_share, evaluate
+from safebench.training.measure import Experience, Measured, compute_advantages, compute_sequence_advantages, measure
+from safebench.training.update import Optimizers, UpdateMetrics, Updater
+
+
+class Clock:
+    """Adds up seconds by stage; on CUDA it waits for the device first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as ``time/name``."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + self._now() - start
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds so far and start anew."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the peak memory so far in MiB: of the device on CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+Row = dict[str, float | str | None]
+Report = Callable[[Row, list[Sample]], bool]
+"""Takes a step's row and samples; says whether to go on."""
+
+
+class Learner(Protocol):
+    """One run's learner: our loop, or another library's trainer wrapped."""
+
+    world: World
+    clock: Clock
+    sigma0: float
+    """Standard deviation of the initial policy's held-out rewards; set before the first step."""
+    step_number: int
+    broken: str | None
+    """Which number stopped being finite, if one did."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether ``state`` can continue the run; where not, one that was broken off begins anew."""
+        ...
+
+    @property
+    def paired(self) -> bool:
+        """Whether its randomness is that of seed, step and row, and runs of one seed are pairs."""
+        ...
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the present policy on the held-out prompts."""
+        ...
+
+    def learn(self, report: Report) -> None:
+        """Make steps until the last one, or until ``report`` says that it is enough."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next step depends on."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``state`` gave."""
+        ...
+
+
+def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: Processes) -> Row:
+    """Return the columns that describe a batch, over all processes; rewards [B], the rest as ``measure`` gave it."""
+    add, mask = processes.add, rollout.mask
+    stops = rollout.ended.tolist()
+    lengths = mask.sum(-1).tolist()
+    ids = [row[: n - int(e)].tolist() for row, n, e in zip(rollout.tokens, lengths, stops, strict=True)]
+    gathered = processes.gather(list(zip(rollout.replies, ids, lengths, stops, rewards.tolist(), strict=True)))
+    replies, bigram_ids, lengths, stops, all_rewards = (list(column) for column in zip(*gathered, strict=True))
+    scores = torch.tensor(all_rewards, dtype=torch.float64)
+    log_ratio = measured.log_probs - measured.reference_log_probs
+    return {
+        "reward/mean": float(scores.mean()),
+        "reward/std": float(scores.std()) if len(scores) > 1 else 0.0,
+        "kl/mean": float(masked_mean(measured.kl, mask, add)),
+        "kl/max": max(processes.gather([float(measured.kl.max())])),
+        "kl/sampled": float(add(log_ratio.sum())) / len(replies),
+        "entropy/mean": float(masked_mean(measured.entropy, mask, add)),
+        "reply/surprisal": -float(add(measured.log_probs.sum())) / len(replies),
+        "reply/length": sum(lengths) / len(replies),
+        "reply/ended": sum(stops) / len(replies),
+        "reply/distinct": distinct_share(replies),
+        "reply/distinct_2": distinct_2(bigram_ids),
+        "prompt/truncated": sum(processes.gather([rollout.truncated])),
+    }
+
+
+def perturb_rewards(settings: Settings, rewards: Tensor, *, step: int, rows: Iterable[int], sigma0: float) -> Tensor:
+    """Return the rewards [B] of a step (from 1) as training sees them; ``rows`` are their places in the whole batch.
+
+    The noise has a standard deviation of ``reward.noise`` sigma_0, and depends on seed, step and row alone.
+    """
+    reward = settings.reward
+    if reward.rescale_at is not None and step > reward.rescale_at * settings.update.steps:
+        rewards = rewards * reward.rescale_by
+    if reward.noise:
+        draws = seeding.normals("reward", settings.seed, step, rows).to(rewards.device)
+        rewards = rewards + reward.noise * sigma0 * draws
+    return rewards
 
 
 class Loop:
@@ -62,7 +179,7 @@ class Loop:
         self.settings, self.world, self.processes = settings, world, processes
         make = catalog.find("arms", settings.arm).load()
         with user_code.making(f"the arm {settings.arm}", make, "it(settings)"):
-            self.arm: Arm = make(settings)
+            self.arm: Algorithm = make(settings)
         self.critic = critic or Critic(settings.critic, world.policy, settings.seed)
         self.updater = Updater(settings, world.policy, self.critic, self.arm, processes, optimizers)
         self.moments = Moments()
@@ -141,17 +258,17 @@ class Loop:
     def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
         reward = self.settings.reward
         rows = self.processes.rows(self.settings.rollout.batch)
-        scores = stressed(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
+        scores = perturb_rewards(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
         scores = scores - reward.missing_eos_penalty * (~rollout.ended).to(scores.dtype)
         if reward.normalise:
             self.moments = self.moments.merge(torch.tensor(self.processes.gather(scores.tolist())))
             scores = self.moments.normalise(scores)
         if self.settings.critic.reads == "last":
             draws = (self.settings.seed, self.step_number, rows.start)
-            return appraise_sequences(
+            return compute_sequence_advantages(
                 self.settings, self.world.policy, self.critic, rollout, measured, scores, draws, self.processes.add
             )
-        return appraise(self.settings, self.critic, rollout, measured, scores, self.processes.add)
+        return compute_advantages(self.settings, self.critic, rollout, measured, scores, self.processes.add)
 
     def _by_reply(self, x: Tensor, mask: Tensor) -> float:
         """Return the mean over all replies of each one's own mean over its tokens."""
@@ -165,7 +282,7 @@ class Loop:
         self.tokens += int(sampled)
         return {"step": self.step_number, "episodes": self.episodes, "tokens": self.tokens}
 
-    def _learned(self, experience: Experience, tally: Tally) -> Row:
+    def _learned(self, experience: Experience, tally: UpdateMetrics) -> Row:
         """Return the columns of critic and updates."""
         add, positions = self.processes.add, experience.positions
         pairs = self.processes.gather(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,10 +12,9 @@ from torch import Tensor
 from safebench import settings as s
 from safebench.models.generation import Cut, Rollout
 from safebench.models.policy import Policy
-from safebench.rl import masked
-from safebench.rl.advantages import gae, token_rewards, value_mask
+from safebench.rl.advantages import Add, gae, sequence_advantages, token_rewards, value_mask, whiten
 from safebench.rl.kl import sampled_kl, token_statistics
-from safebench.trainers.critic import Critic, reply_states
+from safebench.training.critic import Critic, reply_states
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,17 @@ def _measure_rows(policy: Policy, cut: Cut, temperature: float, hidden: Tensor) 
     assert found.kl is not None
     assert found.reference_log_probs is not None
     measured = (found.log_probs, found.reference_log_probs, found.kl, found.entropy)
-    return *(spread(x, mask) for x in measured), reference, states
+    return *(scatter_to_mask(x, mask) for x in measured), reference, states
 
 
-def spread(values: Tensor, mask: Tensor) -> Tensor:
+def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
     """Put the values of N kept tokens back at their places in [b, R], zero elsewhere; gradients flow."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 @torch.no_grad()
-def appraise(
-    settings: s.Settings, critic: Critic, rollout: Rollout, measured: Measured, scores: Tensor, add: masked.Add
+def compute_advantages(
+    settings: s.Settings, critic: Critic, rollout: Rollout, measured: Measured, scores: Tensor, add: Add
 ) -> Experience:
     """Turn scores [B] into token rewards, advantages and returns."""
     mask = rollout.mask
@@ -123,7 +123,7 @@ def appraise(
     kl = sampled_kl(measured.log_probs, measured.reference_log_probs, settings.reward.kl_estimator)
     rewards = token_rewards(scores, mask, kl, settings.reward.kl_coefficient)
     if settings.advantage.whiten_rewards:
-        rewards = masked.whiten(rewards, positions, keep_mean=True, add=add)
+        rewards = whiten(rewards, positions, keep_mean=True, add=add)
     advantages = gae(
         rewards,
         values,
@@ -133,7 +133,75 @@ def appraise(
     )
     returns = advantages + values
     if settings.advantage.whiten:
-        advantages = masked.whiten(advantages, mask, add=add)
+        advantages = whiten(advantages, mask, add=add)
     return Experience(
         rollout, measured, heads, values, torch.where(mask, advantages, 0.0), returns, positions, rewards
     )
+
+
+@torch.no_grad()
+def compute_sequence_advantages(
+    settings: s.Settings,
+    policy: Policy,
+    critic: Critic,
+    rollout: Rollout,
+    measured: Measured,
+    scores: Tensor,
+    draws: tuple[int, int, int],
+    add: Add,
+) -> Experience:
+    """Turn scores [B] into one return and one advantage per sequence, each token's its own sequence's.
+
+    A = standardised (R - V); V is read at the last position of the batch's prompt and reply, which is padding
+    where a row ends early, and under dropout, as the updates have it. ``draws`` is (seed, step, first row).
+    In the experience positions [B, 1] are the sequences, and the rollout tells its padding by the pad token.
+    """
+    rollout = rollout.padded(int(policy.tokenizer.pad_token_id))
+    measured = _kept(measured, rollout.mask, policy.output.weight.dtype)
+    kl = sampled_kl(measured.log_probs, measured.reference_log_probs, settings.reward.kl_estimator)
+    rewards = token_rewards(scores, rollout.mask, kl, settings.reward.kl_coefficient)
+    returns = rewards.sum(-1)
+    heads = _heads(settings, policy, critic, rollout, draws)
+    values = critic.pessimistic(heads).squeeze(-1)
+    advantages = returns - values
+    if settings.advantage.whiten:
+        advantages = sequence_advantages(returns, values, add)
+    return Experience(
+        rollout,
+        measured,
+        heads,
+        values[:, None],
+        torch.where(rollout.mask, advantages[:, None], 0.0),
+        returns[:, None],
+        torch.ones_like(rollout.mask[:, :1]),
+        returns[:, None],
+    )
+
+
+def _kept(measured: Measured, mask: Tensor, dtype: torch.dtype) -> Measured:
+    """Return what was measured of the positions of ``mask`` [B, R'], log-probabilities as the release keeps them.
+
+    It takes the logarithm in the model's own precision before the updates and in float32 during them, so that in
+    bfloat16 the first ratio is off by rounding.
+    """
+    narrow = {name: value[:, : mask.shape[1]] for name, value in vars(measured).items() if name != "graph"}
+    for name in ("log_probs", "reference_log_probs"):
+        narrow[name] = narrow[name].to(dtype).to(narrow[name].dtype)
+    return dataclasses.replace(measured, **narrow)
+
+
+def _heads(
+    settings: s.Settings, policy: Policy, critic: Critic, rollout: Rollout, draws: tuple[int, int, int]
+) -> Tensor:
+    """Return each head's value before the update, [B, 1, H]."""
+    seed, step, first = draws
+    groups = rollout.groups(settings.update.microbatch)
+    pieces = []
+    with policy.training():
+        for rows in groups:
+            cut = rollout.cut(rows)
+            hidden = policy.dropped_states(cut.ids, cut.attention, seed, step, 0, first + rows[0])
+            read = critic.read(hidden, cut.mask.shape[1])
+            pieces.append(critic.online(critic.features(read, cut.ids, cut.attention)))
+    back = torch.tensor([row for rows in groups for row in rows], device=rollout.ids.device).argsort()
+    return torch.cat(pieces)[back]

@@ -24,10 +24,8 @@ from safebench.recording.jsonl import Sample
 from safebench.recording.layout import Status
 from safebench.recording.recorder import NullRecorder, Recorder
 from safebench.settings import Settings
-from safebench.trainers.describe import Row
-from safebench.trainers.learner import Learner
-from safebench.trainers.loop import Loop
-from safebench.trainers.processes import Processes
+from safebench.training.distributed import Processes
+from safebench.training.loop import Learner, Loop, Row
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]
 Report = Callable[[Mapping[str, Any], list[str]], None]
@@ -62,7 +60,7 @@ def execute(
         return done
     with quiet_libraries(), _stop_requests() as stop:
         learner = _learner(settings, assemble(settings, processes.device), processes)
-        return _Drive(settings, folder, learner, processes, progress, stop).to_the_end()
+        return RunDriver(settings, folder, learner, processes, progress, stop).to_the_end()
 
 
 def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
@@ -122,7 +120,7 @@ def _refuse_other_files(folder: Path, settings: Settings) -> None:
         )
 
 
-class _Drive:
+class RunDriver:
     """Lets a learner learn to its end, recording as it goes. Only the first of several processes records."""
 
     def __init__(

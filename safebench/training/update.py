@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from safebench import catalog, user_code
 from safebench import settings as s
+from safebench.algorithms.base import Algorithm, ForwardOutput, MiniBatch
 from safebench.models import seeding
 from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
 from safebench.rl.losses import clip_fraction, value_clip_fraction
-from safebench.trainers.arms import Arm, Past, Present
-from safebench.trainers.critic import Critic, reply_states
-from safebench.trainers.experience import Experience, spread
-from safebench.trainers.preview import stepper
-from safebench.trainers.processes import Processes
+from safebench.training.critic import Critic, reply_states
+from safebench.training.distributed import Processes
+from safebench.training.kl_line_search import stepper
+from safebench.training.measure import Experience, scatter_to_mask
 
 Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 """A given optimizer and a given schedule, which moves once per batch; None is what the settings say."""
 
 
 @dataclass
-class Tally:
+class UpdateMetrics:
     """Sums over a step's updates, and whether a number stopped being finite."""
 
     updates: int = 0
@@ -53,7 +53,7 @@ class Tally:
 
 
 @dataclass
-class _Sums:
+class _MiniBatchSums:
     """Sums over a mini-batch's rows of this process."""
 
     terms: dict[str, float]
@@ -80,7 +80,7 @@ class Updater:
         settings: s.Settings,
         policy: Policy,
         critic: Critic,
-        arm: Arm,
+        arm: Algorithm,
         processes: Processes,
         optimizers: Optimizers = (None, None),
     ) -> None:
@@ -122,11 +122,11 @@ class Updater:
         one = update.minibatches == 1 and (update.microbatch is None or update.microbatch >= rows)
         return one and self.settings.critic.reads == "token" and not self.policy.drops
 
-    def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> Tally:
+    def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> UpdateMetrics:
         """Do all epochs of one batch; stop at the first number that is not finite, weights untouched by it."""
         self._set_rates(step)
         self.step = step
-        tally = Tally(learning_rate=float(self.optimizer.param_groups[0]["lr"]))
+        tally = UpdateMetrics(learning_rate=float(self.optimizer.param_groups[0]["lr"]))
         self.stepper.begin(experience)
         for rows in self._minibatches(step):
             with self.policy.training():
@@ -160,7 +160,9 @@ class Updater:
             for start in range(0, batch, size):
                 yield [row - mine.start for row in order[start : start + size] if row in mine]
 
-    def _minibatch(self, experience: Experience, rows: list[int], update: int, *, gradient_norms: bool) -> _Sums:
+    def _minibatch(
+        self, experience: Experience, rows: list[int], update: int, *, gradient_norms: bool
+    ) -> _MiniBatchSums:
         mask, positions = experience.rollout.mask[rows], experience.positions[rows]
         sizes = torch.stack([mask.sum(), positions.sum(), torch.full_like(mask.sum(), mask.numel())])
         counts = self.processes.add(sizes.double()).clamp(min=1).tolist()
@@ -168,7 +170,7 @@ class Updater:
         owners = [*self.policy_parameters, *self.critic_parameters]
         terms = dict.fromkeys(self.arm.names, 0.0)
         norms = {name: [torch.zeros_like(p) for p in owners] for name in self.arm.names} if gradient_norms else {}
-        sums = _Sums(terms, norms, counts[0], counts[1])
+        sums = _MiniBatchSums(terms, norms, counts[0], counts[1])
         for group in experience.rollout.groups(self.settings.update.microbatch, rows):
             past, present = self._forward(experience, group, counts, update)
             named = self.arm.terms(past, present)
@@ -187,7 +189,7 @@ class Updater:
             sums.largest = _larger(sums.largest, float(log_ratio.exp().max())) if log_ratio.numel() else sums.largest
         return sums
 
-    def _values_clipped(self, past: Past, present: Present) -> float:
+    def _values_clipped(self, past: MiniBatch, present: ForwardOutput) -> float:
         """Return how many values the value clip cut, each head counting its part."""
         clip = self.settings.loss.value_clip
         if clip is None:
@@ -197,7 +199,7 @@ class Updater:
 
     def _forward(
         self, experience: Experience, rows: list[int], counts: list[float], update: int
-    ) -> tuple[Past, Present]:
+    ) -> tuple[MiniBatch, ForwardOutput]:
         measured, cut = experience.measured, experience.rollout.cut(rows)
         mask, replies = cut.mask, cut.mask.shape[1]
         first = self.processes.rows(self.settings.rollout.batch).start + rows[0]
@@ -217,13 +219,13 @@ class Updater:
             with_entropy=self.arm.needs_entropy,
             temperature=self.settings.rollout.temperature,
         )
-        present = Present(
-            torch.where(mask, spread(found.log_probs, kept), 0.0),
-            None if found.entropy is None else spread(found.entropy, kept),
-            None if found.kl is None else torch.where(mask, spread(found.kl, kept), 0.0),
+        present = ForwardOutput(
+            torch.where(mask, scatter_to_mask(found.log_probs, kept), 0.0),
+            None if found.entropy is None else scatter_to_mask(found.entropy, kept),
+            None if found.kl is None else torch.where(mask, scatter_to_mask(found.kl, kept), 0.0),
             self.critic.online(self.critic.features(self.critic.read(hidden, replies), cut.ids, cut.attention)),
         )
-        past = Past(
+        past = MiniBatch(
             mask,
             measured.log_probs[rows, :replies],
             measured.reference_log_probs[rows, :replies],
@@ -235,7 +237,7 @@ class Updater:
         )
         return past, present
 
-    def _finish(self, tally: Tally, sums: _Sums) -> None:
+    def _finish(self, tally: UpdateMetrics, sums: _MiniBatchSums) -> None:
         """Sum over processes, clip, check, and step."""
         self.processes.add_gradients([*self.policy_parameters, *self.critic_parameters])
         local = [*sums.terms.values(), sums.clipped, sums.squared, sums.kl, sums.ratio, sums.values_clipped]

@@ -14,7 +14,7 @@ from safebench.errors import UsageError
 from safebench.models import seeding
 from safebench.models.policy import Policy, positions
 from safebench.rl.advantages import shift_left
-from safebench.rl.critics import ValueHeads, polyak, soft_min
+from safebench.rl.value_heads import ValueHeads, polyak, soft_min
 
 
 class Critic:

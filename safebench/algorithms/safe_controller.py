@@ -1,23 +1,57 @@
-"""SAFE's controller as a value: trackers, PID on reward velocity, phase, threshold, entropy gate.
-
-``init() -> state``; ``update(settings, state, measurement) -> (state, signal)``. States are frozen
-dataclasses of plain numbers: checkpoints, replay and property tests come free. One update per batch.
-
-What is not finite is not hidden. A reward that is not goes through the PID into the threshold (an infinite one
-first to the clamp's edge), where it stays; KL and entropy go into tracker and gate. Either makes the penalty no
-number, which ends the run. With the PID off no reward reaches the threshold but through the phase, which is
-``plateau`` while one that is not finite is in its windows.
-"""
+"""SAFE's controllers as values, equations 5 to 12: trackers, PID, phase, threshold, gate; and the one with momentum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, variance
 from typing import Any, Protocol
 
-from safebench.rl.phases import standardised_phase
+from safebench.algorithms.base import Measurement
+from safebench.rl.losses import kl_penalty
+from safebench.settings.penalty import Momentum, Penalty
+
+
+class StandardisedRule(Protocol):
+    """Settings of the rule (``settings.penalty.Phase``)."""
+
+    window: int
+    good: float
+    sure: float
+
+
+def standardised_phase(rule: StandardisedRule, rewards: tuple[float, ...], first: float) -> str:
+    """Return the phase that the rewards put the run in, after SAFE's equation 8, in units of the rewards' own noise.
+
+    With n the window, a the last n rewards, b the n before them: z = (mean a - mean b) / sqrt(var a / n + var b / n).
+    ``warmup`` before 2n rewards; then ``climbing`` if z > ``sure``; else ``converged`` if |z| <= ``sure`` and mean a
+    lies more than ``good`` above ``first``; else, and where a reward is not finite, ``plateau``. Rewards in sigma_0,
+    oldest first (the last 2n suffice); ``first`` is the reward of the first batch, which the untouched policy sampled.
+
+    Departs from the published rule in what it holds a change against: a fixed rise of 0.01 fires on 39 % of flat
+    windows at 32 replies a batch, and a spread below 0.02 cannot be had from such batches. Here both are standard
+    errors, and "good" is a gain, so that neither the reward's scale nor its zero decides.
+    """
+    n = rule.window
+    if len(rewards) < 2 * n:
+        return "warmup"
+    if not all(map(math.isfinite, (*rewards[-2 * n :], first))):
+        return "plateau"
+    recent, before = rewards[-n:], rewards[-2 * n : -n]
+    z = standard_score(recent, before)
+    if z > rule.sure:
+        return "climbing"
+    return "converged" if abs(z) <= rule.sure and fmean(recent) - first > rule.good else "plateau"
+
+
+def standard_score(recent: tuple[float, ...], before: tuple[float, ...]) -> float:
+    """Return the difference of the means over its standard error (Welch 1947); 0 where both are constant and equal."""
+    difference = fmean(recent) - fmean(before)
+    error = math.sqrt(variance(recent) / len(recent) + variance(before) / len(before))
+    if error == 0.0:
+        return math.copysign(math.inf, difference) if difference else 0.0
+    return difference / error
 
 
 class PidGains(Protocol):
@@ -48,22 +82,6 @@ class PhaseRule(Protocol):
 
     @property
     def rule(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What the controller sees of one batch."""
-
-    kl: float
-    """Exact KL to the reference, nats per token, mean over the batch."""
-    entropy: float
-    """Nats per token, mean over the batch."""
-    reward: float
-    """Mean reward in units of sigma_0."""
-    raw_reward: float = math.nan
-    """Mean reward as the reward gives it."""
-    entropy_by_reply: float = math.nan
-    """Nats per token, mean over replies of each reply's own mean."""
 
 
 @dataclass(frozen=True)
@@ -248,3 +266,125 @@ def _gate(settings: PenaltySettings, entropy: float) -> float:
 
 def _average(old: float | None, new: float, decay: float) -> float:
     return new if old is None else decay * old + (1 - decay) * new
+
+
+class MomentumTerm(Protocol):
+    """Settings of the momentum term (``settings.penalty.Momentum``)."""
+
+    coefficient: float
+    window: int
+
+
+@dataclass(frozen=True)
+class MomentumState:
+    """All that the controller remembers between steps."""
+
+    kls: tuple[float, ...] = ()
+    """The last window of measured KLs, nats per token, oldest first."""
+
+
+@dataclass(frozen=True)
+class MomentumSignal:
+    """What the controller says about one step's updates."""
+
+    kl: float
+    """KL_t, nats per token."""
+    momentum: float | None
+    """Nats per token and step; None until a window of values is seen."""
+
+
+def momentum(kls: tuple[float, ...], window: int) -> float | None:
+    """Return (KL_t - KL_{t-n+1}) / n of the last n = ``window`` values, None before there are so many.
+
+    As published: the rise over n - 1 steps is divided by n. Nats per token and step.
+    """
+    return (kls[-1] - kls[-window]) / window if len(kls) >= window else None
+
+
+def update_momentum(
+    settings: MomentumTerm, state: MomentumState, measurement: Measurement
+) -> tuple[MomentumState, MomentumSignal]:
+    """Turn one batch's measurement into the step's signal (SAFE, equation 12); only its KL counts."""
+    kls = (*state.kls, measurement.kl)[-settings.window :]
+    return MomentumState(kls), MomentumSignal(measurement.kl, momentum(kls, settings.window))
+
+
+def momentum_penalty(
+    signal: MomentumSignal, threshold: float, coefficient: float, term: MomentumTerm, *, asymmetric: bool = True
+) -> tuple[float, float]:
+    """Return the penalty's value and its slope in KL_t.
+
+    L = c max(0, KL_t - tau)^2 + m max(0, v)^2 with v = (KL_t - KL_{t-n+1}) / n (SAFE, equation 12: c 0.1,
+    tau 0.3, m 5, n 50); dL/dKL_t = 2 c max(0, KL_t - tau) + 2 m max(0, v) / n. The past KL is a constant.
+    Each term is one-sided; without ``asymmetric`` the first counts on both sides. The division by n is inside
+    the square: a rise of D over the window weighs as m / n^2 = 0.002 times D^2, a fiftieth of c.
+    """
+    value, slope = kl_penalty(signal.kl, threshold, 1.0, coefficient, asymmetric=asymmetric)
+    if signal.momentum is None:
+        return value, slope
+    rise, rise_slope = kl_penalty(signal.momentum, 0.0, 1.0, term.coefficient)
+    return value + rise, slope + rise_slope / term.window
+
+
+Columns = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A controller: where it starts, its step, its penalty, what it logs, and its state from plain numbers."""
+
+    start: Any
+    update: Callable[[Any, Measurement], tuple[Any, Any]]
+    """(state, measurement) -> (state, signal)."""
+    penalty: Callable[[Any], tuple[float, float]]
+    """Signal -> the penalty's value and its slope in the present KL."""
+    columns: Callable[[Any], Columns]
+    load: Callable[[dict[str, Any]], Any]
+
+
+def controller_of(settings: Penalty) -> Controller:
+    """Return the form that the settings ask for."""
+    return _gated(settings) if settings.momentum is None else _with_momentum(settings, settings.momentum)
+
+
+def _gated(settings: Penalty) -> Controller:
+    def penalty(signal: SafeSignal) -> tuple[float, float]:
+        return kl_penalty(
+            signal.kl_short, signal.threshold, signal.gate, settings.coefficient, asymmetric=settings.asymmetric
+        )
+
+    def update(state: SafeState, seen: Measurement) -> tuple[SafeState, SafeSignal]:
+        return update_safe(settings, state, seen)
+
+    return Controller(SafeState(), update, penalty, _gated_columns, SafeState.of)
+
+
+def _gated_columns(signal: SafeSignal) -> Columns:
+    return {
+        "controller/kl_short": signal.kl_short,
+        "controller/kl_long": signal.kl_long,
+        "controller/threshold": signal.threshold,
+        "controller/velocity": signal.pid.velocity,
+        "controller/pid_p": signal.pid.proportional,
+        "controller/pid_i": signal.pid.integral,
+        "controller/pid_d": signal.pid.derivative,
+        "controller/phase": signal.phase,
+        "controller/phase_factor": signal.phase_factor,
+        "controller/gate": signal.gate,
+    }
+
+
+def _with_momentum(settings: Penalty, term: Momentum) -> Controller:
+    threshold = settings.base_threshold
+
+    def penalty(signal: MomentumSignal) -> tuple[float, float]:
+        return momentum_penalty(signal, threshold, settings.coefficient, term, asymmetric=settings.asymmetric)
+
+    def columns(signal: MomentumSignal) -> Columns:
+        known = {} if signal.momentum is None else {"controller/momentum": signal.momentum}
+        return {"controller/threshold": threshold, **known}
+
+    def load(state: dict[str, Any]) -> MomentumState:
+        return MomentumState(tuple(state["kls"]))
+
+    return Controller(MomentumState(), lambda state, seen: update_momentum(term, state, seen), penalty, columns, load)

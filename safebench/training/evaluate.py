@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,9 +16,22 @@ from safebench.models.prompts import conversation_of
 from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.settings import Settings
-from safebench.trainers.experience import measure
-from safebench.trainers.processes import Processes
-from safebench.trainers.variety import distinct_2, distinct_share
+from safebench.training.distributed import Processes
+from safebench.training.measure import measure
+
+
+def distinct_share(replies: Sequence[str]) -> float:
+    """Return the number of distinct replies, blanks around them aside, over the number of replies, in (0, 1]."""
+    return len({reply.strip() for reply in replies}) / len(replies)
+
+
+def distinct_2(replies: Sequence[Sequence[int]]) -> float:
+    """Return distinct bigrams over all bigrams of token ids, pooled over the batch (Li et al. 2016, 1510.03055).
+
+    Without any bigram (every reply shorter than two tokens) there is no variety to speak of: 0.
+    """
+    bigrams = [pair for reply in replies for pair in pairwise(reply)]
+    return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 from safebench import settings as s
+from safebench.algorithms.base import Columns, Measurement
+from safebench.algorithms.ppo import PPO
+from safebench.algorithms.safe_controller import SafeState, controller_of
 from safebench.errors import UsageError
-from safebench.rl.controllers import Measurement, SafeState
-from safebench.trainers.arms import PPO, Columns
-from safebench.trainers.forms import form
 
 
 class ReleasedSAFE(PPO):
@@ -32,7 +32,7 @@ class ReleasedSAFE(PPO):
             raise UsageError("the arm safe-official has no penalty with momentum", "Use the arm safe.")
         super().__init__(settings)
         self.names = (*self.names, "penalty")
-        self.form = form(settings.penalty)
+        self.form = controller_of(settings.penalty)
         self.state: Any = SafeState(kl_short=0.0, kl_long=0.0)
         self.entropy, self.reward = 0.0, 0.0
 
