@@ -128,7 +128,7 @@ proxies: $(READY) ## PPO on three proxies of graded quality, three seeds each: d
 	$(BIN)/safebench run ppo --seeds 0-2 --reward embedded-proxy-2 --jobs $(JOBS) --results $(PROXIES)
 	$(BIN)/safebench run ppo --seeds 0-2 --reward embedded-proxy-1 --jobs $(JOBS) --results $(PROXIES)
 	rm -rf results/proxies
-	$(BIN)/safebench keep ppo --results $(PROXIES) --out results/proxies
+	$(BIN)/safebench keep $$(cd $(PROXIES) && ls -d embedded/ppo*) --results $(PROXIES) --out results/proxies
 	$(BIN)/python -m tools.proxies_page docs/proxies.md results/proxies docs/figures/proxies.png
 
 bench: $(READY) ## time and memory: TRL's PPOTrainer and ours side by side, with ratios; then ppo and safe, 20 updates each

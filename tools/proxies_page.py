@@ -58,12 +58,14 @@ def gains(run: Run, key: str) -> tuple[Array, Array]:
 def table(groups: Groups, figures: Mapping[str, Any]) -> str:
     """Return, as a Markdown table, a row per proxy: how good it is, and where its runs went.
 
-    ``figures`` are those of the world's manifest. Rewards are gains over the first evaluation, means over the seeds
-    with t-intervals; the judge's highest is that of each run's own highest evaluation.
+    ``figures`` are those of the world's manifest. Rewards are gains over the first evaluation, in the middle and at the
+    end, means over the seeds with t-intervals; the judge's highest is that of each run's own highest evaluation. KL is
+    in nats per reply.
     """
-    steps = [int(step) for step in gains(groups["proxy"][0], "eval/judge")[0][1:]]
-    header = ["proxy", "r", "best of 64", *(f"judge at {step}" for step in steps)]
-    header += ["judge, highest", "its step", "its KL", f"proxy at {steps[-1]}", "KL at the end", "crashed"]
+    steps = [int(step) for step in gains(groups["proxy"][0], "eval/judge")[0]]
+    shown = (len(steps) // 2, len(steps) - 1)
+    header = ["proxy", "r", "best of 64", *(f"judge at {steps[at]}" for at in shown)]
+    header += ["judge, highest", "its step", "its KL", f"proxy at {steps[-1]}", f"KL at {steps[-1]}", "crashed"]
     lines = [markdown_row(header), markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for proxy, runs in groups.items():
         judged = [gains(run, "eval/judge")[1] for run in runs]
@@ -74,7 +76,7 @@ def table(groups: Groups, figures: Mapping[str, Any]) -> str:
             PROXIES[proxy],
             f"{figures[proxy]['r']['share']:.2f}",
             f"{figures[proxy]['best']['64']:+.2f}",
-            *(_mean([values[at] for values in judged]) for at in range(1, len(steps) + 1)),
+            *(_mean([values[at] for values in judged]) for at in shown),
             _mean(highest),
             ", ".join(str(path[top].step) for path, top in zip(points, tops, strict=True)),
             ", ".join(f"{path[top].kl:.1f}" for path, top in zip(points, tops, strict=True)),
