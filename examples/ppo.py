@@ -22,16 +22,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from safebench import catalog
+from safebench import registry
 from safebench.trl import ModelConfig, PPOConfig, PPOTrainer, ScriptArguments, get_peft_config
 
 HELD_OUT = 64
 DEFAULTS = {
     # What to train: a 4M chat model, a reward model learned from people's replies, and prompts, all in the package.
-    "dataset_name": str(catalog.WORLD / "prompts.jsonl"),
-    "model_name_or_path": str(catalog.WORLD / "policy"),
-    "sft_model_path": str(catalog.WORLD / "policy"),
-    "reward_model_path": str(catalog.WORLD / "proxy-body"),
+    "dataset_name": str(registry.WORLD / "prompts.jsonl"),
+    "model_name_or_path": str(registry.WORLD / "policy"),
+    "sft_model_path": str(registry.WORLD / "policy"),
+    "reward_model_path": str(registry.WORLD / "proxy-body"),
     # How: sizes for minutes, not hours.
     "output_dir": "build/examples/ppo",
     "total_episodes": 1280,

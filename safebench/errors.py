@@ -1,8 +1,26 @@
-"""The tree of errors a user can meet; each knows its exit code and the next step."""
+"""The tree of errors a user can meet, each with its exit code and next step; the nearest known name; missing extras."""
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Sequence
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """Return the name most like ``name``, or None when nothing is like it."""
+    lower = {other.lower(): other for other in names}
+    found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    if found:
+        return lower[found[0]]
+    inside = [other for other in names if len(name) > 1 and name.lower() in other.lower()]
+    return inside[0] if inside else None
+
+
+def unknown(name: str, names: Sequence[str]) -> str:
+    """Say that ``name`` is none of ``names``, and which it may have been meant to be."""
+    near = nearest(name, names)
+    return f"unknown; did you mean {near}?" if near else f"unknown; there are {', '.join(names)}"
 
 
 class SafebenchError(Exception):
@@ -70,3 +88,38 @@ def tell(error: SafebenchError) -> None:
     print(f"error: {error}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
+
+
+LAST_WITH_PPO = "1.12.0"
+"""The last release of TRL with a PPO trainer; 1.13.0 removed it."""
+
+INSTALL = f'Install it with: pip install "trl=={LAST_WITH_PPO}"'
+
+
+def without_trl(what: str) -> MissingResource:
+    """Return the error for ``what``, which needs TRL, where there is none."""
+    return MissingResource(f"{what} needs TRL, which is not installed", INSTALL)
+
+
+def without_ppo(what: str, version: str) -> MissingResource:
+    """Return the error for ``what``, which needs TRL's PPO, where TRL is of a ``version`` without."""
+    return MissingResource(
+        f"{what} needs TRL's PPO trainer, and TRL {version} has none: {LAST_WITH_PPO} is the last release that has it",
+        INSTALL,
+    )
+
+
+def without_trainer(what: str, name: str, version: str) -> MissingResource:
+    """Return the error for ``what``, where the installed TRL lacks the trainer that it needs."""
+    return MissingResource(
+        f"{what} needs TRL's {name}, and TRL {version} has none: {LAST_WITH_PPO} is known to have it", INSTALL
+    )
+
+
+def without_optuna(what: str) -> MissingResource:
+    """Return the error for ``what``, which needs Optuna, where there is none."""
+    return MissingResource(
+        f"{what} needs Optuna, which is not installed",
+        'Install it with: pip install "optuna>=4" (the extra tune), '
+        f"or leave {what} out: Halton's points need nothing more.",
+    )

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safebench import settings as s
 from safebench.algorithms.base import Algorithm, Measurement
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe import SAFE
+from safebench.config import schema as s
 from safebench.models.policy import Policy
 from safebench.training.critic import Critic
 from safebench.training.distributed import Processes

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.models.assemble import World
 from safebench.models.generation import Rollout
 from safebench.models.policy import Policy, frozen_copy

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safebench.config.schema import Recording, Rollout, Settings, Update
 from safebench.metrics import CRASH_KINDS, KEYS
 from safebench.recording.jsonl import Sample
 from safebench.recording.metrics_csv import Value
 from safebench.recording.recorder import Recorder
-from safebench.settings import Recording, Rollout, Settings, Update
 
 STEPS = 60
 MANIFEST: dict[str, Any] = {"sigma0": 0.7, "judge_sigma0": 0.5, "vocabulary": 1500, "hashes": {"model": "ab" * 32}}

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from safebench import config
+from safebench.config.schema import Settings
 from safebench.metrics import METRICS
-from safebench.settings import Settings
 from tests.tiny import tiny_policy
 
 REWARDS = '''

@@ -25,7 +25,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, logging
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.errors import SafebenchError
 from safebench.models.assemble import adapt
 from safebench.models.generation import Rollout, encode, sample

@@ -12,11 +12,11 @@ import numpy as np
 
 from safebench import config
 from safebench.analysis.runs import Run
+from safebench.config.schema import Settings
 from safebench.metrics import KEYS
 from safebench.recording import layout, manifest
 from safebench.recording.layout import begin
 from safebench.recording.metrics_csv import MetricsWriter
-from safebench.settings import Settings
 
 Curves = Mapping[str, Sequence[float | str | None]]
 CONSTANTS = {

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "safebench"
 DOORS = {"trl": 2, "wandb": 1, "tensorboard": 1, "trackio": 1, "matplotlib": 1, "plotly": 1, "optuna": 1}
 """By how many files each comes in: TRL trains the embedded world, and is an arm or three."""
-LIGHT = ("cli", "config", "catalog", "errors", "settings", "analysis", "crashes", "report", "metrics")
+LIGHT = ("cli", "config", "registry", "errors", "analysis", "crashes", "report", "metrics")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def allows(importer: str, imported: str) -> bool:
 def test_the_table_is_read() -> None:
     rooms = {"cli", "runner", "report", "training", "algorithms", "models", "recording", "analysis", "rl"}
     assert rooms <= set(TABLE.allowed)
-    assert {"settings", "config", "catalog", "errors", "metrics"} <= TABLE.leaves
+    assert {"config", "registry", "errors", "metrics"} <= TABLE.leaves
     assert TABLE.allowed["rl"] == set()
     assert TABLE.allowed["recording"] == {"crashes", "rl"}
     assert TABLE.allowed["crashes"] == set()
@@ -194,9 +194,9 @@ class K:
         ("safebench.recording.recorder", "safebench.crashes.detect", True),
         ("safebench.recording.recorder", "safebench.analysis.statistics", False),
         ("safebench.metrics", "safebench.recording.recorder", False),
-        ("safebench.settings.penalty", "safebench.settings.section", True),
-        ("safebench.settings.penalty", "safebench.rl.kl", False),
-        ("safebench.rl.kl", "safebench.settings.penalty", True),
+        ("safebench.config.schema", "safebench.config.schema", True),
+        ("safebench.config.schema", "safebench.rl.kl", False),
+        ("safebench.rl.kl", "safebench.config.schema", True),
         ("safebench.crashes.detect", "safebench.metrics", True),
         ("safebench.crashes.detect", "safebench.recording.recorder", False),
     ],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from safebench.analysis import frontier as evidence
 from safebench.analysis.frontier import best_of, expected_best, kl_bound, rank_weights
+from safebench.config.schema import Settings
 from safebench.errors import BadResource, Interrupted, UsageError
 from safebench.models import seeding
 from safebench.models.assemble import assemble
@@ -24,7 +25,6 @@ from safebench.models.prompts import encode_prompt
 from safebench.recording import manifest
 from safebench.scoring import best_of_n
 from safebench.scoring.best_of_n import record_folder, sample_best_of_n
-from safebench.settings import Settings
 from tests.runs import make_parts, tiny_run
 
 SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=7)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safebench import architectures, catalog, user_code
+from safebench import registry, user_code
 from safebench.errors import MissingResource, UsageError
 
 PUBLISHED = {
@@ -25,24 +25,24 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
 def test_dimensions_give_the_published_number_of_parameters(name: str, count: int) -> None:
-    assert architectures.parameters(catalog.find("models", name).architecture) == count
+    assert registry.parameters(registry.find("models", name).architecture) == count
 
 
 def test_reward_models_have_published_sizes() -> None:
-    assert architectures.parameters(architectures.QWEN3_06B) == 596_049_920
-    assert architectures.parameters(architectures.LLAMA_3_8B) == 8_030_261_248
-    assert architectures.parameters(architectures.LLAMA_3_8B, head=False) == 8_030_261_248 - 128256 * 4096
+    assert registry.parameters(registry.QWEN3_06B) == 596_049_920
+    assert registry.parameters(registry.LLAMA_3_8B) == 8_030_261_248
+    assert registry.parameters(registry.LLAMA_3_8B, head=False) == 8_030_261_248 - 128256 * 4096
 
 
 def test_every_model_of_the_catalogue_can_be_built_and_counts_alike() -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    for entry in (*catalog.MODELS, *catalog.REWARDS):
+    for entry in (*registry.MODELS, *registry.REWARDS):
         if entry.architecture:
             shallow = entry.architecture | {"num_hidden_layers": 2}
             with torch.device("meta"):
                 model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**shallow))
-            assert model.num_parameters() == architectures.parameters(shallow), entry.name
+            assert model.num_parameters() == registry.parameters(shallow), entry.name
 
 
 @pytest.mark.parametrize("layers", [1, 3, 6])
@@ -55,18 +55,18 @@ def test_the_encoders_layers_have_as_many_parameters_as_transformers_builds(laye
     settings = AutoConfig.from_pretrained(loading.encoder_folder(), num_hidden_layers=layers)
     with torch.device("meta"):
         model = AutoModel.from_config(settings)
-    assert model.num_parameters() == architectures.encoder_parameters(layers)
+    assert model.num_parameters() == registry.encoder_parameters(layers)
 
 
 def test_embedded_dimensions_are_those_of_the_shipped_weights() -> None:
-    shipped = json.loads((catalog.WORLD / "policy" / "config.json").read_text(encoding="utf-8"))
-    for key, value in architectures.EMBEDDED.items():
+    shipped = json.loads((registry.WORLD / "policy" / "config.json").read_text(encoding="utf-8"))
+    for key, value in registry.EMBEDDED.items():
         assert shipped[key] == value, key
 
 
 def test_names_are_unique_and_described() -> None:
     for group in ("arms", "models", "rewards", "prompts", "optimizers", "trackers"):
-        entries = catalog.entries(group)  # type: ignore[arg-type]
+        entries = registry.entries(group)  # type: ignore[arg-type]
         assert len({entry.name for entry in entries}) == len(entries)
         assert all(entry.description and "\n" not in entry.description for entry in entries)
 
@@ -85,12 +85,12 @@ def test_names_are_unique_and_described() -> None:
         ("arms", "org/name", "there are ppo"),
     ],
 )
-def test_unknown_names(group: catalog.Group, name: str, expected: str) -> None:
+def test_unknown_names(group: registry.Group, name: str, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
-        catalog.find(group, name)
+        registry.find(group, name)
     assert expected in str(caught.value)
     assert caught.value.hint
-    assert expected in str(catalog.fault(group, name))
+    assert expected in str(registry.fault(group, name))
 
 
 def test_names_that_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +98,8 @@ def test_names_that_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "mine").mkdir()
     (tmp_path / "p.jsonl").write_text("{}")
 
-    def kind(group: catalog.Group, name: str) -> tuple[str, str]:
-        entry = catalog.find(group, name)
+    def kind(group: registry.Group, name: str) -> tuple[str, str]:
+        entry = registry.find(group, name)
         return entry.kind, entry.location
 
     assert kind("models", "org/name-1.5B") == ("hub", "org/name-1.5B")
@@ -110,26 +110,26 @@ def test_names_that_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert kind("prompts", "mine") == ("directory", "mine")
     assert kind("prompts", "org/data") == ("hub", "org/data")
     assert kind("arms", "mine.arms:Arm") == ("object", "mine.arms:Arm")
-    assert catalog.reward_source("embedded-proxy").location == str(catalog.WORLD / "proxy")
-    assert catalog.prompts_source("embedded").location == str(catalog.WORLD / "prompts.jsonl")
-    assert catalog.model_source("qwen2.5-3b").location == "Qwen/Qwen2.5-3B"
+    assert registry.reward_source("embedded-proxy").location == str(registry.WORLD / "proxy")
+    assert registry.prompts_source("embedded").location == str(registry.WORLD / "prompts.jsonl")
+    assert registry.model_source("qwen2.5-3b").location == "Qwen/Qwen2.5-3B"
 
 
 @pytest.mark.parametrize(
     ("group", "name"), [("models", "./nowhere"), ("rewards", "nowhere/"), ("prompts", "nowhere.jsonl")]
 )
-def test_a_path_that_is_not_there_is_a_missing_resource(group: catalog.Group, name: str) -> None:
+def test_a_path_that_is_not_there_is_a_missing_resource(group: registry.Group, name: str) -> None:
     with pytest.raises(MissingResource, match="nowhere"):
-        catalog.find(group, name)
-    assert catalog.fault(group, name) is None, "found out when it is loaded, with that exit code"
+        registry.find(group, name)
+    assert registry.fault(group, name) is None, "found out when it is loaded, with that exit code"
 
 
-@pytest.mark.parametrize("ending", catalog.PROMPT_FILES)
+@pytest.mark.parametrize("ending", registry.PROMPT_FILES)
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_prompt_files_are_known_by_their_ending_in_any_case(ending: str, packed: str) -> None:
-    assert catalog.prompt_file(Path(f"p{ending}{packed}")) == ending
-    assert catalog.prompt_file(Path(f"P.1{ending.upper()}{packed.upper()}")) == ending
-    assert catalog.prompt_file(Path(f"p{ending}.zip")) is None
+    assert registry.prompt_file(Path(f"p{ending}{packed}")) == ending
+    assert registry.prompt_file(Path(f"P.1{ending.upper()}{packed.upper()}")) == ending
+    assert registry.prompt_file(Path(f"p{ending}.zip")) is None
 
 
 def test_loading_names_what_is_missing() -> None:
@@ -143,7 +143,7 @@ def test_loading_names_what_is_missing() -> None:
 
 def test_arms_and_optimizers_of_the_catalogue_load() -> None:
     pytest.importorskip("torch")
-    for entry in (*catalog.ARMS, *catalog.OPTIMIZERS):
+    for entry in (*registry.ARMS, *registry.OPTIMIZERS):
         assert callable(entry.load()), entry.name
         assert isinstance(entry.load(), type) or entry.kind == "trainer", entry.name
 
@@ -157,17 +157,17 @@ def test_another_package_adds_things(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "[safebench.rewards]\nlength = added:length\n"
     )
     (tmp_path / "added.py").write_text(
-        "from safebench.catalog import Entry\nclass Arm: ...\nlength = len\n"
+        "from safebench.registry import Entry\nclass Arm: ...\nlength = len\n"
         "MODEL = Entry('m', 'a model', 'hub', 'org/m', 'MIT')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    assert catalog.find("arms", "mine").load().__name__ == "Arm"
-    assert catalog.find("arms", "mine").description == "from added"
-    assert catalog.find("arms", "ppo").target.startswith("safebench."), "our own names cannot be taken over"
-    assert [entry.name for entry in catalog.entries("arms")].count("ppo") == 1
-    assert catalog.find("models", "m").location == "org/m"
-    assert (catalog.find("rewards", "length").kind, catalog.find("rewards", "length").location) == (
+    assert registry.find("arms", "mine").load().__name__ == "Arm"
+    assert registry.find("arms", "mine").description == "from added"
+    assert registry.find("arms", "ppo").target.startswith("safebench."), "our own names cannot be taken over"
+    assert [entry.name for entry in registry.entries("arms")].count("ppo") == 1
+    assert registry.find("models", "m").location == "org/m"
+    assert (registry.find("rewards", "length").kind, registry.find("rewards", "length").location) == (
         "function",
         "added:length",
     )
@@ -175,9 +175,9 @@ def test_another_package_adds_things(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_local_copy_looks_into_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert catalog.local_copy("Qwen/Qwen2.5-3B") is None
+    assert registry.local_copy("Qwen/Qwen2.5-3B") is None
     snapshot = tmp_path / "models--Qwen--Qwen2.5-3B" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    assert catalog.local_copy("Qwen/Qwen2.5-3B") is None, "an empty snapshot holds no model"
+    assert registry.local_copy("Qwen/Qwen2.5-3B") is None, "an empty snapshot holds no model"
     (snapshot / "config.json").write_text("{}")
-    assert catalog.local_copy("Qwen/Qwen2.5-3B") == snapshot
+    assert registry.local_copy("Qwen/Qwen2.5-3B") == snapshot

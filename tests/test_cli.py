@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safebench import catalog, config, doctor, yaml_text
+from safebench import config, doctor, registry
 from safebench.cli.main import main
 from safebench.cli.request import RunRequest, parse_seeds, parse_trackers
+from safebench.config import yaml_text
+from safebench.config.schema import Settings
 from safebench.errors import BadResource, ComparisonRefused, Instability, Interrupted, MissingResource, UsageError
-from safebench.settings import Settings
 from tests.synthetic import collapsing, healthy, write_run
 
 
@@ -131,7 +132,7 @@ def test_errors_of_ours_end_with_their_code_and_hint(
     def fail(*_: object) -> None:
         raise error("what is wrong", "the next step")
 
-    monkeypatch.setattr(catalog, "entries", fail)
+    monkeypatch.setattr(registry, "entries", fail)
     said = Said(capsys, "arms")
     assert (said.code, said.out, said.err) == (code, "", "error: what is wrong\nhint: the next step\n")
 
@@ -139,7 +140,7 @@ def test_errors_of_ours_end_with_their_code_and_hint(
 def test_what_was_not_foreseen_ends_with_1_and_says_where_to_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "entries", None)
+    monkeypatch.setattr(registry, "entries", None)
     said = Said(capsys, "arms")
     assert said.code == 1
     assert "Traceback" in said.err
@@ -150,7 +151,7 @@ def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: p
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(catalog, "entries", stop)
+    monkeypatch.setattr(registry, "entries", stop)
     assert Said(capsys, "arms").code == 130
 
 
@@ -185,7 +186,7 @@ def test_the_catalogue_is_one_line_each(capsys: pytest.CaptureFixture[str]) -> N
         said = Said(capsys, group)
         assert (said.code, said.err) == (0, "")
         names = [line.split()[0] for line in said.out.splitlines()[1:]]
-        assert names == [entry.name for entry in catalog.entries(group)]  # type: ignore[arg-type]
+        assert names == [entry.name for entry in registry.entries(group)]  # type: ignore[arg-type]
     lines = Said(capsys, "experiments").out
     assert all(name in lines for name, _ in [*config.experiments(), *config.presets()])
 

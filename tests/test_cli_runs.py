@@ -16,7 +16,7 @@ import pytest
 
 from safebench import config
 from safebench.cli.main import main
-from safebench.estimate import estimate
+from safebench.resources import estimate
 from safebench.runner.pool import forget_peaks
 from safebench.runner.progress import PlainView
 from safebench.training.loop import peak_memory

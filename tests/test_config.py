@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safebench import config, yaml_text
+from safebench import config
+from safebench.config import yaml_text
+from safebench.config.schema import Penalty, Settings
 from safebench.errors import UsageError
-from safebench.settings import Penalty, Settings
 
 
 @pytest.fixture

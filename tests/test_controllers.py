@@ -23,8 +23,8 @@ from safebench.algorithms.safe_controller import (
     threshold,
     update_safe,
 )
+from safebench.config.schema import Penalty, Phase, Pid
 from safebench.rl.losses import kl_penalty
-from safebench.settings.penalty import Penalty, Phase, Pid
 
 rewards = st.floats(-1e6, 1e6)
 measurements = st.builds(Measurement, kl=st.floats(0, 20), entropy=st.floats(0, 12), reward=rewards)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from safebench.config.schema import Settings
 from safebench.models import adapters, seeding
 from safebench.models.assemble import assemble
 from safebench.models.libraries import quiet_libraries
@@ -24,7 +25,6 @@ from safebench.recording import checkpoints
 from safebench.rl import kl
 from safebench.rl.kl import OutputLayer
 from safebench.scoring.best_of_n import sample_best_of_n
-from safebench.settings import Settings
 from safebench.training import distributed, run
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop

@@ -12,8 +12,8 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from safebench import config
+from safebench.config.schema import Settings
 from safebench.errors import UsageError
-from safebench.settings import Settings
 from safebench.trl import ModelConfig, PPOConfig, SAFEConfig, ScriptArguments, get_peft_config
 from safebench.trl.config import (
     ACTED_ON,

@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-from safebench import catalog, doctor
+from safebench import doctor, registry
 from safebench.errors import BadResource, MissingResource
 from safebench.models import loading
 from safebench.models.loading import base_of
@@ -24,7 +24,7 @@ def nowhere(monkeypatch, tmp_path):
 def test_the_package_has_the_pinned_weights():
     found = loading.encoder_folder()
     assert hashlib.sha256((found / "model.safetensors").read_bytes()).hexdigest() == loading.SHA256
-    assert base_of(str(catalog.WORLD / "judge"), loading.NAME) == str(found)
+    assert base_of(str(registry.WORLD / "judge"), loading.NAME) == str(found)
 
 
 def test_where_it_is_missing_the_way_to_it_is_told(nowhere):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from safebench import architectures, catalog, config
-from safebench.estimate import GIB, MIB, adapter_parameters, critic_parameters, dimensions, estimate, readable
-from safebench.settings import Settings
+from safebench import config, registry
+from safebench.config.schema import Settings
+from safebench.resources import GIB, MIB, adapter_parameters, critic_parameters, dimensions, estimate, readable
 
 
 def settings(*overrides: str, experiment: str = "ppo") -> Settings:
@@ -27,15 +27,15 @@ def test_adapter_by_hand() -> None:
     # Embedded: width 256, 8 heads of 32, 2 key heads, inner 704, 4 layers.
     q, k, o, gate, down = 256 + 256, 256 + 64, 256 + 256, 256 + 704, 704 + 256
     by_hand = 4 * 8 * (q + 2 * k + o + 2 * gate + down)
-    assert adapter_parameters(settings(), architectures.EMBEDDED) == by_hand
+    assert adapter_parameters(settings(), registry.EMBEDDED) == by_hand
     only = settings("model.lora.targets=[q_proj]", "model.lora.rank=2")
-    assert adapter_parameters(only, architectures.EMBEDDED) == 4 * 2 * q
+    assert adapter_parameters(only, registry.EMBEDDED) == 4 * 2 * q
 
 
 def test_paper_adapter_is_what_peft_makes() -> None:
     # Qwen2.5-3B, rank 128 on all seven: 36 layers of 128 (4096 + 2 (2048 + 256) + 4096 + 3 (2048 + 11008)).
     paper = config.resolve("ppo", preset="paper")
-    assert adapter_parameters(paper, architectures.QWEN2_5_3B) == 36 * 128 * (8192 + 2 * 2304 + 3 * 13056)
+    assert adapter_parameters(paper, registry.QWEN2_5_3B) == 36 * 128 * (8192 + 2 * 2304 + 3 * 13056)
 
 
 def test_adapter_and_critic_counts_are_those_of_the_real_parts() -> None:
@@ -125,12 +125,12 @@ def test_a_model_whose_dimensions_are_not_known_is_said_to_be() -> None:
 
 
 def test_dimensions_of_a_local_directory(tmp_path: Path) -> None:
-    assert dimensions(catalog.find("models", str(tmp_path))) is None
-    (tmp_path / "config.json").write_text(json.dumps(architectures.EMBEDDED))
-    assert dimensions(catalog.find("models", str(tmp_path))) == architectures.EMBEDDED
-    assert estimate(settings(f"model.name={tmp_path}")).parameters == architectures.parameters(architectures.EMBEDDED)
+    assert dimensions(registry.find("models", str(tmp_path))) is None
+    (tmp_path / "config.json").write_text(json.dumps(registry.EMBEDDED))
+    assert dimensions(registry.find("models", str(tmp_path))) == registry.EMBEDDED
+    assert estimate(settings(f"model.name={tmp_path}")).parameters == registry.parameters(registry.EMBEDDED)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8}))
-    assert dimensions(catalog.find("models", str(tmp_path))) is None, "another family: not known rather than wrong"
+    assert dimensions(registry.find("models", str(tmp_path))) is None, "another family: not known rather than wrong"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from safebench import catalog
+from safebench import registry
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PORTED = ("ppo", "ppo_tldr")
@@ -40,7 +40,7 @@ class Done:
 @pytest.fixture(scope="module")
 def few_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 training prompts and 24 held-out ones; the last 64 rows are both, for the script that splits by place."""
-    lines = (catalog.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (registry.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     by_split = {name: [line for line in lines if json.loads(line)["split"] == name] for name in ("train", "heldout")}
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     path.write_text("\n".join([*by_split["train"][:80], *by_split["heldout"][:24]]) + "\n", encoding="utf-8")
@@ -115,7 +115,7 @@ def test_all_weights_against_a_reward_model(
     assert rows["score"][0] != rows["score"][1]
     assert "model response" in done.printed
     saved = AutoModelForCausalLM.from_pretrained(done.folder)
-    first = AutoModelForCausalLM.from_pretrained(catalog.WORLD / "policy")
+    first = AutoModelForCausalLM.from_pretrained(registry.WORLD / "policy")
     pairs = zip(saved.parameters(), first.parameters(), strict=True)
     assert all(bool((a != b).any()) for a, b in pairs)
     assert AutoTokenizer.from_pretrained(done.folder).pad_token == "[PAD]"
@@ -147,7 +147,7 @@ def test_safe_with_a_reward_function_on_conversations(
 
 def assert_adapter(folder: Path) -> None:
     """The adapter of ``folder`` loads with plain peft and moves the logits."""
-    base = AutoModelForCausalLM.from_pretrained(catalog.WORLD / "policy")
+    base = AutoModelForCausalLM.from_pretrained(registry.WORLD / "policy")
     ids = torch.tensor([[2, 300, 301, 3]])
     with torch.no_grad(), warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 by the attribute's old name.

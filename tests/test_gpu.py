@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from safebench import config
+from safebench.config.schema import Compute, Settings
 from safebench.errors import Interrupted
 from safebench.metrics import METRICS
 from safebench.models import seeding
@@ -28,7 +29,6 @@ from safebench.recording import checkpoints
 from safebench.scoring import talk
 from safebench.scoring.best_of_n import sample_best_of_n
 from safebench.scoring.rescore import rescore
-from safebench.settings import Compute, Settings
 from safebench.training import run
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop, peak_memory

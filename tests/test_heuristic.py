@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safebench import catalog
+from safebench import registry
 from safebench.errors import MissingResource
 from safebench.models.heuristic import safe_heuristic, score
 from safebench.models.rewards import load_reward
@@ -40,7 +40,7 @@ def test_the_prompts_words_count_too() -> None:
     reward = load_reward("safe-heuristic", torch.device("cpu"))
     assert reward.score([TWENTY, "no"], ["help", "yes"]).tolist() == pytest.approx([0.65, 0.3])
     assert list(safe_heuristic(["how are you?"], ["fine"])) == [0.3]
-    assert catalog.find("rewards", "safe-heuristic").kind == "function"
+    assert registry.find("rewards", "safe-heuristic").kind == "function"
 
 
 def test_it_takes_no_other_rewards_place(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safebench import estimate
+from safebench import resources
 from safebench.models import generation
 from safebench.rl import kl as module
 from safebench.rl.kl import OutputLayer, chunk_of, entropy, exact_kl, sampled_kl, token_statistics
@@ -130,8 +130,8 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
 )
 def test_a_large_vocabulary_has_fewer_tokens_at_once(vocabulary: int, tokens: int) -> None:
     assert chunk_of(vocabulary) == tokens
-    assert (module.TOKENS, module.LOGITS) == (estimate.VOCABULARY_TOKENS, estimate.VOCABULARY_LOGITS)
-    assert generation.PROBABILITIES == estimate.SAMPLED_PROBABILITIES
+    assert (module.TOKENS, module.LOGITS) == (resources.VOCABULARY_TOKENS, resources.VOCABULARY_LOGITS)
+    assert generation.PROBABILITIES == resources.SAMPLED_PROBABILITIES
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5])

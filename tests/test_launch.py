@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from safebench.config.schema import Settings
 from safebench.runner.pool import launch
 from safebench.runner.progress import LiveView, PlainView, Result, duration, exit_code, open_view
-from safebench.settings import Settings
 from tests.runs import make_parts, rows, tiny_run
 
 

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError
 from safebench.models import assemble
 from safebench.models.adapters import attach

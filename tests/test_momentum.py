@@ -22,7 +22,7 @@ from safebench.algorithms.safe_controller import (
     momentum_penalty,
     update_momentum,
 )
-from safebench.settings.penalty import Momentum, Penalty, Phase, Pid
+from safebench.config.schema import Momentum, Penalty, Phase, Pid
 from tests.learner import ONE, make, without_advantage
 from tests.tiny import tiny_settings
 

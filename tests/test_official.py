@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from safebench import config
-from safebench import settings as s
 from safebench.algorithms.base import ForwardOutput, MiniBatch
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe_released import ReleasedSAFE
+from safebench.config import schema as s
+from safebench.config.schema import Penalty
 from safebench.errors import UsageError
 from safebench.models import seeding
 from safebench.models.policy import Policy
 from safebench.rl.losses import value_loss
 from safebench.rl.value_heads import ValueHeads, soft_min
-from safebench.settings.penalty import Penalty
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop
 from safebench.training.measure import Experience, measure

@@ -32,7 +32,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.errors import BadResource, UsageError
 from safebench.models import probes
 from safebench.models.assemble import adapt

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from safebench.config.schema import Compute
 from safebench.errors import MissingResource, UsageError
-from safebench.settings import Compute
 from safebench.training.distributed import Processes
 from tests.drop_in import trainer
 

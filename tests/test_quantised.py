@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from safebench import catalog, config, doctor, estimate
+from safebench import config, doctor, registry, resources
 from safebench.errors import BadResource, MissingResource
-from safebench.packaged import GEMMA3_270M, Packaged
 from safebench.recording import manifest
+from safebench.registry import GEMMA3_270M_WEIGHTS, Packaged
 
-ENTRY = catalog.find("models", "gemma3-270m")
+ENTRY = registry.find("models", "gemma3-270m")
 HALVES = Packaged(("half_a", "half_b"), "w.gguf", hashlib.sha256(b"onetwo").hexdigest(), "halves", "h", "the terms")
 
 
@@ -67,7 +67,7 @@ def test_what_is_not_installed_is_named(halves: Path, monkeypatch: pytest.Monkey
 
 def test_without_its_package_the_model_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    from safebench import settings as s
+    from safebench.config import schema as s
     from safebench.models import loading
 
     without(monkeypatch, "gemma3_270m")
@@ -84,7 +84,7 @@ def test_without_its_package_the_model_is_missing(monkeypatch: pytest.MonkeyPatc
 
 def test_the_catalogue_names_licence_hash_and_presets() -> None:
     assert ENTRY.licence == "Gemma Terms of Use"
-    assert manifest.hash_of_entry(ENTRY) == GEMMA3_270M.sha256
+    assert manifest.hash_of_entry(ENTRY) == GEMMA3_270M_WEIGHTS.sha256
     assert config.own_preset("gemma3-270m", "cpu") == "small-cpu"
     assert config.own_preset("gemma3-270m", "cuda") == "small"
     assert config.own_preset("qwen2.5-0.5b", "cpu") == config.own_preset("./mine", "cpu") == "large-cpu"
@@ -96,35 +96,35 @@ def test_the_catalogue_names_licence_hash_and_presets() -> None:
 
 def test_the_licence_is_named_before_the_weights_are_used() -> None:
     chosen = ["model.name=gemma3-270m"]
-    notes = estimate.estimate(config.resolve("ppo", preset="small-cpu", overrides=chosen)).notes
+    notes = resources.estimate(config.resolve("ppo", preset="small-cpu", overrides=chosen)).notes
     assert any("Gemma Terms of Use" in note for note in notes)
     random = config.resolve("ppo", preset="small-cpu", overrides=[*chosen, "model.random_weights=true"])
-    assert not estimate.estimate(random).notes
+    assert not resources.estimate(random).notes
 
 
 def test_the_vocabulary_is_not_felt_in_the_estimate() -> None:
-    needs = estimate.estimate(config.resolve("ppo", preset="small-cpu", overrides=["model.name=gemma3-270m"]))
+    needs = resources.estimate(config.resolve("ppo", preset="small-cpu", overrides=["model.name=gemma3-270m"]))
     assert needs.parameters == 268_098_176
     assert needs.total_memory is not None
-    assert needs.total_memory < 3 * estimate.GIB
+    assert needs.total_memory < 3 * resources.GIB
 
 
 @pytest.mark.slow
 def test_gemma_is_loaded_as_transformers_loads_it(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    if not GEMMA3_270M.present:
+    if not GEMMA3_270M_WEIGHTS.present:
         pytest.skip("needs the extra gemma")
     import torch
     from transformers import AutoModelForCausalLM
 
-    from safebench import settings as s
+    from safebench.config import schema as s
     from safebench.models.libraries import quiet_libraries
     from safebench.models.loading import load_with_notices
     from safebench.models.policy import stop_ids
 
     with quiet_libraries():
         found = load_with_notices(s.Model(name="gemma3-270m"), 0, torch.device("cpu"))
-        with GEMMA3_270M.whole("gemma") as path:
+        with GEMMA3_270M_WEIGHTS.whole("gemma") as path:
             theirs = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     ours = found.base
     assert ours.num_parameters() == 268_098_176
@@ -137,7 +137,7 @@ def test_gemma_is_loaded_as_transformers_loads_it(tmp_path: Path) -> None:
     assert ids.tolist() == [[2, 9259, 236764, 1902, 236888]]
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
-    for key, value in catalog.find("models", "gemma3-270m").architecture.items():
+    for key, value in registry.find("models", "gemma3-270m").architecture.items():
         said = getattr(theirs.config, key)
         assert said == pytest.approx(value, rel=1e-6) if isinstance(value, float) else said == value, key
     assert found.tokenizer.chat_template is None

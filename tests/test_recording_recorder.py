@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from safebench import yaml_text
+from safebench.config import yaml_text
+from safebench.config.schema import Settings
 from safebench.crashes.detect import detect
 from safebench.errors import BadResource, Instability, Interrupted, MissingResource, SafebenchError, UsageError
 from safebench.metrics import CRASH_KINDS
 from safebench.recording import checkpoints, layout, manifest
 from safebench.recording.layout import Status
 from safebench.recording.recorder import NullRecorder, Recorder
-from safebench.settings import Settings
 from tests import rows
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from safebench import config, yaml_text
+from safebench import config
 from safebench.analysis import fairness, overview, runs
 from safebench.analysis.compare import compare
 from safebench.analysis.rows import Rounding
 from safebench.cli.main import main
+from safebench.config import yaml_text
 from safebench.errors import ComparisonRefused, UsageError
 from safebench.runner.progress import label
 from tests.synthetic import CONSTANTS, healthy, write_run

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from safebench import config
+from safebench.config.schema import Settings
 from safebench.errors import Interrupted, UsageError
-from safebench.settings import Settings
 from safebench.training import run
 from tests.runs import make_parts, rows, tiny_run
 

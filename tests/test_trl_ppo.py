@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safebench import catalog
+from safebench import registry
 from safebench.baselines import trl_ppo
 from safebench.baselines.wrapped import cut_at_the_end, rollout_of
 from safebench.errors import Interrupted, UsageError
@@ -359,7 +359,7 @@ def test_all_that_is_refused_is_named_at_once_and_mended_by_the_hint() -> None:
 
     chosen = config.resolve("ppo", overrides=["arm=trl-ppo"])
     with pytest.raises(UsageError) as caught:
-        catalog.find("arms", "trl-ppo").load()(chosen, None, Processes(chosen.compute))
+        registry.find("arms", "trl-ppo").load()(chosen, None, Processes(chosen.compute))
     hint = str(caught.value.hint)
     assert hint.count("--set") == 3
     mended = [part.rstrip(".").strip() for part in hint.removeprefix("Use ").split("--set") if part.strip()]

@@ -18,9 +18,7 @@ from safebench.cli.main import main
 from safebench.cli.request import RunRequest
 from safebench.cli.train import plan
 from safebench.errors import UsageError
-from safebench.knobs import Tunable, tunable
-from safebench.tuning.points import Point, points
-from safebench.tuning.search import Search, criterion, search
+from safebench.tuning.search import Point, Search, Tunable, criterion, points, search, tunable
 from tests.synthetic import healthy, write_run
 
 JUDGE = BY_KEY["judge_final"]

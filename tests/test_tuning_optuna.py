@@ -25,14 +25,11 @@ from safebench.analysis.scalars import BY_KEY
 from safebench.cli.main import main
 from safebench.cli.request import RunRequest
 from safebench.cli.train import plan
+from safebench.config.schema import Knob, Settings, Tuned
 from safebench.errors import MissingResource, UsageError
-from safebench.knobs import Tunable, tunable, value_of
 from safebench.runner.progress import Result, interrupted
-from safebench.settings import Settings
-from safebench.settings.tuning import Knob, Tuned
 from safebench.tuning import tpe
-from safebench.tuning.points import Point, points
-from safebench.tuning.search import Pilot, Search, Trial
+from safebench.tuning.search import Pilot, Point, Search, Trial, Tunable, points, tunable, value_of
 from tests.synthetic import healthy, leave, write_run
 
 JUDGE = BY_KEY["judge_final"]

@@ -118,9 +118,9 @@ def test_any_callable_has_a_file_to_hash(write: Write, kind: str) -> None:
 
 
 def user_code_entry(name: str) -> Any:
-    from safebench import catalog
+    from safebench import registry
 
-    return catalog.reward_source(name)
+    return registry.reward_source(name)
 
 
 # The last boundaries

@@ -15,6 +15,8 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
+from safebench.config.schema import Critic as CriticSettings
+from safebench.config.schema import Model
 from safebench.errors import Interrupted
 from safebench.models.assemble import adapt
 from safebench.models.generation import Rollout
@@ -22,8 +24,6 @@ from safebench.models.policy import Policy, frozen_copy
 from safebench.models.prompts import Prompts
 from safebench.models.rewards import FunctionReward
 from safebench.scoring import talk
-from safebench.settings import Critic as CriticSettings
-from safebench.settings import Model
 from safebench.training import run
 from safebench.training.critic import Critic
 from safebench.training.distributed import Processes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safebench import catalog
+from safebench import registry
 from safebench.models.prompts import Prompt
 from safebench.models.rewards import load_reward
 from safebench.scoring.pairs import GENERIC, OPENERS, Pair, over_foreign, over_spoiled
@@ -83,7 +83,7 @@ def test_page_and_manifest_agree(manifest):
 
 
 def test_the_catalogue_has_every_reward():
-    assert {entry.target for entry in catalog.REWARDS if entry.kind == "embedded"} == set(REWARDS)
+    assert {entry.target for entry in registry.REWARDS if entry.kind == "embedded"} == set(REWARDS)
 
 
 def test_pad_and_end_tokens_differ(tokenizer):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from safebench import catalog
-from safebench import settings as s
+from safebench import registry
+from safebench.config import schema as s
 from safebench.models.assemble import World, adapt
 from safebench.models.generation import Encoded, Rollout, encode, sample
 from safebench.models.loading import load_model
@@ -152,9 +152,9 @@ def tiny_world(policy: Policy, reward: RewardFunction = share_of_a) -> World:
 
 def narrow(monkeypatch: pytest.MonkeyPatch, device: torch.device, seed: int = 1) -> dict[str, Tensor]:
     """Return the weights of a catalogue's architecture, drawn at random on ``device``; narrow, so that it is quick."""
-    entry = catalog.model_source("qwen2.5-0.5b")
+    entry = registry.model_source("qwen2.5-0.5b")
     sizes = {"hidden_size": 28, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 4096}
     made = dataclasses.replace(entry, architecture={**entry.architecture, **sizes})
-    monkeypatch.setattr(catalog, "model_source", lambda name: made)
+    monkeypatch.setattr(registry, "model_source", lambda name: made)
     model, _ = load_model(s.Model(name="qwen2.5-0.5b", random_weights=True), seed, device)
     return dict(model.state_dict())

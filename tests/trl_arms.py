@@ -10,9 +10,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from safebench import catalog
-from safebench import settings as s
+from safebench import registry
 from safebench.baselines import trl_ppo, wrapped
+from safebench.config import schema as s
 from safebench.models.assemble import World, adapt
 from safebench.models.generation import Rollout
 from safebench.models.policy import Policy
@@ -90,7 +90,7 @@ def learn(
 ) -> Seen:
     """Let an arm learn, and return what was seen."""
     world = world or tiny_world(ending_policy(), early_letters)
-    seen = Seen(catalog.find("arms", chosen.arm).load()(chosen, world, Processes(chosen.compute)))
+    seen = Seen(registry.find("arms", chosen.arm).load()(chosen, world, Processes(chosen.compute)))
     method = seen.learner.method
     describe, make, log, values = wrapped.describe, method.trainer, seen.learner.logged, trl_ppo.value_model
 

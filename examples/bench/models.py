@@ -21,7 +21,7 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from safebench import catalog
+from safebench import registry
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ def prompts(name: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def _embedded(own_value_model: bool) -> dict[str, Any]:
-    proxy = catalog.WORLD / "proxy-body"
-    tokenizer = AutoTokenizer.from_pretrained(catalog.WORLD / "policy", padding_side="left")
+    proxy = registry.WORLD / "proxy-body"
+    tokenizer = AutoTokenizer.from_pretrained(registry.WORLD / "policy", padding_side="left")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # beyond the vocabulary: never sampled
     return {
         "processing_class": tokenizer,
-        "model": AutoModelForCausalLM.from_pretrained(catalog.WORLD / "policy"),
+        "model": AutoModelForCausalLM.from_pretrained(registry.WORLD / "policy"),
         "reward_model": AutoModelForSequenceClassification.from_pretrained(proxy),
         "value_model": AutoModelForSequenceClassification.from_pretrained(proxy) if own_value_model else None,
     }

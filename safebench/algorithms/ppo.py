@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safebench import settings as s
 from safebench.algorithms.base import Columns, ForwardOutput, Measurement, MiniBatch, Terms
+from safebench.config import schema as s
 from safebench.errors import UsageError
 from safebench.rl.kl import sampled_kl
 from safebench.rl.losses import clipped_surrogate, value_loss

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from safebench import settings as s
 from safebench.algorithms.base import ForwardOutput, Measurement, MiniBatch, Terms
 from safebench.algorithms.ppo import PPO, _share
 from safebench.algorithms.safe_controller import controller_of
+from safebench.config import schema as s
 from safebench.errors import UsageError
 from safebench.rl.losses import straight_through
 

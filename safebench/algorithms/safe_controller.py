@@ -9,8 +9,8 @@ from statistics import fmean, pstdev, variance
 from typing import Any, Protocol
 
 from safebench.algorithms.base import Measurement
+from safebench.config.schema import Momentum, Penalty
 from safebench.rl.losses import kl_penalty
-from safebench.settings.penalty import Momentum, Penalty
 
 
 class StandardisedRule(Protocol):

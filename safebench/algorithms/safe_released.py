@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from safebench import settings as s
 from safebench.algorithms.base import Columns, Measurement
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe_controller import SafeState, controller_of
+from safebench.config import schema as s
 from safebench.errors import UsageError
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from safebench import yaml_text
 from safebench.analysis import fairness, frontier, statistics
 from safebench.analysis.fairness import Unequal, filled
 from safebench.analysis.rows import Cell, Rounding, Row, across_rows, crash_rows, known, pairs, scalar_rows
@@ -18,10 +17,10 @@ from safebench.analysis.runs import Run
 from safebench.analysis.scalars import SCALARS, Scalar, Summary, summarise
 from safebench.analysis.statistics import Estimate
 from safebench.analysis.stopping import Stopping
+from safebench.config import yaml_text
 from safebench.crashes.detect import CRASH_KINDS, SCALES, SPEC, CrashSpec
 from safebench.crashes.inert import inert_in
-from safebench.errors import ComparisonRefused, UsageError
-from safebench.names import nearest
+from safebench.errors import ComparisonRefused, UsageError, nearest
 
 Summaries = Mapping[str, Sequence[Summary]]
 

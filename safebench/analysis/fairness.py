@@ -10,8 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from safebench.analysis.runs import Run
-from safebench.settings import Settings
-from safebench.settings.tuning import Tuned
+from safebench.config.schema import Settings, Tuned
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,10 +20,10 @@ from safebench.analysis.rows import BySeed, difference, known
 from safebench.analysis.runs import COMPLETE, Run
 from safebench.analysis.scalars import Summary, summarise
 from safebench.analysis.statistics import Estimate
+from safebench.config.schema import Settings
 from safebench.crashes.detect import CRASH_KINDS, SPEC, CrashSpec
 from safebench.crashes.signals import SPECS
 from safebench.errors import BadResource, ComparisonRefused, UsageError
-from safebench.settings import Settings
 
 FIGURES = ("judge_final", "kl_mean", "kl_max", "entropy_final", "time_update")
 """Scalars of a run that are kept (``evidence/scalars.py``)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safebench import yaml_text
+from safebench.config import yaml_text
 from safebench.crashes.signals import EMPTY, WATCHED, number
 from safebench.errors import BadResource
 

@@ -32,11 +32,11 @@ from transformers import PreTrainedTokenizerBase
 
 from safebench.baselines import library
 from safebench.baselines.wrapped import SHARED_LIMITS, Log, Watch, Wrapped, refuse_unsupported, shared_arguments
+from safebench.config.schema import Advantage, Critic, Settings
 from safebench.errors import UsageError
 from safebench.models.assemble import World
 from safebench.models.generation import encode
 from safebench.models.prompts import as_messages
-from safebench.settings import Advantage, Critic, Settings
 from safebench.training.distributed import Processes
 from safebench.training.loop import Row
 

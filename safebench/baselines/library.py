@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from safebench.extras import without_ppo, without_trainer, without_trl
+from safebench.errors import without_ppo, without_trainer, without_trl
 
 _TALKATIVE = ("trl", "transformers", "accelerate", "peft")
 

@@ -51,12 +51,12 @@ from safebench.baselines.wrapped import (
     refuse_unsupported,
     shared_arguments,
 )
+from safebench.config.schema import Settings
 from safebench.errors import UsageError
 from safebench.models import seeding
 from safebench.models.assemble import World
 from safebench.models.generation import Encoded, encode
 from safebench.models.policy import Policy
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 from safebench.training.loop import Row
 

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from safebench import config
 from safebench.baselines.library import silence
+from safebench.config.schema import Settings
 from safebench.errors import UsageError
 from safebench.metrics import MEASURED
 from safebench.models.assemble import World
@@ -24,7 +25,6 @@ from safebench.models.policy import Policy
 from safebench.models.prompts import conversation_of
 from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 from safebench.training.evaluate import Evaluation, evaluate
 from safebench.training.loop import Clock, Report, Row, describe, peak_memory, perturb_rewards

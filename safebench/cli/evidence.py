@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safebench import config, yaml_text
+from safebench import config
 from safebench.analysis import claims, frontier, runs
 from safebench.analysis.claims import Ledger
 from safebench.analysis.frontier import Record
@@ -20,11 +20,11 @@ from safebench.analysis.statistics import Estimate
 from safebench.cli.compare import CompareOptions, refuse_replicates_of_others
 from safebench.cli.manage import columns, locate, locate_all
 from safebench.cli.request import RunFilter, RunRequest, gather, parse_seeds
+from safebench.config import is_path, yaml_text
+from safebench.config import locate as locate_file
 from safebench.crashes.signals import CrashSpec
 from safebench.errors import MissingResource, UsageError
 from safebench.importers.importing import describe, import_history
-from safebench.layers import is_path
-from safebench.layers import locate as locate_file
 from safebench.metrics import ALARM_KINDS
 from safebench.report import ledger as ledgers
 from safebench.report.cells import DASH, interval

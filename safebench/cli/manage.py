@@ -7,21 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from safebench import catalog, config, layers
+from safebench import config, registry
 from safebench import doctor as diagnosis
 from safebench.analysis import runs
 from safebench.analysis.runs import Run, read
-from safebench.architectures import encoder_parameters, parameters
+from safebench.config.schema import Settings
 from safebench.crashes.inert import inert_in, sentence
-from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.estimate import dimensions, encoder_layers, readable
+from safebench.errors import BadResource, MissingResource, UsageError, nearest
 from safebench.metrics import ALARM_KINDS, BY_KEY, CRASH_KINDS, HARM_KINDS
-from safebench.names import nearest
 from safebench.recording import layout
 from safebench.recording.files import is_locked
 from safebench.recording.layout import StatusRecord
+from safebench.registry import encoder_parameters, parameters
+from safebench.resources import dimensions, encoder_layers, readable
 from safebench.runner.progress import Result, label
-from safebench.settings import Settings
 
 
 def experiments() -> None:
@@ -33,13 +32,13 @@ def experiments() -> None:
 
 def arms() -> None:
     """Print the arms."""
-    print(columns([("ARM", ""), *((entry.name, entry.description) for entry in catalog.entries("arms"))]))
+    print(columns([("ARM", ""), *((entry.name, entry.description) for entry in registry.entries("arms"))]))
 
 
 def things(group: Literal["models", "rewards"]) -> None:
     """Print models or rewards: name, size, licence, where from, what it is."""
     title = group.removesuffix("s").upper()
-    print(columns([(title, "SIZE", "LICENCE", "FROM", ""), *(_row(group, entry) for entry in catalog.entries(group))]))
+    print(columns([(title, "SIZE", "LICENCE", "FROM", ""), *(_row(group, entry) for entry in registry.entries(group))]))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -56,11 +55,11 @@ def size(count: int | None) -> str:
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
 
-def _row(group: str, entry: catalog.Entry) -> tuple[str, str, str, str, str]:
+def _row(group: str, entry: registry.Entry) -> tuple[str, str, str, str, str]:
     known = dimensions(entry)
-    layers = encoder_layers(entry)
-    if layers is not None:
-        count: int | None = encoder_parameters(layers)
+    config = encoder_layers(entry)
+    if config is not None:
+        count: int | None = encoder_parameters(config)
     else:
         count = parameters(known, head=group == "models") if known else None
     place = "this package" if entry.kind == "embedded" else entry.target
@@ -214,7 +213,7 @@ def locate_all(name: str, root: Path) -> list[Path]:
     parts = Path(name).parts
     found = runs.find(root)
     folders = [run.folder for run in found if parts == run.folder.parent.parts[-len(parts) :]]
-    named = [run.folder for run in found if run.experiment == name and layers.locate(name.partition("@")[0]) is None]
+    named = [run.folder for run in found if run.experiment == name and config.locate(name.partition("@")[0]) is None]
     if not folders and len({folder.parent for folder in named}) == 1:
         return named
     return folders or [locate(name, root)]

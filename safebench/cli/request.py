@@ -16,11 +16,11 @@ from safebench.analysis.compare import matching
 from safebench.analysis.fairness import REPLICATE
 from safebench.analysis.rescored import Judged
 from safebench.analysis.runs import Run
+from safebench.config import is_path, locate
+from safebench.config.schema import Settings
 from safebench.doctor import device_kind
 from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.knobs import Tunable, tunable
-from safebench.layers import is_path, locate
-from safebench.settings import Settings
+from safebench.tuning.search import Tunable, tunable
 
 T = TypeVar("T")
 EMBEDDED = "embedded"

@@ -17,18 +17,15 @@ from safebench.analysis.scalars import Scalar
 from safebench.cli.manage import columns, describe
 from safebench.cli.options import IfExists
 from safebench.cli.request import EMBEDDED, RunRequest, parse_seeds
+from safebench.config.schema import Sampler, Settings
 from safebench.doctor import device_kind, free_memory
 from safebench.errors import UsageError, tell
-from safebench.estimate import Estimate, estimate, readable
-from safebench.knobs import Tunable
 from safebench.recording.files import write_atomic
+from safebench.resources import Estimate, estimate, readable
 from safebench.runner.pool import launch
 from safebench.runner.progress import Result, exit_code, is_main, label, open_view
-from safebench.settings import Settings
-from safebench.settings.tuning import Sampler
 from safebench.tuning import tpe
-from safebench.tuning.points import Point, points
-from safebench.tuning.search import Search, Trial, criterion, search
+from safebench.tuning.search import Point, Search, Trial, Tunable, criterion, points, search
 
 COMPARED_SEEDS = "0-4"
 """Seeds of a comparison that makes its runs."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safebench import config
 from safebench import config as own_config
-from safebench import layers, yaml_text
+from safebench.config import yaml_text
+from safebench.config.schema import Settings
 from safebench.crashes.detect import SPEC, Blind, Detectors, Event
 from safebench.crashes.signals import NUMERIC_KEYS
 from safebench.errors import BadResource, UsageError
@@ -28,7 +30,6 @@ from safebench.recording.files import FolderLock, make_folder, now, write_atomic
 from safebench.recording.jsonl import EventsWriter
 from safebench.recording.layout import Status, StatusRecord
 from safebench.recording.metrics_csv import MetricsWriter
-from safebench.settings import Settings
 
 FOREIGN = "foreign.csv"
 """The history as it was read, every key under the trainer's own name."""
@@ -321,11 +322,11 @@ def _refuse_impossible(sigma0: float | None, vocabulary: int | None) -> None:
 
 
 def _free_name(arm: str) -> str:
-    return arm if layers.locate(arm) is None else f"{arm}-imported"
+    return arm if config.locate(arm) is None else f"{arm}-imported"
 
 
 def _refuse_own_name(name: str) -> None:
-    if layers.locate(name.partition("@")[0]) is not None:
+    if config.locate(name.partition("@")[0]) is not None:
         raise UsageError(f"{name!r} is an experiment of this bench", "An imported run needs a name of its own: --as.")
 
 

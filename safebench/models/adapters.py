@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.errors import BadResource, UsageError
 from safebench.models import seeding
 from safebench.models.libraries import quiet_libraries

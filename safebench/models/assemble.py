@@ -9,7 +9,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safebench import settings as s
+from safebench.config import schema as s
+from safebench.config.schema import Settings
 from safebench.errors import BadResource, UsageError
 from safebench.models import adapters, probes
 from safebench.models.audits import Auditor
@@ -17,7 +18,6 @@ from safebench.models.loading import load_with_notices
 from safebench.models.policy import Policy, frozen_copy, learned_positions, no_dropout, recompute, stop_ids
 from safebench.models.prompts import Prompts, as_messages, check_encoded, encode_prompt, load_prompts
 from safebench.models.rewards import Reward, load_reward
-from safebench.settings import Settings
 
 SHOWN = 64
 """Prompts whose token ids are looked at."""

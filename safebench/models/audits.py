@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from safebench import catalog
+from safebench import registry
 from safebench.models import loading
 from safebench.models.libraries import quiet_libraries
 from safebench.models.prompts import as_messages
 
-WORDS = catalog.WORLD / "words.txt"
+WORDS = registry.WORLD / "words.txt"
 """Words that people of at least three of the embedded world's conversations used, one a line."""
 MARKS = 3
 """Longest run of marks, such as an emoticon, that is left out of the count of words; a longer one is no word."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from safebench.catalog import Entry
 from safebench.errors import BadResource, MissingResource, SafebenchError, UsageError, out_of_memory
+from safebench.registry import Entry
 from safebench.user_code import named
 
 TRUST = "--trust-remote-code"

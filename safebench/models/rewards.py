@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
-from safebench import catalog, user_code
+from safebench import registry, user_code
 from safebench.errors import BadResource, UsageError
 from safebench.models.generation import Rollout
 from safebench.models.libraries import passing, trusted
@@ -512,7 +512,7 @@ def load_reward(
     models whose own code may run. ``apart``: see ``Reader``. ``prompts`` that it is to read are looked at, too. Raises
     ``BadResource`` where the model cannot score replies: whatever can be found before the first batch is.
     """
-    source = catalog.reward_source(name)
+    source = registry.reward_source(name)
     if source.kind == "function":
         found = FunctionReward(name, _function(source.location))
         if prompts:

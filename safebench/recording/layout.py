@@ -11,13 +11,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from safebench import config, yaml_text
+from safebench import config
+from safebench.config import yaml_text
+from safebench.config.schema import Settings
 from safebench.errors import BadResource, UsageError
 from safebench.recording import jsonl
 from safebench.recording import manifest as manifest_file
 from safebench.recording.files import make_folder, now, storing, write_atomic
 from safebench.recording.jsonl import plain
-from safebench.settings import Settings
 
 FILE = "status.json"
 

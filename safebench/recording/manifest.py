@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safebench
-from safebench import catalog, user_code
+from safebench import registry, user_code
+from safebench.config.schema import Settings
 from safebench.errors import BadResource, MissingResource
 from safebench.recording.files import now, write_atomic
 from safebench.recording.jsonl import plain
-from safebench.settings import Settings
 
 PACKAGES = (
     "safebench",
@@ -120,10 +120,10 @@ def hardware(device: str) -> dict[str, Any]:
 def hashes_of(settings: Settings) -> dict[str, str]:
     """Return the sha256 of model, reward, judge and prompts, wherever they lie on this machine."""
     named = {
-        "model": None if settings.model.random_weights else catalog.model_source(settings.model.name),
-        "reward": catalog.reward_source(settings.reward.name),
-        "judge": catalog.reward_source(settings.reward.judge) if settings.reward.judge else None,
-        "prompts": catalog.find("prompts", settings.prompts.name),
+        "model": None if settings.model.random_weights else registry.model_source(settings.model.name),
+        "reward": registry.reward_source(settings.reward.name),
+        "judge": registry.reward_source(settings.reward.judge) if settings.reward.judge else None,
+        "prompts": registry.find("prompts", settings.prompts.name),
     }
     hashes = {name: hash_of_entry(entry) for name, entry in named.items() if entry is not None}
     if settings.model.random_weights:
@@ -131,7 +131,7 @@ def hashes_of(settings: Settings) -> dict[str, str]:
     return hashes
 
 
-def hash_of_entry(entry: catalog.Entry) -> str:
+def hash_of_entry(entry: registry.Entry) -> str:
     """Return the sha256 of the entry's files, or its hub id where no copy of them lies here.
 
     Weights in another package are checked against their sha256 whenever they are loaded.
@@ -142,7 +142,7 @@ def hash_of_entry(entry: catalog.Entry) -> str:
     if entry.packaged is not None:
         return entry.packaged.sha256
     if entry.kind == "hub":
-        copy = catalog.local_copy(entry.location, "dataset" if entry in catalog.PROMPTS else "model")
+        copy = registry.local_copy(entry.location, "dataset" if entry in registry.PROMPTS else "model")
         return hash_folder(copy) if copy else entry.location
     return hash_folder(Path(entry.location))
 

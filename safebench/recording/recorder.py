@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from safebench.config.schema import Settings
 from safebench.crashes import inert
 from safebench.crashes.detect import SPEC, Blind, Detectors, Event
 from safebench.crashes.inert import Inert, Inertia
@@ -21,7 +22,6 @@ from safebench.recording.jsonl import EventsWriter, Sample, SamplesWriter, drop_
 from safebench.recording.layout import Status, StatusRecord
 from safebench.recording.metrics_csv import MetricsWriter, Row, Value, format_row, parse_row, step_of
 from safebench.recording.trackers import Guarded, History, Limits, ProcessTracker, RunInfo, Tracker, check_names
-from safebench.settings import Settings
 
 CRASH_KEYS = tuple(f"crash/{kind}" for kind in CRASH_KINDS)
 

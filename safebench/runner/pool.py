@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from safebench.config import run_folder
+from safebench.config.schema import Settings
 from safebench.errors import SafebenchError, UsageError
 from safebench.runner.progress import (
     Name,
@@ -30,7 +31,6 @@ from safebench.runner.progress import (
     say_end,
     waiting,
 )
-from safebench.settings import Settings
 from safebench.user_code import blamed
 
 IfExists = Literal["resume", "skip", "error", "overwrite"]

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from safebench.config import load, run_folder, settings_hash
+from safebench.config.schema import Settings
 from safebench.errors import BadResource
 from safebench.metrics import ALARM_KINDS
 from safebench.recording import layout
 from safebench.recording.layout import Status
-from safebench.settings import Settings
 
 Name = Callable[[Settings], str]
 """Returns what a run is called on the screen."""

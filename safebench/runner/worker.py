@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from safebench.config.schema import Settings
 from safebench.recording import layout
 from safebench.runner.pool import one
-from safebench.settings import Settings
 from safebench.telemetry import quiet
 
 

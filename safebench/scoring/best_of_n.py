@@ -13,6 +13,7 @@ import torch
 
 from safebench import config
 from safebench.analysis.frontier import COLUMNS, FOLDER, MUST_MATCH
+from safebench.config.schema import Settings
 from safebench.errors import UsageError
 from safebench.models import seeding
 from safebench.models.assemble import World, assemble
@@ -21,7 +22,6 @@ from safebench.models.libraries import quiet_libraries
 from safebench.models.prompts import encode_prompt
 from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, make_folder, now, write_atomic
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 
 Progress = Callable[[int, int], None]

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from safebench import catalog, config
+from safebench import config, registry
 from safebench.analysis.rescored import FOLDER, HELD_OUT, common_rows, slug
+from safebench.config.schema import Compute, Settings
 from safebench.errors import BadResource, MissingResource, UsageError
 from safebench.models.libraries import quiet_libraries
 from safebench.models.prompts import Messages, Prompt, is_conversation, read_messages
@@ -21,7 +22,6 @@ from safebench.models.rewards import ModelReward, Reward, load_reward
 from safebench.recording import manifest
 from safebench.recording.files import Appender, FolderLock, is_locked, make_folder, now, storing, write_atomic
 from safebench.recording.jsonl import format_line
-from safebench.settings import Compute, Settings
 from safebench.training.distributed import Processes
 
 
@@ -230,7 +230,7 @@ class _Scorer:
     @property
     def hash(self) -> str:
         """Hash of its files as they lie here now: loading may first bring them from the hub."""
-        return manifest.hash_of_entry(catalog.reward_source(self.name))
+        return manifest.hash_of_entry(registry.reward_source(self.name))
 
     @cached_property
     def reward(self) -> Reward:

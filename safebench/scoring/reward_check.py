@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from safebench import catalog
+from safebench import registry
 from safebench.analysis import frontier
 from safebench.analysis.frontier import Record
 from safebench.analysis.reward_check import KINDS, Order, order
 from safebench.analysis.statistics import Estimate, mean
+from safebench.config.schema import Settings
 from safebench.models import seeding
 from safebench.models.assemble import World, assemble
 from safebench.models.generation import encode, sample
@@ -34,7 +35,6 @@ from safebench.scoring.pairs import (
     over_spoiled,
     universal,
 )
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 
 Progress = Callable[[str, int, int], None]
@@ -114,7 +114,7 @@ def liked_by(reward: Reward, pairs: Sequence[Pair], progress: Progress) -> tuple
 
 def heldout_pairs() -> list[Pair]:
     """Return the embedded world's held-out turns with what a person replied."""
-    rows = map(json.loads, (catalog.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, (registry.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
     return [Pair("", row["prompt"], row["human"]) for row in rows if row["split"] == "heldout"]
 
 

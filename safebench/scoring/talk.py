@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from safebench import config
+from safebench.config.schema import Settings
 from safebench.errors import MissingResource, UsageError
 from safebench.models import adapters, probes, seeding
 from safebench.models.generation import encode
@@ -17,7 +18,6 @@ from safebench.models.libraries import quiet_libraries
 from safebench.models.loading import load_model
 from safebench.models.policy import Policy, stop_ids
 from safebench.models.prompts import encode_prompt
-from safebench.settings import Settings
 
 
 def sample(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.errors import UsageError
 from safebench.models import seeding
 from safebench.models.policy import Policy, positions

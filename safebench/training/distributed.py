@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object, get_int_from_env, parse_flag_from_env
 from torch import Tensor, nn
 
+from safebench.config.schema import Compute
 from safebench.errors import MissingResource, UsageError
-from safebench.settings import Compute
 
 _WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 """Where a launcher says how many processes it started, in the order in which accelerate looks."""

@@ -9,13 +9,13 @@ from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
+from safebench.config.schema import Settings
 from safebench.models import seeding
 from safebench.models.assemble import World
 from safebench.models.generation import encode, sample
 from safebench.models.prompts import conversation_of
 from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 from safebench.training.measure import measure
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
 from safebench.training.critic import reply_states

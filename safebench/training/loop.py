@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from safebench import catalog, user_code
+from safebench import registry, user_code
 from safebench.algorithms.base import Algorithm, Measurement
+from safebench.config.schema import Settings
 from safebench.metrics import MEASURED
 from safebench.models import seeding
 from safebench.models.assemble import World
@@ -33,7 +34,6 @@ from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.rl.advantages import Moments, masked_mean
 from safebench.rl.value_heads import explained_variance
-from safebench.settings import Settings
 from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
 from safebench.training.evaluate import Evaluation, distinct_2, distinct_share, evaluate
@@ -177,7 +177,7 @@ class Loop:
         optimizers: Optimizers = (None, None),
     ) -> None:
         self.settings, self.world, self.processes = settings, world, processes
-        make = catalog.find("arms", settings.arm).load()
+        make = registry.find("arms", settings.arm).load()
         with user_code.making(f"the arm {settings.arm}", make, "it(settings)"):
             self.arm: Algorithm = make(settings)
         self.critic = critic or Critic(settings.critic, world.policy, settings.seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.models.generation import Cut, Rollout
 from safebench.models.policy import Policy
 from safebench.rl.advantages import Add, gae, sequence_advantages, token_rewards, value_mask, whiten

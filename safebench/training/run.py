@@ -14,7 +14,8 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from safebench import catalog, config
+from safebench import config, registry
+from safebench.config.schema import Settings
 from safebench.errors import Interrupted, SafebenchError, UsageError
 from safebench.metrics import MEASURED
 from safebench.models.assemble import World, assemble
@@ -23,7 +24,6 @@ from safebench.recording import checkpoints, layout, manifest
 from safebench.recording.jsonl import Sample
 from safebench.recording.layout import Status
 from safebench.recording.recorder import NullRecorder, Recorder
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 from safebench.training.loop import Learner, Loop, Row
 
@@ -65,7 +65,7 @@ def execute(
 
 def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
     """Return what learns: our loop with the arm in it, or a trainer that is an arm by itself."""
-    entry = catalog.find("arms", settings.arm)
+    entry = registry.find("arms", settings.arm)
     if entry.kind != "trainer":
         return Loop(settings, world, processes)
     made: Learner = entry.load()(settings, world, processes)

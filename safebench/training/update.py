@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safebench import catalog, user_code
-from safebench import settings as s
+from safebench import registry, user_code
 from safebench.algorithms.base import Algorithm, ForwardOutput, MiniBatch
+from safebench.config import schema as s
 from safebench.models import seeding
 from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
@@ -94,7 +94,7 @@ class Updater:
 
     def _own_optimizer(self) -> torch.optim.Optimizer:
         update = self.settings.update
-        make = catalog.find("optimizers", update.optimizer).load()
+        make = registry.find("optimizers", update.optimizer).load()
         with user_code.making(f"the optimizer {update.optimizer}", make, "it(parameter_groups, weight_decay=number)"):
             made: torch.optim.Optimizer = make(
                 [

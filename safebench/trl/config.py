@@ -18,8 +18,8 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 from safebench import config
+from safebench.config.schema import Settings
 from safebench.errors import UsageError
-from safebench.settings import Settings
 
 
 class Help(str):

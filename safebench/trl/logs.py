@@ -17,9 +17,9 @@ from torch import Tensor
 from safebench.algorithms.base import Columns, ForwardOutput, MiniBatch, Terms
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe import SAFE
+from safebench.config.schema import Settings
 from safebench.models.generation import Rollout
 from safebench.rl.kl import sampled_kl
-from safebench.settings import Settings
 from safebench.training.loop import Loop
 from safebench.training.measure import Experience, Measured
 

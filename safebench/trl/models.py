@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from safebench import settings as s
+from safebench.config import schema as s
 from safebench.errors import BadResource, UsageError
 from safebench.models import probes, seeding
 from safebench.models.adapters import left_out

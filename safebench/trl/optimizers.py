@@ -9,10 +9,10 @@ from torch import nn
 from transformers import Trainer, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
+from safebench.config.schema import Update
 from safebench.errors import UsageError
 from safebench.models.libraries import naming
 from safebench.models.policy import Policy
-from safebench.settings import Update
 from safebench.training.critic import Critic
 from safebench.training.update import Optimizers
 

@@ -16,12 +16,12 @@ from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, PrinterCallback
 from transformers.utils import logging
 
+from safebench.config.schema import Compute
 from safebench.errors import UsageError
 from safebench.models.assemble import World, longest_row
 from safebench.models.libraries import naming
 from safebench.models.loading import padding_within
 from safebench.models.probes import probe_length
-from safebench.settings import Compute
 from safebench.training.distributed import Processes
 from safebench.trl import config, logs
 from safebench.trl.config import fill_sizes, is_safe, settings_of

@@ -31,13 +31,13 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import log_metrics, metrics_format, save_metrics
 from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 
+from safebench.config.schema import Settings
 from safebench.errors import Instability, UsageError
 from safebench.models import seeding
 from safebench.models.assemble import World
 from safebench.models.generation import encode, sample
 from safebench.models.libraries import naming
 from safebench.models.rewards import score
-from safebench.settings import Settings
 from safebench.training.distributed import Processes
 from safebench.training.evaluate import Evaluation, evaluate
 from safebench.trl import logs, saving

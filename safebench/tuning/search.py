@@ -1,28 +1,230 @@
-"""The outcome of a search: each point's criterion over its pilot runs, the winner, and what all of it cost."""
+"""Equal tuning: an experiment's knobs and their ranges, the points of a search over them, and its outcome and cost."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safebench import yaml_text
+from safebench import config
 from safebench.analysis import statistics
 from safebench.analysis.runs import Run
 from safebench.analysis.scalars import BY_KEY, Scalar, summarise
 from safebench.analysis.statistics import Estimate
-from safebench.errors import UsageError
-from safebench.knobs import Tunable
-from safebench.layers import is_path
-from safebench.names import unknown
+from safebench.config import Fault, Path_, Stack, is_path, yaml_text
+from safebench.config.schema import Knob, Sampler, Settings, Tuned
+from safebench.errors import UsageError, unknown
 from safebench.recording.jsonl import plain
-from safebench.settings.tuning import Sampler, Tuned
-from safebench.tuning.points import Point
+
+EXAMPLE = "tuning: {knobs: {update: {learning_rate: {low: 3e-4, high: 1e-2, scale: log}}}}"
+KNOBS: Path_ = ("tuning", "knobs")
+_RANGE = frozenset(Knob.model_fields)
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """An experiment as published, and its knobs by key, ``a.b``, in the order of its files."""
+
+    settings: Settings
+    knobs: Mapping[str, Knob]
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """The published value of each knob; None where the setting is off."""
+        return {key: value_of(self.settings, key) for key in self.knobs}
+
+
+def tunable(
+    experiment: str,
+    *,
+    preset: str | None = None,
+    files: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+) -> Tunable:
+    """Return ``experiment``, resolved as a run of it is, with its knobs.
+
+    Raises ``UsageError`` naming every fault: no knobs, a key that no setting has, a range that is none, a published
+    value outside of its range, and a knob that the command line sets.
+    """
+    layers = config.lay(experiment, preset, files, overrides)
+    settings = config.validated(layers.stack, experiment)
+    if settings.tuned is not None:
+        raise UsageError(
+            f"{experiment} is tuned already, from {settings.tuned.experiment}",
+            f"Tune {settings.tuned.experiment}: the cost of the first tuning would be lost otherwise.",
+        )
+    fixed = frozenset({config.COMMAND_LINE, *map(str, files)})
+    knobs, found = _read(layers, settings, fixed)
+    if found:
+        raise config.refusal(experiment, found)
+    if not knobs:
+        raise UsageError(
+            f"{experiment} names no knobs: there is nothing to tune", f"Write them in its file: {EXAMPLE}."
+        )
+    return Tunable(settings, knobs)
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    """Return the value of the setting at ``key``, ``a.b``; raise ``KeyError`` where a section of it is off."""
+    value: Any = settings
+    for name in key.split("."):
+        if value is None:
+            raise KeyError(key)
+        value = getattr(value, name)
+    return value
+
+
+def _read(layers: config.Layers, settings: Settings, fixed: frozenset[str]) -> tuple[dict[str, Knob], list[Fault]]:
+    section, stack, found = layers.tuning, layers.stack, list[Fault]()
+    if section is None:
+        return {}, found
+    if not isinstance(section, dict):
+        return {}, [Fault("tuning", f"is a section: write {EXAMPLE}", stack.source(("tuning",)))]
+    for key in section:
+        if key != "knobs":
+            found.append(Fault(f"tuning.{key}", f"{config.UNKNOWN}; there is knobs", stack.source(("tuning", key))))
+    knobs: dict[str, Knob] = {}
+    for path, value in _leaves(section.get("knobs"), ()):
+        wrong = _key_fault(path, value, settings, stack)
+        if wrong is not None:
+            found.append(wrong)
+            continue
+        knob, of_range = config.of_section(Knob, value, (*KNOBS, *path), stack)
+        found += of_range
+        if knob is not None:
+            key = ".".join(path)
+            knobs[key] = knob
+            found += _value_faults(key, knob, settings, stack, fixed)
+    return knobs, found
+
+
+def _leaves(value: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
+    """Yield every knob below ``value``: a mapping with keys of a range, or what is none. Null takes a knob away."""
+    if value is None:
+        return
+    if isinstance(value, dict) and not _RANGE & value.keys():
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def _key_fault(path: Path_, value: Any, settings: Settings, stack: Stack) -> Fault | None:
+    """Say what is wrong with a knob's key: unknown, not of the run, in a section that is off, or no number."""
+    where, source = ".".join((*KNOBS, *path)), stack.source((*KNOBS, *path))
+    if any("." in part for part in path):
+        return Fault(where, f"write the key as sections: {EXAMPLE}", source)
+    if not isinstance(value, dict):
+        return Fault(where, f"is a section: write {EXAMPLE}", source)
+    key = ".".join(path)
+    if path not in dict(config.fields(Settings)):
+        near = config.nearest_key(path, Settings)
+        return Fault(where, config.UNKNOWN + (f"; did you mean {near}?" if near else ""), source)
+    if path[0] in config.NOT_OF_THE_RUN:
+        return Fault(where, "changes nothing that a run computes", source)
+    try:
+        published = value_of(settings, key)
+    except KeyError:
+        return Fault(where, "lies in a section that is off (null) in this experiment; null takes the knob away", source)
+    if published is not None and (isinstance(published, bool) or not isinstance(published, int | float)):
+        return Fault(where, f"the setting {key} is no number, but {published!r}", source)
+    return None
+
+
+def _value_faults(key: str, knob: Knob, settings: Settings, stack: Stack, fixed: frozenset[str]) -> list[Fault]:
+    """Say where the published value cannot be a point of the knob's range."""
+    published, path = value_of(settings, key), tuple(key.split("."))
+    source = stack.source(path)
+    if source in fixed:
+        return [Fault(key, "is a knob of this experiment: tuning would not change it", source, str(published))]
+    if published is not None and not knob.low <= published <= knob.high:
+        end = "low" if published < knob.low else "high"
+        message = f"lies outside of its knob's range, {knob.low:g} to {knob.high:g}; --set tuning.knobs.{key}.{end}=…"
+        return [Fault(key, message, source, str(published))]
+    return []
+
+
+DIGITS = 3
+"""Significant digits of a value."""
+PATIENCE = 64
+"""Numbers of the sequence drawn per point wanted, before a search that finds no new points is given up."""
+
+Value = int | float | None
+Source = Literal["published", "halton", "optuna"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of the knobs' values, by key. Number 1 is the experiment as published."""
+
+    number: int
+    values: Mapping[str, Value]
+    source: Source = "halton"
+    """Where the values come from."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """The values as settings, ``a.b=v``."""
+        return [f"{key}={json.dumps(value)}" for key, value in self.values.items()]
+
+
+def points(tunable: Tunable, count: int) -> list[Point]:
+    """Return ``count`` different points: the published one, then Halton's sequence, one prime base per knob.
+
+    The sequence has no random numbers, so that points are the same everywhere, and those of a larger count begin with
+    those of a smaller one. Raises ``UsageError`` where whole numbers leave fewer than ``count`` points.
+    """
+    from scipy.stats import qmc
+
+    published = tunable.published
+    found: list[Mapping[str, Value]] = [published]
+    sequence = qmc.Halton(len(tunable.knobs), scramble=False)
+    sequence.fast_forward(1)  # its first element is the corner of all lows
+    for row in sequence.random(PATIENCE * count):
+        if len(found) == count:
+            break
+        values = _scaled(tunable.knobs, published, [float(share) for share in row])
+        if values not in found:
+            found.append(values)
+    if len(found) < count:
+        raise UsageError(
+            f"the knobs of {tunable.settings.experiment} have {len(found)} different points, and {count} are asked for",
+            "Lower --budget, or widen the ranges.",
+        )
+    others = (Point(number, values) for number, values in enumerate(found[1:], start=2))
+    return [Point(1, published, "published"), *others]
+
+
+def is_whole(published: Value) -> bool:
+    """Say whether a knob takes whole numbers alone: where its published value is one."""
+    return isinstance(published, int)
+
+
+def rounded(knob: Knob, value: float, whole: bool) -> int | float:
+    """Return ``value`` at ``DIGITS`` digits, or as a whole number, within the knob's range."""
+    if whole:
+        return min(max(round(value), math.ceil(knob.low)), math.floor(knob.high))
+    return min(max(float(f"{value:.{DIGITS}g}"), knob.low), knob.high)
+
+
+def _scaled(knobs: Mapping[str, Knob], published: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Value]:
+    """Return the values at ``shares``, from 0 to 1, of the knobs' ranges; whole where the published value is."""
+    pairs = zip(knobs.items(), shares, strict=True)
+    return {key: _value(knob, share, is_whole(published[key])) for (key, knob), share in pairs}
+
+
+def _value(knob: Knob, share: float, whole: bool) -> int | float:
+    if knob.scale == "log":
+        value = math.exp(math.log(knob.low) + share * (math.log(knob.high) - math.log(knob.low)))
+    else:
+        value = knob.low + share * (knob.high - knob.low)
+    return rounded(knob, value, whole)
+
 
 NOT_ALONE = "judge_matched"
 """A figure that a run has only beside others."""

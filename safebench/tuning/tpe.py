@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from safebench.extras import without_optuna
-from safebench.knobs import Tunable
-from safebench.settings.tuning import Knob
-from safebench.tuning.points import PATIENCE, Point, is_whole, points, rounded
-from safebench.tuning.search import Search
+from safebench.config.schema import Knob
+from safebench.errors import without_optuna
+from safebench.tuning.search import PATIENCE, Point, Search, Tunable, is_whole, points, rounded
 
 OPTION = "--sampler optuna"
 LEAST = 3

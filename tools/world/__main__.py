@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from safebench.extras import without_trl
+from safebench.errors import without_trl
 
 THREADS = 1
 """Part of what makes a build repeatable: sums depend on how they are split over threads."""

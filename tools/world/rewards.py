@@ -22,12 +22,12 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from safebench.catalog import ENCODER_LAYERS as LAYERS
-from safebench.catalog import encoder_layers
 from safebench.models import loading
 from safebench.models.libraries import quiet_libraries
 from safebench.models.prompts import Prompt
 from safebench.models.rewards import Reward, load_reward
+from safebench.registry import ENCODER_LAYERS as LAYERS
+from safebench.registry import encoder_layers
 from safebench.scoring.pairs import (
     FIRST_SPOILERS,
     OTHER_SPOILERS,

@@ -5,19 +5,317 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from safebench import catalog, faults, yaml_text
-from safebench.errors import BadResource, UsageError
-from safebench.layers import Fault, Path_, Stack, chain, is_path, locate, names, read_mapping
-from safebench.names import nearest
-from safebench.settings import Settings
+from safebench import registry
+from safebench.config import yaml_text
+from safebench.config.schema import Settings
+from safebench.errors import BadResource, UsageError, nearest
+from safebench.registry import Group
+
+Path_ = tuple[str, ...]
+"""A key's full path, one part per level."""
+
+BASE = "_base"
+
+_LONGEST_NAME = 200
+"""Characters; file systems end soon after, and say so by an error."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with the settings."""
+
+    key: str
+    message: str
+    source: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.key} = {self.value}" if self.value else self.key
+        origin = f" ({self.source})" if self.source else ""
+        return f"{what}: {self.message}{origin}" if what else f"{self.message}{origin}"
+
+
+@dataclass
+class Stack:
+    """Layers laid on one another so far: the values, where each came from, and what was wrong."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[Path_, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def lay(self, layer: Mapping[str, Any], source: str) -> None:
+        """Lay ``layer`` on top: mappings merge key by key, anything else replaces."""
+        _merge(self.values, layer, (), source, self.sources)
+
+    def source(self, path: Path_) -> str:
+        """Return where the value at ``path``, or the nearest section above it, came from."""
+        while path:
+            if path in self.sources:
+                return self.sources[path]
+            path = path[:-1]
+        return ""
+
+    def fault(self, key: str, message: str, source: str = "") -> None:
+        """Note what is wrong and go on."""
+        self.faults.append(Fault(key, message, source))
+
+
+def _merge(
+    below: dict[str, Any], layer: Mapping[str, Any], path: Path_, source: str, sources: dict[Path_, str]
+) -> None:
+    for key, value in layer.items():
+        here = (*path, key)
+        sources[here] = source
+        if isinstance(value, Mapping):
+            inner = below.get(key)
+            below[key] = inner if isinstance(inner, dict) else {}
+            _merge(below[key], value, here, source, sources)
+        else:
+            below[key] = value
+
+
+def folders() -> list[Path]:
+    """Return the folders that hold experiments: the current one's, the package's, the repository's."""
+    package = Path(__file__).parents[1]
+    places = (Path.cwd() / "experiments", package / "experiments", package.parent / "experiments")
+    return [place for place in dict.fromkeys(place.resolve() for place in places) if place.is_dir()]
+
+
+def is_path(name: str) -> bool:
+    """Say whether ``name`` is the path of a YAML file rather than a name."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def locate(name: str, kind: str = "") -> Path | None:
+    """Return the file of the experiment called ``name``, or of the preset when ``kind`` is ``presets``."""
+    if len(name) > _LONGEST_NAME:
+        return None
+    for folder in folders():
+        path = folder / kind / f"{name}.yaml"
+        if path.is_file():
+            return path
+    return None
+
+
+def names(kind: str = "") -> dict[str, Path]:
+    """Return all experiments (or ``presets``) by name, in alphabetical order; a nearer folder wins."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in sorted((folder / kind).glob("*.yaml")):
+            if not path.name.startswith("_"):
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def read_mapping(path: Path, stack: Stack) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; a file that holds none is a fault."""
+    try:
+        value = yaml_text.read(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        stack.fault("", f"{path}: cannot be read: {reason}")
+        return {}
+    except ValueError as error:
+        stack.fault("", f"{path}: not valid YAML: {error}")
+        return {}
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        stack.fault("", f"{path}: holds no keys and values")
+        return {}
+    return value
+
+
+def chain(path: Path, stack: Stack) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files that the experiment at ``path`` is made of, base first, with their contents."""
+    files = list(_ancestors(path, stack))
+    base = locate(BASE)
+    if base is not None and all(file.stem != BASE for file, _ in files):
+        files.append((base, read_mapping(base, stack)))
+    return files[::-1]
+
+
+def _ancestors(path: Path, stack: Stack) -> Iterator[tuple[Path, dict[str, Any]]]:
+    seen: list[Path] = []
+    here: Path | None = path
+    while here is not None:
+        if here.resolve() in seen:
+            stack.fault("extends", "goes round in a circle: " + " < ".join(p.stem for p in [*seen, here]), str(path))
+            return
+        seen.append(here.resolve())
+        content = read_mapping(here, stack)
+        parent = content.pop("extends", None)
+        yield here, content
+        here = _parent(parent, here, stack)
+
+
+def _parent(parent: Any, child: Path, stack: Stack) -> Path | None:
+    if parent is None:
+        return None
+    if not isinstance(parent, str):
+        stack.fault("extends", f"must name one experiment, not {parent!r}", str(child))
+        return None
+    beside = child.parent / (parent if is_path(parent) else f"{parent}.yaml")
+    found = beside if beside.is_file() else locate(parent)
+    if found is None:
+        near = nearest(parent, list(names()))
+        stack.fault("extends", f"no experiment {parent!r}" + (f"; did you mean {near}?" if near else ""), str(child))
+    return found
+
+
+S = TypeVar("S", bound=BaseModel)
+
+UNKNOWN = "unknown key"
+"""How the message of a key that the schema lacks begins."""
+
+_NAMED: tuple[tuple[Path_, Group], ...] = (
+    (("arm",), "arms"),
+    (("model", "name"), "models"),
+    (("reward", "name"), "rewards"),
+    (("reward", "judge"), "rewards"),
+    (("prompts", "name"), "prompts"),
+    (("update", "optimizer"), "optimizers"),
+)
+
+
+def validate(model: type[Settings], stack: Stack) -> tuple[Settings | None, list[Fault]]:
+    """Return the settings, or None, and every fault: of the layers, of single keys and between keys."""
+    found = [*stack.faults, *_truth_for_number(model, stack)]
+    try:
+        return model.model_validate(stack.values), found
+    except ValidationError as error:
+        details = error.errors()
+    found += [_fault(detail, model, stack) for detail in details]
+    # Checks between keys run only where the keys themselves are sound: mend those, and look again.
+    if any(detail["loc"] for detail in details):
+        found += _between_keys(model, stack, details)
+    return None, found
+
+
+def of_section(model: type[S], value: Any, path: Path_, stack: Stack) -> tuple[S | None, list[Fault]]:
+    """Return ``value`` as the section ``model``, or None and every fault; ``path`` is where it stands."""
+    try:
+        return model.model_validate(value), []
+    except ValidationError as error:
+        return None, [_fault(detail, model, stack, path) for detail in error.errors()]
+
+
+def of_names(stack: Stack) -> list[Fault]:
+    """Return a fault for every name that the catalogue does not know."""
+    found = []
+    for path, group in _NAMED:
+        found += _name_fault(stack, path, group, _at(stack.values, path))
+    trackers = _at(stack.values, ("recording", "trackers"))
+    for name in trackers if isinstance(trackers, (list, tuple)) else ():
+        found += _name_fault(stack, ("recording", "trackers"), "trackers", name)
+    return found
+
+
+def _name_fault(stack: Stack, path: Path_, group: Group, name: Any) -> list[Fault]:
+    if not isinstance(name, str):
+        return []
+    wrong = registry.fault(group, name)
+    return [Fault(".".join(path), wrong, stack.source(path), name)] if wrong else []
+
+
+def _fault(detail: ErrorDetails, model: type[BaseModel], stack: Stack, above: Path_ = ()) -> Fault:
+    below = tuple(str(part) for part in detail["loc"])
+    path = (*above, *below)
+    key, source, value = ".".join(path), stack.source(path), _shown(detail["input"])
+    if detail["type"] == "extra_forbidden":
+        near = nearest_key(below, model)
+        return Fault(key, UNKNOWN + (f"; did you mean {near}?" if near else ""), source, value)
+    if detail["type"] == "missing":
+        return Fault(key, "is missing", source)
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return Fault(key, "is a section: give its keys", source, value)
+    if detail["type"] == "value_error":
+        return Fault(key, str(detail["msg"]).removeprefix("Value error, "), source)
+    message = str(detail["msg"]).replace("Input should be", "must be").replace("Input should", "must")
+    return Fault(key, f"{message[:1].lower()}{message[1:]}", source, value)
+
+
+def _between_keys(model: type[Settings], stack: Stack, details: list[ErrorDetails]) -> list[Fault]:
+    mended = deepcopy(stack.values)
+    for detail in details:
+        _remove(mended, tuple(str(part) for part in detail["loc"]))
+    for key in ("experiment", "arm"):
+        mended.setdefault(key, "unnamed")
+    try:
+        model.model_validate(mended)
+    except ValidationError as error:
+        return [_fault(detail, model, stack) for detail in error.errors() if not detail["loc"]]
+    return []
+
+
+def _truth_for_number(model: type[BaseModel], stack: Stack) -> list[Fault]:
+    """Return a fault for each ``true`` or ``false`` where a number belongs (pydantic takes it for 1 or 0)."""
+    found = []
+    for path, annotation in fields(model):
+        value = _at(stack.values, path)
+        if isinstance(value, bool) and not _mentions(annotation, bool) and _mentions(annotation, int, float):
+            found.append(Fault(".".join(path), "must be a number", stack.source(path), _shown(value)))
+    return found
+
+
+def fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Yield path and type of every key below ``model``, sections included."""
+    for name, info in model.model_fields.items():
+        yield (*path, name), info.annotation
+        for part in (info.annotation, *typing.get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from fields(part, (*path, name))
+
+
+def _mentions(annotation: Any, *types: type) -> bool:
+    return annotation in types or any(_mentions(part, *types) for part in typing.get_args(annotation))
+
+
+def nearest_key(path: Path_, model: type[BaseModel]) -> str | None:
+    """Return the known key most like ``path``: a sibling, else one of that name elsewhere, else the likest path."""
+    known = [".".join(field) for field, _ in fields(model)]
+    section = path[:-1]
+    siblings = [field[-1] for field, _ in fields(model) if field[:-1] == section]
+    sibling = nearest(path[-1], siblings)
+    if sibling:
+        return ".".join((*section, sibling))
+    namesakes = [key for key in known if key.split(".")[-1] == path[-1]]
+    return namesakes[0] if namesakes else nearest(".".join(path), known)
+
+
+def _at(values: Any, path: Path_) -> Any:
+    for part in path:
+        if not isinstance(values, dict):
+            return None
+        values = values.get(part)
+    return values
+
+
+def _remove(values: dict[str, Any], path: Path_) -> None:
+    """Take away the value at ``path``, or the list that holds it."""
+    for end in range(len(path), 0, -1):
+        section = _at(values, path[: end - 1])
+        if isinstance(section, dict):
+            section.pop(path[end - 1], None)
+            return
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
+
 
 DEFAULT = "default"
 NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute", "tuned"})
@@ -86,7 +384,7 @@ def lay(experiment: str, preset: str | None, files: Sequence[str | Path], overri
 
 def own_preset(model: str, device: str) -> str:
     """Return the preset that another model than the embedded one takes by itself on a device, ``cuda`` or ``cpu``."""
-    known = next((entry.preset for entry in catalog.entries("models") if entry.name == model), "large")
+    known = next((entry.preset for entry in registry.entries("models") if entry.name == model), "large")
     return known if device == "cuda" else f"{known}-cpu"
 
 
@@ -165,7 +463,7 @@ def run_folder(root: str | Path, settings: Settings) -> Path:
 def model_folder(model: str) -> str:
     """Return the folder name of a model; a directory's carries a hash of its path, so that no two share one."""
     entry_name = safe_name(model.replace("/", "--"))
-    if not Path(model).expanduser().is_dir() or any(entry.name == model for entry in catalog.MODELS):
+    if not Path(model).expanduser().is_dir() or any(entry.name == model for entry in registry.MODELS):
         return entry_name
     place = Path(model).expanduser().resolve()
     return f"{safe_name(place.name)}-{hashlib.sha256(str(place).encode()).hexdigest()[:4]}"
@@ -191,7 +489,7 @@ def load(path: str | Path) -> Settings:
     if stack.faults:
         wrong = "; ".join(map(str, stack.faults))
         raise BadResource(f"the run in {path.parent} is damaged: {wrong}", "Start it again with --if-exists overwrite.")
-    settings, found = faults.validate(Settings, stack)
+    settings, found = validate(Settings, stack)
     if settings is None or found:
         raise _other_version(path.parent, found)
     return settings
@@ -205,8 +503,8 @@ def _other_version(folder: Path, found: Sequence[Fault]) -> BadResource:
         maker = f"another version of safebench than this one, {here}{also}"
     else:
         maker = f"safebench {made}, and this is safebench {here}"
-    unknown = [fault.key for fault in found if fault.message.startswith(faults.UNKNOWN)]
-    others = [str(fault) for fault in found if not fault.message.startswith(faults.UNKNOWN)]
+    unknown = [fault.key for fault in found if fault.message.startswith(UNKNOWN)]
+    others = [str(fault) for fault in found if not fault.message.startswith(UNKNOWN)]
     said = [f"this version does not know {', '.join(unknown)}"] if unknown else []
     return BadResource(
         f"the run in {folder} was made by {maker}: {'; '.join([*said, *others])}",
@@ -326,9 +624,9 @@ def _refuse_another_experiment(stack: Stack, title: str) -> None:
 
 def validated(stack: Stack, what: str, check_names: bool = True) -> Settings:
     """Return the settings of a stack; raise ``UsageError`` naming every fault of ``what``."""
-    settings, found = faults.validate(Settings, stack)
+    settings, found = validate(Settings, stack)
     if check_names:
-        found += faults.of_names(stack)
+        found += of_names(stack)
     if settings is None or found:
         raise refusal(what, found)
     return settings

