@@ -21,7 +21,7 @@ from safebench.analysis.scalars import summarise
 from safebench.cli.main import main
 from safebench.errors import BadResource, ComparisonRefused, UsageError
 from safebench.metrics import CRASH_KINDS
-from safebench.report.brief import render
+from safebench.report.small_tables import render_brief
 from tests.synthetic import CONSTANTS, collapsing, healthy, unpaired, write_run
 
 STEPS = config.resolve("ppo").update.steps
@@ -183,7 +183,7 @@ def test_arms_that_are_not_paired_are_compared_as_such_and_marked(root: Path, ar
     row = found.rows[2]
     assert (row.paired, row.common, row.differences["kl_mean"].method) == (False, None, "Welch")
     assert row.differences["kl_mean"].n == 3, "all its runs, whatever their seeds"
-    text = render([found], "md")
+    text = render_brief([found], "md")
     assert "| safe-no-pid (unpaired) | 3 |" in text and text.count("(unpaired) |") == 3
     assert "- unpaired: safe-no-pid; " in text
     turned = brief("default", {"safe-no-pid": others, "safe": arms["safe"]}).rows[1]
@@ -237,7 +237,7 @@ def test_what_was_not_watched_is_said(tmp_path: Path) -> None:
     block = brief("default", {run.arm: [run] for run in found})
     (warning,) = block.warnings
     assert warning.startswith("safe: not watched in every run") and "length_collapse, length_blowup" in warning
-    records = list(csv.DictReader(io.StringIO(render([block], "csv"))))
+    records = list(csv.DictReader(io.StringIO(render_brief([block], "csv"))))
     assert [record["crash/length_collapse"] for record in records] == ["0", ""]
 
 
@@ -245,7 +245,7 @@ def test_what_was_not_watched_is_said(tmp_path: Path) -> None:
 
 
 def test_markdown_is_one_row_per_arm(block: Block) -> None:
-    text = render([block], "md")
+    text = render_brief([block], "md")
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(ARMS) and {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {12}
     assert table[0].startswith("| arm | n | judge, end ↑ | KL, mean ↓ | KL, max ↓ | entropy, end | s/update ↓ |")
@@ -253,20 +253,20 @@ def test_markdown_is_one_row_per_arm(block: Block) -> None:
     assert table[3].endswith(" | 0/3 | none |")
     assert re.search(r"\| [+−][\d.]+ ± [\d.]+ \(2\) \| 0/3 \|", table[4]), "two pairs of three runs"
     assert "nan" not in text and not text.startswith("## ")
-    both = render([block, replace(block, preset="stress-lr3")], "md")
+    both = render_brief([block, replace(block, preset="stress-lr3")], "md")
     assert re.findall(r"^## .*", both, re.MULTILINE) == ["## default, against ppo", "## stress-lr3, against ppo"]
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_terminals_tables_fit(block: Block, width: int) -> None:
-    text = render([block], width=width, color=False)
+    text = render_brief([block], width=width, color=False)
     assert max(map(len, text.splitlines())) <= width and "\x1b[" not in text
     assert text.count("safe-no-pid  3") == 2 and "Made from" in text
-    assert "\x1b[" in render([block], width=width, color=True)
+    assert "\x1b[" in render_brief([block], width=width, color=True)
 
 
 def test_programs_get_every_digit(block: Block) -> None:
-    records = list(csv.DictReader(io.StringIO(render([block, replace(block, preset="stress-lr3")], "csv"))))
+    records = list(csv.DictReader(io.StringIO(render_brief([block, replace(block, preset="stress-lr3")], "csv"))))
     assert [(r["preset"], r["arm"]) for r in records[2:5]] == [
         ("default", "safe-no-pid"), ("stress-lr3", "ppo"), ("stress-lr3", "safe"),
     ]  # fmt: skip
@@ -279,12 +279,12 @@ def test_programs_get_every_digit(block: Block) -> None:
     )
     assert float(record["kl_mean difference value"]) == row.differences["kl_mean"].value
     assert (records[0]["kl_mean difference value"], records[0]["crash/entropy_collapse"]) == ("", "4")
-    (content,) = json.loads(render([block], "json"), parse_constant=pytest.fail)
+    (content,) = json.loads(render_brief([block], "json"), parse_constant=pytest.fail)
     assert content["arms"][2]["common_seeds"] == [1, 3] and content["notes"] == list(block.notes)
     assert content["arms"][2]["figures"]["kl_max"]["value"] == row.figures["kl_max"].value
     assert content["arms"][0]["crashes"]["entropy_collapse"] == {"episodes": 4, "hit": 4, "watched": 4}
     with pytest.raises(UsageError, match="latex"):
-        render([block], "latex")
+        render_brief([block], "latex")
 
 
 # The commands

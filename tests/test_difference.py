@@ -8,7 +8,7 @@ import pytest
 
 from safebench.analysis import runs
 from safebench.analysis.diff_runs import differences
-from safebench.report.difference import to_text
+from safebench.report.small_tables import difference_to_text
 from tests.synthetic import CONSTANTS, healthy, write_run
 
 
@@ -24,7 +24,7 @@ def test_a_run_equals_itself_but_for_time(tmp_path):
     assert (found.settings, found.environment, found.hashes, found.constants) == ({}, {}, {}, {})
     assert {part.column for part in found.parts} & {"time/step", "memory/peak", "crash/numeric", "step"} == set()
     assert {"reward/mean", "controller/phase", "eval/judge"} <= {part.column for part in found.parts}
-    text = to_text(found)
+    text = difference_to_text(found)
     assert f"equal in every digit, in all {len(found.parts)} columns" in text and "Settings: equal" in text
 
 
@@ -52,7 +52,7 @@ def test_the_first_step_that_differs_and_the_first_beyond_the_tolerance(tmp_path
     assert [part.column for part in found.groups["kl"]] == ["kl/mean"]
     assert found.settings["arm"] == ("ppo", "safe") and found.settings["penalty.coefficient"] == ("–", 0.1)
     assert not found.equal
-    lines = to_text(found).splitlines()
+    lines = difference_to_text(found).splitlines()
     assert any(line.split()[:3] == ["kl", "7", "12"] for line in lines)
     assert any(line.split()[:3] == ["entropy", "11", "never"] for line in lines)
     assert "  reward/mean parts first, at step 7: " in "\n".join(lines)
@@ -65,7 +65,7 @@ def test_nan_equals_nan_and_other_steps_are_told_apart_from_other_values(tmp_pat
     found = differences(written(tmp_path, "ppo", curves), written(tmp_path, "ppo", other, folder="again"))
     assert found.equal and found.only == (("controller/phase",), ())
     assert {part.column: part.alone for part in found.parts if part.alone} == {"eval/judge": 1}
-    text = to_text(found)
+    text = difference_to_text(found)
     assert "alone at some steps: eval/judge (1 steps)" in text
     assert "measured only in the first: controller/phase" in text
 
@@ -82,7 +82,7 @@ def test_only_common_steps_are_compared_and_lengths_told(tmp_path):
     assert found.equal and found.common[-1] == 10
     assert found.hashes == {"hashes.model": ("aa", "cc")}
     assert found.environment == {"python": ("–", "3.12.0")} and found.constants == {"sigma0": (2.0, 2.5)}
-    assert "second  embedded/again/seed-0: interrupted, 10 steps" in to_text(found)
+    assert "second  embedded/again/seed-0: interrupted, 10 steps" in difference_to_text(found)
 
 
 def test_runs_without_rows_have_no_step_in_common(tmp_path):
@@ -91,7 +91,7 @@ def test_runs_without_rows_have_no_step_in_common(tmp_path):
     (other / "metrics.csv").unlink()
     found = differences(run, runs.read(other))
     assert (found.common, found.equal, found.first) == ((), False, None)
-    assert "no step in common" in to_text(found)
+    assert "no step in common" in difference_to_text(found)
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -101,7 +101,7 @@ def test_no_line_is_wider_than_asked_and_columns_line_up(tmp_path, width):
         written(tmp_path, "ppo", healthy(0, 20)),
         written(tmp_path, "safe", healthy(1, 20), constants=constants, overrides=["rollout.batch=64"]),
     )
-    lines = to_text(found, width).splitlines()
+    lines = difference_to_text(found, width).splitlines()
     assert max(map(len, lines)) <= width
     block = lines[lines.index("Settings") + 1 : lines.index("Settings") + 6]
     starts = {line.index(line.split()[-1]) for line in block if len(line.split()) == 3}

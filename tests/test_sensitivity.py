@@ -12,7 +12,7 @@ from scipy import stats
 from safebench.analysis import compare, runs, scalars, statistics
 from safebench.analysis.sensitivity import sensitivity
 from safebench.errors import UsageError
-from safebench.report.sensitivity_table import to_markdown
+from safebench.report.small_tables import sensitivity_to_markdown
 from tests.synthetic import collapsing, healthy, unpaired, write_run
 from tools.marks import insert
 from tools.sensitivity_page import MARK, from_runs
@@ -156,7 +156,7 @@ def test_a_sign_that_turns_over_is_said(tmp_path):
     found = sensitivity(grouped(tmp_path))
     peak = one(found, "judge figure", "peak", "held-out judge reward")
     assert "the sign of the difference" in peak.flips
-    text = to_markdown(found, ARMS)
+    text = sensitivity_to_markdown(found, ARMS)
     assert "Choices that change the sign of a difference: judge figure, peak (held-out judge reward);" in text
     assert "- judge figure, peak (held-out judge reward): the sign of the difference" in text
     assert "Choices that change which arm has more crashed runs: none." in text
@@ -197,12 +197,12 @@ def test_what_was_not_measured_has_no_p_value_under_any_correction(tmp_path):
 
 
 def test_markdown_is_whole(variants):
-    text = to_markdown(variants, ARMS)
+    text = sensitivity_to_markdown(variants, ARMS)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == len(variants) + 4
     assert sum("**" in line for line in lines) == sum(variant.chosen for variant in variants)
     assert "nan" not in text and "significant" not in text
-    assert "All that turns over: nothing." in to_markdown([v for v in variants if not v.flips], ARMS)
+    assert "All that turns over: nothing." in sensitivity_to_markdown([v for v in variants if not v.flips], ARMS)
 
 
 def test_the_page_has_the_tables_of_the_reference():

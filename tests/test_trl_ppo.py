@@ -364,7 +364,7 @@ def test_all_that_is_refused_is_named_at_once_and_mended_by_the_hint() -> None:
     assert hint.count("--set") == 3
     mended = [part.rstrip(".").strip() for part in hint.removeprefix("Use ").split("--set") if part.strip()]
     mended = [part.replace('"', "") for part in mended]
-    trl_ppo.refuse(config.resolve("ppo", overrides=["arm=trl-ppo", *mended]), trl_ppo.LIMITS)
+    trl_ppo.refuse_unsupported(config.resolve("ppo", overrides=["arm=trl-ppo", *mended]), trl_ppo.LIMITS)
 
 
 def test_the_experiment_is_ppo_but_for_what_trl_cannot_do() -> None:

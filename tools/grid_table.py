@@ -9,9 +9,9 @@ from pathlib import Path
 from safebench.analysis import overview
 from safebench.analysis.overview import Block, brief
 from safebench.analysis.statistics import Estimate
-from safebench.report.brief import render
 from safebench.report.cells import DASH, interval
 from safebench.report.plots import plot_differences
+from safebench.report.small_tables import render_brief
 from safebench.report.table import markdown_row
 from tools.marks import insert
 
@@ -97,7 +97,7 @@ def _verdict(pairs: Mapping[str, tuple[Estimate, Estimate | None]]) -> str:
 
 def tables(path: Path) -> str:
     """Return the tables as Markdown, of the runs that the file keeps."""
-    return render(blocks(path), "md")
+    return render_brief(blocks(path), "md")
 
 
 def main(folder: str, page: str) -> None:

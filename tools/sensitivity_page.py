@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safebench.analysis import runs
 from safebench.analysis.sensitivity import sensitivity
-from safebench.report.sensitivity_table import to_markdown
+from safebench.report.small_tables import sensitivity_to_markdown
 from tools.marks import insert
 
 MARK = "sensitivity"
@@ -17,7 +17,9 @@ ARMS = ("ppo", "safe")
 def from_runs(root: Path) -> str:
     """Return the tables of the runs below ``root``, of the headline's two arms."""
     found = runs.find(root)
-    return to_markdown(sensitivity({arm: [run for run in found if run.experiment == arm] for arm in ARMS}), ARMS)
+    return sensitivity_to_markdown(
+        sensitivity({arm: [run for run in found if run.experiment == arm] for arm in ARMS}), ARMS
+    )
 
 
 def main(page: str, root: str) -> None:

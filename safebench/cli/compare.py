@@ -19,7 +19,7 @@ from safebench.cli.options import Format, IfExists
 from safebench.cli.request import RunFilter, RunGroups, RunRequest, gather, parse_seeds
 from safebench.crashes.signals import SPEC, CrashSpec
 from safebench.errors import ComparisonRefused, MissingResource, UsageError, nearest, tell
-from safebench.report.brief import render as render_brief
+from safebench.report.small_tables import render_brief as render_brief
 from safebench.report.table import render
 from safebench.runner.progress import is_main
 

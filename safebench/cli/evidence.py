@@ -98,13 +98,13 @@ def write_page(request: RunRequest, selection: RunFilter, how: CompareOptions, o
 def print_sensitivity(request: RunRequest, selection: RunFilter, spec: CrashSpec) -> None:
     """Print how the result of two experiments moves with every choice, one table per preset."""
     from safebench.analysis.sensitivity import sensitivity
-    from safebench.report.sensitivity_table import to_markdown
+    from safebench.report.small_tables import sensitivity_to_markdown
 
     for gathered in gather(request, selection):
         if len(gathered.groups) != 2:
             raise UsageError("sensitivity is that of one difference", "Name the baseline and one other experiment.")
         first, second = gathered.groups
-        print(to_markdown(sensitivity(gathered.groups, spec), (first, second)), end="")
+        print(sensitivity_to_markdown(sensitivity(gathered.groups, spec), (first, second)), end="")
 
 
 def plot(names: Sequence[str], out: Path, root: Path) -> None:
@@ -122,9 +122,9 @@ def plot(names: Sequence[str], out: Path, root: Path) -> None:
 def diff(first: str, second: str, root: Path) -> None:
     """Print what differs between two runs."""
     from safebench.analysis.diff_runs import differences
-    from safebench.report.difference import to_text
+    from safebench.report.small_tables import difference_to_text
 
-    print(to_text(differences(runs.read(locate(first, root)), runs.read(locate(second, root)))), end="")
+    print(difference_to_text(differences(runs.read(locate(first, root)), runs.read(locate(second, root)))), end="")
 
 
 def keep(names: Sequence[str], out: Path, root: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +14,20 @@ from safebench.analysis.compare import Comparison, Test
 from safebench.analysis.rows import Cell, Row
 from safebench.analysis.statistics import NEWCOMBE, PAIRED, WELCH, Estimate, smallest_p
 from safebench.crashes.detect import Event
+
+PLAIN_WIDTH = 100
+"""Columns where standard output is no terminal."""
+
+
+def fitted(width: int | None, color: bool | None) -> tuple[int, bool]:
+    """Return width and colour: the caller's, else the terminal's own; none without a terminal or with NO_COLOR."""
+    terminal = sys.stdout.isatty()
+    if color is None:
+        color = terminal and not os.environ.get("NO_COLOR")
+    if width is None:
+        width = shutil.get_terminal_size().columns if terminal else PLAIN_WIDTH
+    return width, color
+
 
 ENOUGH = 6
 """Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""

@@ -14,9 +14,8 @@ from typing import Any
 from safebench.analysis.claims.ask import NO_RUN
 from safebench.analysis.claims.verdicts import Claim, Entry, Ledger, Part
 from safebench.errors import UsageError
-from safebench.report.cells import ARROWS, DASH, interval, number
-from safebench.report.data import blank, plain
-from safebench.report.screen import fitted
+from safebench.report.cells import ARROWS, DASH, fitted, interval, number
+from safebench.report.table import blank, plain
 
 COLUMNS = (
     "claim", "title", "arm", "opponent", "verdict", "figure", "unit", "direction", "bound", "decides", "kind", "n",
