@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from safebench import config
 from safebench.analysis.claims import CLAIMS, questions
-from safebench.analysis.claims.declared import MATCHED_TO
+from safebench.analysis.claims.questions import MATCHED_TO
 from safebench.analysis.claims.verdicts import Case, Part, all_of, any_of, enough, exact_side, one_sided, side
 from safebench.analysis.scalars import summarise
 from safebench.analysis.statistics import Estimate

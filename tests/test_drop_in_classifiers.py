@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from safebench.errors import BadResource, UsageError
-from safebench.trl.rewards import ClassifierReward
+from safebench.trl.parts import ClassifierReward
 from tests.drop_in import arguments, classifier, lora, policy_model, same, trainer, weights
 from tests.tiny import PROMPTS, VOCABULARY, tiny_policy, tiny_rollout
 

@@ -15,7 +15,7 @@ from safebench.errors import BadResource, UsageError
 from safebench.models.generation import Rollout
 from safebench.models.rewards import score
 from safebench.trl.data import Rows, read_prompts
-from safebench.trl.rewards import ClassifierReward, make_reward
+from safebench.trl.parts import ClassifierReward, make_reward
 from tests.drop_in import CHAT, classifier, policy_model, same, trainer, weights
 from tests.tiny import PROMPTS, tiny_policy, tiny_rollout, tiny_tokenizer
 from tests.trl_defects import TRL, make

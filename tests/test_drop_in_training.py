@@ -314,7 +314,7 @@ def test_other_optimizers_by_name(tmp_path: Path) -> None:
 
 def test_an_optimizer_that_is_bound_to_layers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = (torch.optim.SGD, {"params": [], "lr": 1.0})
-    monkeypatch.setattr("safebench.trl.optimizers.Trainer.get_optimizer_cls_and_kwargs", lambda *_: found)
+    monkeypatch.setattr("safebench.trl.parts.Trainer.get_optimizer_cls_and_kwargs", lambda *_: found)
     with pytest.raises(UsageError, match="bound to layers"):
         trainer(tmp_path)
 

@@ -9,9 +9,24 @@ from typing import Any
 import pytest
 
 from safebench.errors import UsageError
-from safebench.importers.convert import NO_NUMBER, UNKNOWN, Converted, convert
 from safebench.importers.history import History, by_step
-from safebench.importers.keys import GRPO, NAMES, OPENRLHF, PPO, RLOO, TRAINERS, VERL, Key, Trainer, recognise, setting
+from safebench.importers.keys import (
+    GRPO,
+    NAMES,
+    NO_NUMBER,
+    OPENRLHF,
+    PPO,
+    RLOO,
+    TRAINERS,
+    UNKNOWN,
+    VERL,
+    Converted,
+    Key,
+    Trainer,
+    convert,
+    recognise,
+    setting,
+)
 from safebench.metrics import BY_KEY, MEASURED
 from tests import foreign_logs
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from safebench.analysis.frontier import Record
-from safebench.analysis.reward_check import KINDS, lift, order, verdict, within_prompts
+from safebench.analysis.rescored import KINDS, lift, order, verdict, within_prompts
 from safebench.analysis.statistics import Estimate
 from safebench.cli.main import main
 from safebench.scoring import reward_check

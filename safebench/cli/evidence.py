@@ -14,7 +14,7 @@ from safebench import config
 from safebench.analysis import claims, frontier, runs
 from safebench.analysis.claims import Ledger
 from safebench.analysis.frontier import Record
-from safebench.analysis.reward_check import KINDS, LIFTED, lift, verdict, within_prompts
+from safebench.analysis.rescored import KINDS, LIFTED, lift, verdict, within_prompts
 from safebench.analysis.runs import Run
 from safebench.analysis.statistics import Estimate
 from safebench.cli.compare import CompareOptions, refuse_replicates_of_others

@@ -20,9 +20,8 @@ from safebench.crashes.detect import SPEC, Blind, Detectors, Event
 from safebench.crashes.signals import NUMERIC_KEYS
 from safebench.errors import BadResource, UsageError
 from safebench.importers import history as by_steps
-from safebench.importers.convert import Converted, Taken, Value, convert
 from safebench.importers.history import Raw, Steps, read, whole
-from safebench.importers.keys import Trainer, recognise, setting
+from safebench.importers.keys import Converted, Taken, Trainer, Value, convert, recognise, setting
 from safebench.metrics import CRASH_KINDS, MEASURED
 from safebench.recording import layout
 from safebench.recording import manifest as manifest_file

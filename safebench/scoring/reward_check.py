@@ -14,7 +14,7 @@ from torch import Tensor
 from safebench import registry
 from safebench.analysis import frontier
 from safebench.analysis.frontier import Record
-from safebench.analysis.reward_check import KINDS, Order, order
+from safebench.analysis.rescored import KINDS, Order, order
 from safebench.analysis.statistics import Estimate, mean
 from safebench.config.schema import Settings
 from safebench.models import seeding

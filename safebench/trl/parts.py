@@ -2,40 +2,244 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from datasets import DatasetDict, IterableDatasetDict
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, enable_full_determinism
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    enable_full_determinism,
+    get_scheduler,
+)
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, PrinterCallback
+from transformers.trainer_pt_utils import get_parameter_names
 from transformers.utils import logging
 
-from safebench.config.schema import Compute
+from safebench.config.schema import Compute, Update
 from safebench.errors import UsageError
 from safebench.models.assemble import World, longest_row
+from safebench.models.generation import Rollout
 from safebench.models.libraries import naming
 from safebench.models.loading import padding_within
+from safebench.models.policy import Policy
 from safebench.models.probes import probe_length
+from safebench.models.prompts import Prompt
+from safebench.models.rewards import Reward, called, checked, load_reward, named_roles
+from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
+from safebench.training.update import Optimizers
 from safebench.trl import config, logs
 from safebench.trl.config import fill_sizes, is_safe, settings_of
 from safebench.trl.data import Rows, read_prompts
 from safebench.trl.logs import WatchedLoop
 from safebench.trl.models import (
+    Classifier,
     PolicyAndValueModel,
     apart,
     make_critic,
     make_policy,
+    refuse_shared,
     text_tokenizer,
+    trained,
+    unwrapped,
 )
-from safebench.trl.optimizers import make_optimizers
-from safebench.trl.rewards import FunctionReward, make_reward
+
+_NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+
+
+def make_optimizers(args: Any, update: Update, policy: Policy, critic: Critic, given: Optimizers) -> Optimizers:
+    """Return optimizer and schedule, each the given one or the one that ``args`` names.
+
+    Of ``args``: ``optim``, ``optim_args``, ``adam_*``, ``weight_decay`` (none on biases and norms, as transformers
+    has it) and ``lr_scheduler_type`` with warm-up and ``lr_scheduler_kwargs``; the schedule moves once per batch.
+    """
+    optimizer = _own(args, update, policy, critic) if given[0] is None else _completed(given[0], policy, critic)
+    if given[1] is not None:
+        return optimizer, given[1]
+    total = update.steps
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    with naming(f"lr_scheduler_type {kind}", f"Mend lr_scheduler_kwargs: {args.lr_scheduler_kwargs}.", UsageError):
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(total),
+            num_training_steps=total,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    return optimizer, schedule
+
+
+def decayed(module: nn.Module) -> list[str]:
+    """Return the names of the weights that decay: all but biases and those of norms."""
+    found: list[str] = get_parameter_names(module, [nn.LayerNorm], _NOT_DECAYED)
+    return found
+
+
+def _own(args: Any, update: Update, policy: Policy, critic: Critic) -> torch.optim.Optimizer:
+    with naming(f"optim {args.optim.value}", "Install what it needs, or use adamw_torch.", UsageError):
+        make, options = Trainer.get_optimizer_cls_and_kwargs(args, policy.model)
+    if not isinstance(make, type) or not issubclass(make, torch.optim.Optimizer) or {"params", "model"} & set(options):
+        raise UsageError(
+            f"optim is {args.optim.value}, which is bound to layers", "Use adamw_torch, or pass optimizers=(…, None)."
+        )
+    rates = (update.learning_rate, update.critic_learning_rate or update.learning_rate)
+    critics = [module for module in (critic.online, critic.body) if module is not None]
+    groups = [*_groups([policy.model], rates[0], args.weight_decay), *_groups(critics, rates[1], args.weight_decay)]
+    with naming(f"optim {args.optim.value}", f"Mend optim_args: {args.optim_args}.", UsageError):
+        made: torch.optim.Optimizer = make(groups, **{key: value for key, value in options.items() if key != "lr"})
+    return made
+
+
+def _groups(modules: list[nn.Module], rate: float, decay: float) -> list[dict[str, Any]]:
+    """Return one group of parameters, or two where weights decay and others do not; the first is never empty."""
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in modules:
+        names = set(decayed(module)) if decay else set()
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                (decaying if name in names else others).append(parameter)
+    groups = [
+        {"params": decaying, "lr": rate, "weight_decay": decay},
+        {"params": others, "lr": rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _completed(optimizer: torch.optim.Optimizer, policy: Policy, critic: Critic) -> torch.optim.Optimizer:
+    """Return the given optimizer, which must train the policy.
+
+    The critic's weights that it lacks join its last group of parameters: a schedule may count the groups already.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in policy.trainable().items() if id(p) not in held]
+    if missing:
+        raise UsageError(
+            f"the given optimizer lacks {len(missing)} of the policy's trained weights, such as {missing[0]}",
+            "Make it from the model that is trained; with peft_config pass the PeftModel itself instead.",
+        )
+    optimizer.param_groups[-1]["params"] += [p for p in critic.parameters() if id(p) not in held]
+    return optimizer
+
+
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids", "input_ids", "attention_mask")
+
+
+class ClassifierReward:
+    """A sequence classifier with one output that shares the policy's tokenizer, read at a reply's last token."""
+
+    def __init__(self, model: Any, policy: Policy, chunk: int) -> None:
+        self.name, self.chunk = type(unwrapped(model)).__name__, chunk
+        refuse_shared("reward_model", model, trained(policy.model), "Pass a copy of it.")
+        self.classifier = Classifier("reward_model", model, policy)
+
+    @torch.no_grad()
+    def score_rollout(self, rollout: Rollout) -> Tensor:
+        """Return the score at the last token of each reply, its stop token included, [B]."""
+        scores = torch.zeros(len(rollout.replies), device=rollout.ids.device)
+        for rows in rollout.groups(self.chunk):
+            cut = rollout.cut(rows)
+            last = cut.attention.shape[1] - 1 - cut.attention.flip(-1).argmax(-1)
+            values = self.classifier.values(cut.ids, cut.attention)
+            scores[rows] = values[torch.arange(len(rows), device=last.device), last].float()
+        return checked(self.name, scores.tolist(), len(rollout.replies))
+
+
+class FunctionReward:
+    """A Python function of texts.
+
+    Two forms, told apart by the names of the parameters:
+    ``f(prompts=…, completions=…, **columns) -> list of floats``, as TRL's GRPOTrainer calls it: any of ``prompts``,
+    ``completions``, ``completion_ids``, ``trainer_state`` and the data set's columns that it names, or all with
+    ``**kwargs``; for conversations, prompts and completions are lists of messages. Or ``f(prompts, replies)``, as
+    this package calls it, two lists of texts in these places.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[float]]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.trainer_state: Any = None
+        self.names = _named(function, self.name)
+        self.roles = None if self.names is not None else named_roles(function, self.name)
+
+    def score_rollout(self, rollout: Rollout) -> Tensor:
+        """Call the function and check what it returns, [B]."""
+        return called(
+            self.name,
+            lambda: self._call(rollout),
+            len(rollout.replies),
+            "Mend it, then train(resume_from_checkpoint=True) goes on from the last checkpoint.",
+        )
+
+    def _call(self, rollout: Rollout) -> Sequence[float]:
+        prompts, replies = [str(prompt) for prompt in rollout.prompts], list(rollout.replies)
+        if self.roles is not None:
+            texts = {"prompts": prompts, "replies": replies}
+            return self.function(**{name: texts[role] for name, role in self.roles.items()})
+        if self.names is None:
+            return self.function(prompts, replies)
+        given = _arguments(rollout) | {"trainer_state": self.trainer_state}
+        wanted = given if "**" in self.names else {name: given[name] for name in self.names if name in given}
+        return self.function(**wanted)
+
+
+def make_reward(model: Any, policy: Policy, chunk: int) -> Reward:
+    """Return the reward that ``model`` stands for: a classifier, a function, a reward of ours, or the name of one."""
+    if isinstance(model, nn.Module):
+        return cast(Reward, ClassifierReward(model, policy, chunk))
+    if isinstance(model, str):
+        return load_reward(model, policy.device, apart=policy.tokenizer.chat_template is not None)
+    if hasattr(model, "score") or hasattr(model, "score_rollout"):
+        return cast(Reward, model)
+    if callable(model):
+        return cast(Reward, FunctionReward(model))
+    raise UsageError(
+        f"reward_model is a {type(model).__name__}",
+        "Pass one sequence classifier, loaded, one function (prompts, completions) -> floats, or a name of "
+        "`safebench rewards`.",
+    )
+
+
+def _arguments(rollout: Rollout) -> dict[str, Any]:
+    prompts, replies = rollout.prompts, rollout.replies
+    rows = [prompt.row if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    talks = [prompt.messages if isinstance(prompt, Prompt) else None for prompt in prompts]
+    ids = [row[kept].tolist() for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in _NOT_COLUMNS}
+    if all(talk is not None for talk in talks):
+        completions: list[Any] = [[{"role": "assistant", "content": reply}] for reply in replies]
+        return {**columns, "prompts": talks, "completions": completions, "completion_ids": ids}
+    return {**columns, "prompts": [str(p) for p in prompts], "completions": list(replies), "completion_ids": ids}
+
+
+def _named(function: Callable[..., Any], name: str) -> tuple[str, ...] | None:
+    """Return the names to call by, ``**`` among them where any goes; None for (prompts, replies) by place."""
+    parameters = list(inspect.signature(function).parameters.values())
+    names = tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return (*names, "**")
+    if "completions" in names:
+        return names
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in places if p.default is p.empty]
+    if (len(places) >= 2 and len(needed) <= 2) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    raise UsageError(
+        f"the reward function {name} takes ({', '.join(names)})",
+        "Write f(prompts, replies), or f(completions, **kwargs) as for TRL's GRPOTrainer.",
+    )
 
 
 @dataclass

@@ -43,8 +43,7 @@ from safebench.training.evaluate import Evaluation, evaluate
 from safebench.trl import logs, saving
 from safebench.trl.config import is_safe
 from safebench.trl.data import Rows, read_prompts
-from safebench.trl.optimizers import decayed
-from safebench.trl.parts import EpisodeState, Parts
+from safebench.trl.parts import EpisodeState, Parts, decayed
 
 _OPTIMIZERS = "pass optimizers=(optimizer, schedule) to the trainer; `optimizer` and `lr_scheduler` are there"
 _LOSS = "a step has no call of its own for it: train() makes all steps, and a callback acts between them"

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from safebench.analysis.frontier import expected_best
-from safebench.analysis.reward_check import KINDS, order, within_prompts
+from safebench.analysis.rescored import KINDS, order, within_prompts
 from safebench.analysis.statistics import Estimate
 from safebench.models.audits import Auditor
 from safebench.models.rewards import Reward

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safebench.analysis.reward_check import KINDS
+from safebench.analysis.rescored import KINDS
 
 _TOLD = {
     **KINDS,

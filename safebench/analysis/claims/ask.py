@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from safebench.analysis import fairness
-from safebench.analysis.claims.declared import CLAIMS, MATCHED_TO
-from safebench.analysis.claims.questions import unlike
+from safebench.analysis.claims.questions import CLAIMS, MATCHED_TO, unlike
 from safebench.analysis.claims.verdicts import Case, Claim, Entry, Finding, Ledger, broken, enough
 from safebench.analysis.compare import at_matched_kl
 from safebench.analysis.runs import Run
