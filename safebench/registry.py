@@ -379,10 +379,14 @@ def _hub(
     return Entry(name, description, "hub", hub_id, licence, gated, architecture or {}, remote_code)
 
 
-ARMS: tuple[Entry, ...] = (
+ALGORITHMS: tuple[Entry, ...] = (
     Entry("ppo", "PPO as TRL has it: KL in the reward, clipped surrogate", target="safebench.algorithms.ppo:PPO"),
     Entry("safe", "SAFE: entropy-gated KL penalty, PID threshold", target="safebench.algorithms.safe:SAFE"),
-    Entry("ppo-official", "PPO as SAFE's release has it: KL as a loss term", target="safebench.algorithms.ppo:PPO"),
+    Entry(
+        "ppo-official",
+        "PPO as SAFE's release has it: KL as a loss term",
+        target="safebench.algorithms.safe_released:ReleasedPPO",
+    ),
     Entry(
         "safe-official",
         "SAFE as released: its penalty is a plain number",
@@ -465,7 +469,7 @@ TRACKERS: tuple[Entry, ...] = (
 )
 
 _LISTS: dict[Group, tuple[Entry, ...]] = {
-    "arms": ARMS,
+    "arms": ALGORITHMS,
     "models": MODELS,
     "rewards": REWARDS,
     "prompts": PROMPTS,

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safebench.algorithms.base import Algorithm, Measurement
+from safebench.algorithms.base import Algorithm, Experience, Measurement, ScoredBatch
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe import SAFE
 from safebench.config import schema as s
+from safebench.models.critic import Critic
 from safebench.models.policy import Policy
-from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
-from safebench.training.measure import Experience, compute_advantages, measure
+from safebench.training.measure import measure
 from safebench.training.update import UpdateMetrics, Updater
 from tests.tiny import PROMPTS, tiny_policy, tiny_rollout, tiny_settings
 
 SCORES = [1.0, -0.5, 0.3, 0.0, 2.0, -1.0, 0.7, 0.1]
-ARMS: dict[str, type[PPO]] = {"ppo": PPO, "safe": SAFE}
+ALGORITHMS: dict[str, type[PPO]] = {"ppo": PPO, "safe": SAFE}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Learner:
     settings: s.Settings
     policy: Policy
     critic: Critic
-    arm: Algorithm
+    algorithm: Algorithm
     updater: Updater
 
     def experience(self, scores: Sequence[float] = SCORES) -> Experience:
@@ -41,9 +41,9 @@ class Learner:
         temperature = self.settings.rollout.temperature
         measured = measure(self.policy, rollout, temperature, self.settings.update.microbatch)
         kl, entropy = (float(x[rollout.mask].mean()) for x in (measured.kl, measured.entropy))
-        self.arm.control(Measurement(kl, entropy, sum(scores) / len(scores)))
-        processes = self.updater.processes
-        return compute_advantages(self.settings, self.critic, rollout, measured, torch.tensor(scores), processes.add)
+        self.algorithm.control(Measurement(kl, entropy, sum(scores) / len(scores)))
+        batch = ScoredBatch(self.policy, self.critic, rollout, measured, torch.tensor(scores))
+        return self.algorithm.advantages(dataclasses.replace(batch, add=self.updater.processes.add))
 
     def run(self, experience: Experience, step: int = 1, *, gradient_norms: bool = False) -> UpdateMetrics:
         """Do the updates of one step."""
@@ -76,11 +76,11 @@ def learner(
         for module in (critic.online, critic.target, critic.body):
             if module is not None:
                 module.double()
-    arm = ARMS[settings.arm](settings)
-    updater = Updater(settings, policy, critic, arm, Processes(settings.compute))
+    algorithm = ALGORITHMS[settings.arm](settings)
+    updater = Updater(settings, policy, critic, algorithm, Processes(settings.compute))
     groups = [{"params": group["params"], "lr": group["lr"]} for group in updater.optimizer.param_groups]
     updater.optimizer = optimizer(groups, weight_decay=settings.update.weight_decay)  # type: ignore[call-arg]
-    return Learner(settings, policy, critic, arm, updater)
+    return Learner(settings, policy, critic, algorithm, updater)
 
 
 SAFE_LIKE: dict[str, Any] = {

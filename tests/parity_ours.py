@@ -10,15 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from safebench.algorithms.base import Experience, Measured
 from safebench.config import schema as s
 from safebench.models.assemble import World
+from safebench.models.critic import Critic
 from safebench.models.generation import Rollout
 from safebench.models.policy import Policy, frozen_copy
 from safebench.models.prompts import Prompts
-from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop
-from safebench.training.measure import Experience, Measured
 from safebench.training.update import Updater
 from tests.parity_trl import (
     CLIP,
@@ -95,7 +95,7 @@ class Following(Loop):
             Processes(settings.compute),
             critic=critic,
         )
-        self.updater = FollowingUpdater(settings, policy, critic, self.arm, self.processes)
+        self.updater = FollowingUpdater(settings, policy, critic, self.algorithm, self.processes)
         self.updater.record = self.record = record
         self._seen: Experience | None = None
 
@@ -112,8 +112,8 @@ class Following(Loop):
     def _sample(self) -> Rollout:
         return rollout(self._update)
 
-    def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
-        self._seen = super()._appraise(rollout, measured, rewards)
+    def _advantages(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
+        self._seen = super()._advantages(rollout, measured, rewards)
         return self._seen
 
     def follow(self) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def present(heads: int = 1, **extra: Tensor | None) -> ForwardOutput:
 
 
 def test_ppos_terms_by_hand() -> None:
-    terms = PPO(tiny_settings(loss={"value_coefficient": 0.1})).terms(past(), present())
+    terms = PPO(tiny_settings(loss={"value_coefficient": 0.1})).loss(past(), present()).terms
     # Policy: -(1.2 * 1 + 1 * -1 + 0.5 * 2) / 3 tokens.
     assert list(terms) == ["policy", "value"]
     assert float(terms["policy"]) == pytest.approx(-1.2 / 3, rel=1e-14)
@@ -56,10 +57,21 @@ def test_ppos_terms_by_hand() -> None:
     assert float(terms["value"]) == pytest.approx(expected, rel=1e-14)
 
 
+def test_what_describes_the_update_by_hand() -> None:
+    """Ratios 1.5, 1 and 0.5 with gains 1, -1 and 2: the first is cut; of the five values one is."""
+    found = PPO(tiny_settings()).loss(past(), present())
+    assert (set(found.per_token), set(found.per_value)) == (set(PPO.token_columns), set(PPO.value_columns))
+    assert found.per_token["update/clip_fraction"] == 1.0
+    assert found.per_token["update/ratio_mean"] == pytest.approx(3.0, rel=1e-14)
+    assert found.per_token["update/approx_kl"] == pytest.approx((math.log(1.5) ** 2 + math.log(2) ** 2) / 2, rel=1e-14)
+    assert found.per_value["update/value_clip_fraction"] == 1.0
+
+
 def test_terms_of_parts_add_up() -> None:
     """The counts are the whole mini-batch's: a micro-batch or a process contributes its share."""
     arm = PPO(tiny_settings())
-    whole, part = arm.terms(past(), present()), arm.terms(past(tokens=6.0, positions=10.0), present())
+    whole = arm.loss(past(), present()).terms
+    part = arm.loss(past(tokens=6.0, positions=10.0), present()).terms
     for name in arm.names:
         assert float(part[name]) == pytest.approx(float(whole[name]) / 2, rel=1e-14)
 
@@ -71,7 +83,7 @@ def test_safes_terms_by_hand() -> None:
     arm.control(Measurement(0.8, 1.9, 0.0))
     kl = doubles([[0.3, 0.6, 50.0], [0.9, 50.0, 50.0]]).requires_grad_()
     entropy = doubles([[1.0, 2.0, 50.0], [3.0, 50.0, 50.0]])
-    terms = arm.terms(past(heads=2), present(heads=2, kl=kl, entropy=entropy))
+    terms = arm.loss(past(heads=2), present(heads=2, kl=kl, entropy=entropy)).terms
     assert float(terms["policy"]) == pytest.approx(-1.2 / 3, rel=1e-14)
     # Entropy: -0.01 times the mean of 1, 2, 3.
     assert float(terms["entropy"]) == pytest.approx(-0.02, rel=1e-14)
@@ -95,7 +107,8 @@ def test_the_penaltys_value_is_split_by_tokens() -> None:
         then = past(heads=1)
         piece = MiniBatch(*(x[row] if isinstance(x, Tensor) else x for x in vars(then).values()))
         now = present(kl=kl)
-        shares.append(arm.terms(piece, ForwardOutput(now.log_probs[row], None, kl[row], now.heads[row]))["penalty"])
+        found = arm.loss(piece, ForwardOutput(now.log_probs[row], None, kl[row], now.heads[row]))
+        shares.append(found.terms["penalty"])
     assert [float(share) for share in shares] == pytest.approx([0.01225 * 2 / 3, 0.01225 / 3], rel=1e-14)
 
 

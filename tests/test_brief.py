@@ -75,8 +75,8 @@ def test_a_run_packed_is_what_its_summary_says(root: Path) -> None:
     )
     assert line.values == {key: summary.values[key] for key in FIGURES}
     assert line.crashes == {kind: summary.count(kind) for kind in CRASH_KINDS} and line.crashed()
-    assert line.settings == overview.digest(overview.departures(config.resolve("ppo@stress-lr3", overrides=["seed=5"])))
-    assert line.settings != overview.digest(overview.departures(config.resolve("ppo")))
+    assert line.settings == config.digest(config.departures(config.resolve("ppo@stress-lr3", overrides=["seed=5"])))
+    assert line.settings != config.digest(config.departures(config.resolve("ppo")))
     assert (line.status, line.steps, line.paired, line.code) == ("finished", STEPS, True, "012345678")
 
 

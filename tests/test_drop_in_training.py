@@ -232,13 +232,13 @@ def test_the_keys_mean_what_trl_means(estimator: Any, tmp_path: Path) -> None:
     }
     made = trainer(tmp_path, model=adapted(), ref_model=policy_model(), config=config)
     caught: dict[str, Any] = {}
-    appraise = made._loop._appraise
+    appraise = made._loop._advantages
 
     def spy(rollout: Any, measured: Any, rewards: Any) -> Any:
         caught.update(rollout=rollout, measured=measured, rewards=rewards)
         return appraise(rollout, measured, rewards)
 
-    made._loop._appraise = spy  # type: ignore[method-assign]
+    made._loop._advantages = spy  # type: ignore[method-assign]
     made.train()
     (entry,) = entries(made)
     rollout, measured = caught["rollout"], caught["measured"]
@@ -253,9 +253,9 @@ def test_the_keys_mean_what_trl_means(estimator: Any, tmp_path: Path) -> None:
     assert entry["loss/value_avg"] == pytest.approx(entry["loss/value"] / 0.5)
     assert entry["loss/policy_avg"] == entry["loss/policy"]
     assert entry["val/num_eos_tokens"] == int((rollout.tokens[rollout.mask] == 1).sum())
-    assert entry["val/ratio"] == pytest.approx(torch.tensor(made._loop.arm.ratios).mean().item(), rel=1e-2)  # type: ignore[attr-defined]
-    assert len(made._loop.arm.ratios) == 4  # type: ignore[attr-defined]
-    assert entry["val/ratio_var"] == pytest.approx(float(torch.tensor(made._loop.arm.ratios).var()), rel=1e-4)  # type: ignore[attr-defined]
+    assert entry["val/ratio"] == pytest.approx(torch.tensor(made._loop.algorithm.ratios).mean().item(), rel=1e-2)  # type: ignore[attr-defined]
+    assert len(made._loop.algorithm.ratios) == 4  # type: ignore[attr-defined]
+    assert entry["val/ratio_var"] == pytest.approx(float(torch.tensor(made._loop.algorithm.ratios).var()), rel=1e-4)  # type: ignore[attr-defined]
     assert 0 < entry["policy/clipfrac_avg"] <= 1
     assert (entry["lr"], entry["episode"]) == (1e-2, BATCH)
 
@@ -555,7 +555,7 @@ def test_accumulation_and_minibatches_go_together(tmp_path: Path) -> None:
     made = trainer(tmp_path, config=config)
     start = weights(made.model)
     made.train()
-    assert len(made._loop.arm.ratios) == 2 * 2  # type: ignore[attr-defined]
+    assert len(made._loop.algorithm.ratios) == 2 * 2  # type: ignore[attr-defined]
     assert entries(made)[-1]["episodes"] == 16
     whole = trainer(tmp_path, config={**config, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1})
     whole.train()

@@ -40,7 +40,7 @@ def test_paper_adapter_is_what_peft_makes() -> None:
 
 def test_adapter_and_critic_counts_are_those_of_the_real_parts() -> None:
     pytest.importorskip("torch")
-    from safebench.training.critic import Critic
+    from safebench.models.critic import Critic
     from tests.tiny import tiny_policy
 
     policy = tiny_policy()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from safebench.algorithms.base import Experience
 from safebench.rl.value_heads import soft_min
-from safebench.training.measure import Experience, scatter_to_mask
+from safebench.training.measure import scatter_to_mask
 from tests.learner import SCORES, Learner, make, nudge
 
 DOUBLE = torch.float64

@@ -14,7 +14,7 @@ from safebench.analysis.runs import Run
 from tests.claims_runs import with_settings
 from tests.synthetic import healthy, write_run
 
-NEWER = ("critic.reads", "update.preview", "prompts.max_tokens", "model.lora.dropout", "evaluation.prompts")
+NEWER = ("critic.init", "update.preview", "prompts.max_tokens", "model.lora.dropout", "evaluation.prompts")
 
 
 def before(run: Run) -> Run:

@@ -102,7 +102,7 @@ def test_the_kept_runs_are_of_the_plan_each_once() -> None:
 def test_every_kept_run_is_of_the_experiment_as_it_now_stands() -> None:
     for run in overview.read_packed(GRID / "runs.csv"):
         asked = config.resolve(run.experiment, overrides=["compute.replicate=1"] if run.arm == REPLICATE else [])
-        now = overview.digest(overview.departures(asked))
+        now = config.digest(config.departures(asked))
         assert run.settings == now, f"{run.arm} is another experiment now"
         assert run.overrides == ("compute.replicate=1" if run.arm == REPLICATE else "")
 

@@ -42,7 +42,6 @@ def test_the_pass_that_was_measured_serves_the_first_update_to_the_bit() -> None
         ({"update": {"microbatch": 4}}, {}, False),
         ({"update": {"minibatches": 2}}, {}, False),
         ({}, {"dropout": 0.1}, False),
-        ({"critic": {"reads": "last"}}, {}, False),
     ],
 )
 def test_only_one_pass_over_the_whole_batch_is_kept(

@@ -137,7 +137,7 @@ def test_the_gradient_is_the_slope_times_that_of_the_kl() -> None:
         loss=only,
         penalty={**ALONE, "base_threshold": 0.2, "momentum": {"coefficient": 50.0, "window": 2}},
     )
-    one.arm.control(Measurement(0.05, 3.0, 0.0))
+    one.algorithm.control(Measurement(0.05, 3.0, 0.0))
     experience = without_advantage(one.experience())
     before = one.kl(experience)
     weights = one.policy_weights()

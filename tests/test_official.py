@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from safebench import config
-from safebench.algorithms.base import ForwardOutput, MiniBatch
-from safebench.algorithms.ppo import PPO
-from safebench.algorithms.safe_released import ReleasedSAFE
+from safebench.algorithms.base import Experience, ForwardOutput, MiniBatch
+from safebench.algorithms.safe_released import ReleasedPPO, ReleasedSAFE
 from safebench.config import schema as s
+from safebench.config import yaml_text
 from safebench.config.schema import Penalty
-from safebench.errors import UsageError
+from safebench.errors import BadResource, UsageError
 from safebench.models import seeding
 from safebench.models.policy import Policy
 from safebench.rl.losses import value_loss
 from safebench.rl.value_heads import ValueHeads, soft_min
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop
-from safebench.training.measure import Experience, measure
+from safebench.training.measure import measure
 from tests.learner import without_advantage
 from tests.tiny import PAD, STOPS, share_of_a, tiny_policy, tiny_rollout, tiny_world
 
@@ -62,7 +63,7 @@ def experience(loop: Loop) -> Experience:
     loop.step_number += 1
     rollout = loop._sample()
     rewards = loop._score(rollout)
-    return loop._appraise(rollout, measure(loop.world.policy, rollout, 1.0), rewards)
+    return loop._advantages(rollout, measure(loop.world.policy, rollout, 1.0), rewards)
 
 
 def weights(loop: Loop) -> Tensor:
@@ -105,7 +106,7 @@ def test_the_other_terms_do_have_gradients() -> None:
 
 
 def test_the_baselines_kl_is_a_loss_term_whose_expected_gradient_is_zero_on_policy() -> None:
-    arm = PPO(config.resolve("ppo-official"))
+    arm = ReleasedPPO(config.resolve("ppo-official"))
     assert arm.names == ("policy", "value", "kl")
     logits = torch.tensor([0.3, -1.0, 2.0, 0.1], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([1.0, 0.5, -2.0, 0.1], dtype=torch.float64).log_softmax(-1)
@@ -118,7 +119,7 @@ def test_the_baselines_kl_is_a_loss_term_whose_expected_gradient_is_zero_on_poli
         then = MiniBatch(
             one, now.detach(), reference[token].reshape(1, 1), zero, zero, zero[..., None], one, 1.0, 1.0, 1.0
         )
-        term = arm.terms(then, ForwardOutput(now, None, None, zero[..., None]))["kl"]
+        term = arm.loss(then, ForwardOutput(now, None, None, zero[..., None])).terms["kl"]
         value += float(p * term.detach())
         expected += p * torch.autograd.grad(term, logits, retain_graph=True)[0]
     exact = (log_p.exp() * (log_p - reference)).sum()
@@ -140,7 +141,7 @@ def test_the_baselines_kl_term_is_the_mean_over_reply_tokens() -> None:
 def test_the_controller_advances_twice_per_batch_with_the_same_raw_reward() -> None:
     loop = released(penalty=TIGHT, **PLAIN)
     loop.sigma0 = 7.0
-    arm = loop.arm
+    arm = loop.algorithm
     assert isinstance(arm, ReleasedSAFE)
     asked: list[float] = []
     control = arm.control_update
@@ -218,10 +219,12 @@ def test_the_soft_minimum_itself_learns_the_return_and_its_pessimism_goes() -> N
     returns = torch.tensor([[0.5]])
     left = {}
     for regress in ("softmin", "heads"):
-        arm = PPO(released(loss={"regress": regress, "value_clip": None}, penalty=None, arm="ppo-official").settings)
+        arm = ReleasedPPO(
+            released(loss={"regress": regress, "value_clip": None}, penalty=None, arm="ppo-official").settings
+        )
         heads = torch.tensor([[[0.0, 1.0]]], requires_grad=True)
         for _ in range(2000):
-            loss = value_loss(arm._values(heads), arm._values(heads.detach()), returns[..., None], clip=None, huber=0.5)
+            loss = value_loss(arm.values(heads), arm.values(heads.detach()), returns[..., None], clip=None, huber=0.5)
             heads.data -= 0.1 * torch.autograd.grad(loss.mean(-1).sum(), heads)[0]
         left[regress] = heads.detach()
     assert float(soft_min(left["softmin"], 0.3)) == pytest.approx(0.5, abs=1e-4)
@@ -235,7 +238,7 @@ def test_the_value_loss_by_hand() -> None:
     one = torch.ones(1, 1, dtype=torch.bool)
     zero, heads = torch.zeros(1, 1), torch.ones(1, 1, 2, dtype=torch.bfloat16)
     past = MiniBatch(one, zero, zero, zero, torch.full((1, 1), 2.0), 0 * heads, one, 1.0, 1.0, 1.0)
-    terms = ReleasedSAFE(settings).terms(past, ForwardOutput(zero, zero, None, heads))
+    terms = ReleasedSAFE(settings).loss(past, ForwardOutput(zero, zero, None, heads)).terms
     clipped = float(torch.tensor(0.2, dtype=torch.bfloat16))
     assert terms["value"].dtype == torch.float32
     assert float(terms["value"]) == pytest.approx(0.5 * (0.375 + 0.5 * (2 - clipped - 0.25)) / 2, rel=1e-6)
@@ -314,8 +317,8 @@ def test_where_the_end_token_is_the_pad_token_updates_do_not_see_it() -> None:
     policy.tokenizer.pad_token = policy.tokenizer.convert_ids_to_tokens(int(usual.tokens[ended][usual.mask[ended]][-1]))
     loop = released(policy=policy, update={"epochs": 1}, **PLAIN)
     asked: list[float] = []
-    control = loop.arm.control_update
-    loop.arm.control_update = lambda kl: (asked.append(kl), control(kl))[1]  # type: ignore[method-assign]
+    control = loop.algorithm.control_update
+    loop.algorithm.control_update = lambda kl: (asked.append(kl), control(kl))[1]  # type: ignore[method-assign]
     found = experience(loop)
     kept = found.rollout.mask
     assert int(kept.sum()) < int(usual.mask.sum())
@@ -416,7 +419,7 @@ def test_dropout_draws_from_the_seed_and_the_step_alone() -> None:
     for loop, step in ((later, 3), (elsewhere, 2)):
         loop.restore(one.state())
         loop.step_number = step
-        values = loop._appraise(found.rollout, found.measured, torch.zeros(8)).values
+        values = loop._advantages(found.rollout, found.measured, torch.zeros(8)).values
         assert not torch.equal(values, found.values)
 
 
@@ -507,7 +510,6 @@ def test_the_baseline_differs_from_safe_in_everything_at_once() -> None:
         "loss.value_combine": ["mean", "max"],
         "loss.regress": ["softmin", "heads"],
         "loss.entropy_coefficient": [0.01, 0.0],
-        "loss.entropy_over": ["all", "reply"],
         "loss.kl_coefficient": [0.0, 0.05],
     }
     paper = config.resolve("ppo-official", preset="paper")
@@ -528,8 +530,21 @@ def test_the_released_safe_needs_its_controller() -> None:
         released(penalty=form)
 
 
-def test_padding_counts_only_where_the_last_position_is_read() -> None:
-    with pytest.raises(UsageError, match=r"critic\.reads: last"):
-        config.resolve("safe", overrides=["loss.entropy_over=all"])
-    with pytest.raises(UsageError, match=r"critic\.reads: token"):
-        config.resolve("ppo-official", overrides=["advantage.whiten_rewards=true"])
+def test_there_are_no_token_rewards_to_whiten() -> None:
+    with pytest.raises(UsageError, match="ppo-official has one reward per sequence"):
+        released("ppo-official", advantage={"whiten_rewards": True})
+
+
+@pytest.mark.parametrize("name", ["ppo", "safe", "ppo-official", "safe-official"])
+def test_files_of_before_the_release_had_a_module_of_its_own_are_read(name: str, tmp_path: Path) -> None:
+    """``critic.reads`` and ``loss.entropy_over`` were settings of every algorithm: what they said is known."""
+    settings = config.resolve(name)
+    older = settings.model_dump(mode="json")
+    older["critic"]["reads"] = "last" if name.endswith("official") else "token"
+    older["loss"]["entropy_over"] = "all" if name == "safe-official" else "reply"
+    (tmp_path / "config.yaml").write_text(yaml_text.write(older), encoding="utf-8")
+    assert config.load(tmp_path / "config.yaml") == settings
+    older["critic"]["reads"] = "token" if name.endswith("official") else "last"
+    (tmp_path / "config.yaml").write_text(yaml_text.write(older), encoding="utf-8")
+    with pytest.raises(BadResource, match=r"does not know critic\.reads"):
+        config.load(tmp_path / "config.yaml")

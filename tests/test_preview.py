@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safebench import config
+from safebench.algorithms.base import Experience
 from safebench.models.policy import Policy
 from safebench.training.distributed import Processes
 from safebench.training.kl_line_search import KLLineSearch, Plain, StepResult, backtrack
 from safebench.training.loop import Loop
-from safebench.training.measure import Experience, measure
+from safebench.training.measure import measure
 from tests.learner import SAFE_LIKE, Learner, make
 from tests.tiny import tiny_policy, tiny_settings, tiny_world
 

@@ -57,7 +57,7 @@ def test_the_kept_runs_are_nine_of_ppo_as_it_stands_and_differ_in_the_proxy_alon
     assert len(runs.find(KEPT)) == 9
     for proxy, found in groups.items():
         asked = config.resolve("ppo", overrides=[f"reward.name=embedded-{proxy}"])
-        now = overview.digest(overview.departures(asked))
+        now = config.digest(config.departures(asked))
         assert {overview.pack(run).settings for run in found} == {now}, "make proxies: ppo is another experiment now"
 
 

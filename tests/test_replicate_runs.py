@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from safebench.algorithms.base import ScoredBatch
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop
-from safebench.training.measure import compute_advantages, measure
+from safebench.training.measure import measure
 from tests.learner import ONE, SCORES, Learner, make
 from tests.tiny import tiny_policy, tiny_settings, tiny_world
 
@@ -24,10 +25,8 @@ def first_update(replicate: int, microbatch: int | None, arm: str = "ppo") -> tu
     rollout = dataclasses.replace(experience.rollout, replicate=replicate)
     keep = one.updater.takes_whole_batch()
     measured = measure(one.policy, rollout, 1.0, microbatch, keep_graph=keep)
-    add = one.updater.processes.add
-    return one, one.run(
-        compute_advantages(one.settings, one.critic, rollout, measured, torch.tensor(SCORES), add)
-    ).means()
+    batch = ScoredBatch(one.policy, one.critic, rollout, measured, torch.tensor(SCORES))
+    return one, one.run(one.algorithm.advantages(batch)).means()
 
 
 @pytest.mark.parametrize("arm", ["ppo", "safe"])

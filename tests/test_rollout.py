@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from safebench.models.critic import reply_states
 from safebench.models.generation import Rollout, _draw, encode, sample
 from safebench.models.policy import Policy
-from safebench.training.critic import reply_states
 from safebench.training.measure import measure
 from tests.tiny import CPU, END, PAD, PROMPTS, STOPS, VOCABULARY, draws, encoded, tiny_policy, tiny_rollout
 

@@ -55,7 +55,7 @@ def test_the_penalty_steers() -> None:
 
     def weights(**penalty: Any) -> tuple[torch.Tensor, float]:
         one = make("safe", policy={"dtype": DOUBLE}, penalty=penalty)
-        return (one.run(one.experience()), one.policy_weights())[1], one.arm.signal.threshold  # type: ignore[attr-defined]
+        return (one.run(one.experience()), one.policy_weights())[1], one.algorithm.signal.threshold  # type: ignore[attr-defined]
 
     none, _ = weights(coefficient=0.0)
     strong, _ = weights(coefficient=1000.0)
@@ -81,7 +81,7 @@ def test_the_penaltys_gradient_is_twice_the_gated_excess_times_that_of_the_kl() 
         total = total + (p.exp() * (p - r)).sum()
     slopes = torch.autograd.grad(total / rollout.mask.sum(), one.updater.policy_parameters)
     tally = one.run(experience, gradient_norms=True)
-    signal = one.arm.signal  # type: ignore[attr-defined]
+    signal = one.algorithm.signal  # type: ignore[attr-defined]
     excess = signal.kl_short - signal.threshold
     assert excess > 0
     assert tally.means()["loss/penalty"] == pytest.approx(signal.gate * 0.1 * excess**2, rel=1e-12)

@@ -73,7 +73,7 @@ def test_microbatches_add_up_to_the_minibatch(arm: str, microbatch: int) -> None
     assert float(difference.norm()) <= 1e-10 * float(whole.gradients().norm())
     assert tally.means() == pytest.approx(expected.means(), rel=1e-10)
     assert tally.gradients == pytest.approx(expected.gradients, rel=1e-6)
-    assert set(expected.gradients) == {f"grad/{name}" for name in whole.arm.names}
+    assert set(expected.gradients) == {f"grad/{name}" for name in whole.algorithm.names}
     assert all(value > 0 for value in expected.gradients.values())
 
 
@@ -144,8 +144,8 @@ def test_measuring_the_terms_gradients_changes_nothing() -> None:
 def test_the_total_is_the_sum_of_the_terms() -> None:
     one = make("safe", policy={"dtype": DOUBLE})
     means = one.run(one.experience()).means()
-    assert means["loss/total"] == pytest.approx(sum(means[f"loss/{name}"] for name in one.arm.names), rel=1e-12)
-    assert one.arm.names == ("policy", "value", "entropy", "penalty")
+    assert means["loss/total"] == pytest.approx(sum(means[f"loss/{name}"] for name in one.algorithm.names), rel=1e-12)
+    assert one.algorithm.names == ("policy", "value", "entropy", "penalty")
 
 
 # When a number stops being finite

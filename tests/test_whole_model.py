@@ -19,13 +19,13 @@ from safebench.config.schema import Critic as CriticSettings
 from safebench.config.schema import Model
 from safebench.errors import Interrupted
 from safebench.models.assemble import adapt
+from safebench.models.critic import Critic
 from safebench.models.generation import Rollout
 from safebench.models.policy import Policy, frozen_copy
 from safebench.models.prompts import Prompts
 from safebench.models.rewards import FunctionReward
 from safebench.scoring import talk
 from safebench.training import run
-from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
 from safebench.training.loop import Loop
 from safebench.training.measure import measure

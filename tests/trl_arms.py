@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from safebench import registry
+from safebench.algorithms.base import Measured
 from safebench.baselines import trl_ppo, wrapped
 from safebench.config import schema as s
 from safebench.models.assemble import World, adapt
+from safebench.models.critic import reply_states
 from safebench.models.generation import Rollout
 from safebench.models.policy import Policy
 from safebench.recording.jsonl import Sample
 from safebench.rl.kl import token_statistics
-from safebench.training.critic import reply_states
 from safebench.training.distributed import Processes
 from safebench.training.loop import Row
-from safebench.training.measure import Measured, scatter_to_mask
+from safebench.training.measure import scatter_to_mask
 from tests.tiny import CPU, tiny_policy, tiny_settings, tiny_world
 
 END = "n"

@@ -1,38 +1,42 @@
-"""The arms: what is an arm's own is its controller and its loss as named terms."""
+"""PPO (Schulman et al. 2017, arXiv 1707.06347) on the shared loop; other algorithms replace parts of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from safebench.algorithms.base import Columns, ForwardOutput, Measurement, MiniBatch, Terms
+from safebench.algorithms.base import Columns, Experience, ForwardOutput, Loss, Measurement, MiniBatch, ScoredBatch
 from safebench.config import schema as s
 from safebench.errors import UsageError
+from safebench.rl.advantages import gae, token_rewards, value_mask, whiten
 from safebench.rl.kl import sampled_kl
-from safebench.rl.losses import clipped_surrogate, value_loss
+from safebench.rl.losses import clip_fraction, clipped_surrogate, value_clip_fraction, value_loss
 from safebench.rl.value_heads import soft_min
 
 
 class PPO:
-    """PPO (Schulman et al. 2017): clipped surrogate and value loss; its KL control is in the reward."""
+    """Clipped surrogate and value loss; the KL control is in the reward."""
 
     names: tuple[str, ...] = ("policy", "value")
+    token_columns: tuple[str, ...] = ("update/clip_fraction", "update/approx_kl", "update/ratio_mean")
+    value_columns: tuple[str, ...] = ("update/value_clip_fraction",)
     needs_kl = False
+    reads: Literal["token", "last"] = "token"
+    over_padding = False
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is not None and type(self) is PPO:
             raise UsageError(f"the arm {settings.arm} has no KL penalty", "Remove `penalty`, or use the arm safe.")
-        self.loss = settings.loss
-        self.softmin_alpha = settings.critic.softmin_alpha
+        self.settings = settings
         self.needs_entropy = settings.loss.entropy_coefficient > 0
         if self.needs_entropy:
             self.names = (*self.names, "entropy")
         if settings.loss.kl_coefficient:
             self.names = (*self.names, "kl")
 
-    def control(self, measurement: Measurement) -> dict[str, float | str]:
+    def control(self, measurement: Measurement) -> Columns:
         """PPO has no controller."""
         return {}
 
@@ -40,38 +44,83 @@ class PPO:
         """PPO has no controller."""
         return {}, {}
 
-    def terms(self, past: MiniBatch, present: ForwardOutput) -> Terms:
+    @torch.no_grad()
+    def advantages(self, batch: ScoredBatch) -> Experience:
+        """Turn the scores [B] into token rewards, advantages by generalised estimation, and returns, all [B, R]."""
+        settings, critic, rollout, measured = self.settings.advantage, batch.critic, batch.rollout, batch.measured
+        mask, positions = rollout.mask, value_mask(rollout.mask)
+        features = critic.features(measured.states, rollout.ids, rollout.attention)
+        heads = critic.online(features) * positions[..., None]
+        values = torch.where(positions, critic.pessimistic(heads), 0.0)
+        rewards = self.rewards(batch, mask)
+        if settings.whiten_rewards:
+            rewards = whiten(rewards, positions, keep_mean=True, add=batch.add)
+        next_values = critic.next_values(features, values, positions)
+        advantages = gae(rewards, values, next_values, settings.gamma, settings.lam)
+        returns = advantages + values
+        if settings.whiten:
+            advantages = whiten(advantages, mask, add=batch.add)
+        kept = torch.where(mask, advantages, 0.0)
+        return Experience(rollout, measured, heads, values, kept, returns, positions, rewards)
+
+    def rewards(self, batch: ScoredBatch, mask: Tensor) -> Tensor:
+        """Return each token's reward [B, R]: its sampled KL, weighted, taken off; the score on the last token."""
+        reward, measured = self.settings.reward, batch.measured
+        kl = sampled_kl(measured.log_probs, measured.reference_log_probs, reward.kl_estimator)
+        return token_rewards(batch.scores, mask, kl, reward.kl_coefficient)
+
+    def loss(self, past: MiniBatch, present: ForwardOutput) -> Loss:
         """Return policy and value terms, and the entropy bonus and the KL if they have a coefficient."""
-        loss = self.loss
+        loss = self.settings.loss
         ratio = torch.exp(present.log_probs - past.log_probs)
-        surrogate = clipped_surrogate(ratio, past.advantages, loss.clip)
         errors = value_loss(
-            self._values(present.heads),
-            self._values(past.heads),
+            self.values(present.heads),
+            self.values(past.heads),
             past.returns[..., None],
             clip=loss.value_clip,
             huber=loss.value_huber,
             combine=loss.value_combine,
         ).mean(-1)
         terms = {
-            "policy": _share(surrogate, past.mask, past.token_count),
-            "value": loss.value_coefficient * _share(errors, past.positions, past.position_count),
+            "policy": share(self.surrogate(ratio, past.advantages), past.mask, past.token_count),
+            "value": loss.value_coefficient * share(errors, past.positions, past.position_count),
         }
         if present.entropy is not None:
-            terms["entropy"] = -loss.entropy_coefficient * self._mean_entropy(past, present.entropy)
+            terms["entropy"] = -loss.entropy_coefficient * self.mean_entropy(past, present.entropy)
         if loss.kl_coefficient:
             k1 = sampled_kl(present.log_probs, past.reference_log_probs)
-            terms["kl"] = loss.kl_coefficient * _share(k1, past.mask, past.token_count)
-        return terms
+            terms["kl"] = loss.kl_coefficient * share(k1, past.mask, past.token_count)
+        return Loss(terms, *self.describe(past, present))
 
-    def _values(self, heads: Tensor) -> Tensor:
+    def surrogate(self, ratio: Tensor, advantages: Tensor) -> Tensor:
+        """Return each token's policy loss [b, R], of the ratio of new to old probability."""
+        return clipped_surrogate(ratio, advantages, self.settings.loss.clip)
+
+    def values(self, heads: Tensor) -> Tensor:
         """Return what learns the return, [..., 1 or H]."""
-        return soft_min(heads, self.softmin_alpha)[..., None] if self.loss.regress == "softmin" else heads
+        alpha = self.settings.critic.softmin_alpha
+        return soft_min(heads, alpha)[..., None] if self.settings.loss.regress == "softmin" else heads
 
-    def _mean_entropy(self, past: MiniBatch, entropy: Tensor) -> Tensor:
-        if self.loss.entropy_over == "all":
-            return entropy.sum() / past.place_count
-        return _share(entropy, past.mask, past.token_count)
+    def mean_entropy(self, past: MiniBatch, entropy: Tensor) -> Tensor:
+        """Return the micro-batch's share of the mean entropy, nats per token."""
+        return share(entropy, past.mask, past.token_count)
+
+    @torch.no_grad()
+    def describe(self, past: MiniBatch, present: ForwardOutput) -> tuple[dict[str, float], dict[str, float]]:
+        """Return sums over reply tokens and over trained values of what describes the update, by column."""
+        loss = self.settings.loss
+        log_ratio = (present.log_probs - past.log_probs)[past.mask]
+        ratio, advantages = log_ratio.exp(), past.advantages[past.mask]
+        per_token = {
+            "update/clip_fraction": float(clip_fraction(ratio, advantages, loss.clip).sum()),
+            "update/approx_kl": float((log_ratio**2).sum()) / 2,
+            "update/ratio_mean": float(ratio.sum()),
+        }
+        cut = 0.0
+        if loss.value_clip is not None:
+            found = value_clip_fraction(present.heads, past.heads, past.returns[..., None], loss.value_clip).mean(-1)
+            cut = float(found[past.positions].sum())
+        return per_token, {"update/value_clip_fraction": cut}
 
     def dump(self) -> dict[str, Any]:
         """PPO has no state of its own."""
@@ -81,6 +130,6 @@ class PPO:
         """PPO has no state of its own."""
 
 
-def _share(x: Tensor, mask: Tensor, count: float) -> Tensor:
+def share(x: Tensor, mask: Tensor, count: float) -> Tensor:
     """Return the kept entries' part of a mean over ``count`` entries."""
     return torch.where(mask, x, 0.0).sum() / count

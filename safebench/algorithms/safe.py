@@ -1,12 +1,12 @@
-"""SAFE (Maity 2026): PPO's terms and an asymmetric KL penalty whose controller looks at reward, entropy and KL."""
+"""SAFE (Maity 2026, arXiv 2602.04651): PPO's terms and an asymmetric KL penalty that a controller steers."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from safebench.algorithms.base import ForwardOutput, Measurement, MiniBatch, Terms
-from safebench.algorithms.ppo import PPO, _share
+from safebench.algorithms.base import Columns, ForwardOutput, Loss, Measurement, MiniBatch
+from safebench.algorithms.ppo import PPO, share
 from safebench.algorithms.safe_controller import controller_of
 from safebench.config import schema as s
 from safebench.errors import UsageError
@@ -14,7 +14,7 @@ from safebench.rl.losses import straight_through
 
 
 class SAFE(PPO):
-    """SAFE (Maity 2026): PPO's terms, and the asymmetric KL penalty of its controller: gated, or with momentum."""
+    """PPO, and the penalty of SAFE's controller: the gated one (equations 5 to 10), or that with momentum (12)."""
 
     needs_kl = True
 
@@ -23,24 +23,24 @@ class SAFE(PPO):
             raise UsageError("the arm safe needs its controller's settings", "Add `penalty: {}`: the published ones.")
         super().__init__(settings)
         self.names = (*self.names, "penalty")
-        self.penalty = settings.penalty
-        self.form = controller_of(settings.penalty)
-        self.state: Any = self.form.start
+        self.controller = controller_of(settings.penalty)
+        self.state: Any = self.controller.start
         self.signal: Any = None
 
-    def control(self, measurement: Measurement) -> dict[str, float | str]:
+    def control(self, measurement: Measurement) -> Columns:
         """Advance the controller by one batch; its signal holds for the batch's updates."""
-        self.state, self.signal = self.form.update(self.state, measurement)
-        return self.form.columns(self.signal)
+        self.state, self.signal = self.controller.update(self.state, measurement)
+        return self.controller.columns(self.signal)
 
-    def terms(self, past: MiniBatch, present: ForwardOutput) -> Terms:
-        """Return PPO's terms and the penalty: value at the controller's KL, gradient of the present KL."""
+    def loss(self, past: MiniBatch, present: ForwardOutput) -> Loss:
+        """Return PPO's loss and the penalty: value at the controller's KL, gradient of the present KL."""
         assert self.signal is not None
         assert present.kl is not None
-        value, slope = self.form.penalty(self.signal)
-        share = float(past.mask.sum()) / past.token_count
-        kl = _share(present.kl, past.mask, past.token_count)
-        return super().terms(past, present) | {"penalty": straight_through(value * share, slope, kl)}
+        value, slope = self.controller.penalty(self.signal)
+        part = float(past.mask.sum()) / past.token_count
+        kl = share(present.kl, past.mask, past.token_count)
+        found = super().loss(past, present)
+        return found._replace(terms=found.terms | {"penalty": straight_through(value * part, slope, kl)})
 
     def dump(self) -> dict[str, Any]:
         """Return the controller's state as plain numbers."""
@@ -48,4 +48,4 @@ class SAFE(PPO):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what ``dump`` gave."""
-        self.state = self.form.load(state)
+        self.state = self.controller.load(state)

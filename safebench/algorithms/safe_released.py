@@ -1,27 +1,93 @@
-"""SAFE as its released code behaves: the controller moves with every update, and its penalty has no gradient.
+"""SAFE and its baseline as SAFE's released code behaves, mistakes included (docs/paper-map.md, "The released code").
 
-What else the release does differently are settings that any arm may use (experiments/safe-official.yaml); this is
-what is its own:
-1. the controller is advanced before every update, twice per batch with two epochs, each time by the update's
+What else the release does differently are settings that any algorithm may use (experiments/safe-official.yaml); this
+is what is its own:
+1. value and advantage are one per sequence, read at the batch's last position, which is padding where a row ends early;
+2. the controller is advanced before every update, twice per batch with two epochs, each time by the update's
    own sampled KL (k1) and by the batch's one entropy and reward, the reward in its own unit;
-2. its trackers start at zero;
-3. the penalty is added to the loss as a plain number, so that threshold, gate, PID and phase steer nothing.
+3. its trackers start at zero;
+4. the penalty is added to the loss as a plain number, so that threshold, gate, PID and phase steer nothing;
+5. SAFE's entropy bonus averages over padding too.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
-from safebench.algorithms.base import Columns, Measurement
+import torch
+from torch import Tensor
+
+from safebench.algorithms.base import Columns, Experience, Measured, Measurement, MiniBatch, ScoredBatch
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe_controller import SafeState, controller_of
 from safebench.config import schema as s
 from safebench.errors import UsageError
+from safebench.models.generation import Rollout
+from safebench.rl.advantages import sequence_advantages
 
 
-class ReleasedSAFE(PPO):
-    """PPO's terms, and the number that SAFE's controller adds to their sum."""
+class ReleasedPPO(PPO):
+    """PPO with one value and one advantage per sequence, read at its last position."""
+
+    reads: Literal["token", "last"] = "last"
+
+    def __init__(self, settings: s.Settings) -> None:
+        if settings.penalty is not None and type(self) is ReleasedPPO:
+            raise UsageError(f"the arm {settings.arm} has no KL penalty", "Remove `penalty`, or use the arm safe.")
+        if settings.advantage.whiten_rewards:
+            raise UsageError(
+                f"the arm {settings.arm} has one reward per sequence: advantage.whiten_rewards has nothing to whiten",
+                "Leave advantage.whiten_rewards out.",
+            )
+        super().__init__(settings)
+
+    @torch.no_grad()
+    def advantages(self, batch: ScoredBatch) -> Experience:
+        """Turn scores [B] into one return and one advantage per sequence, each token's its own sequence's.
+
+        A = standardised (R - V); V is read at the last position of the batch's prompt and reply, which is padding
+        where a row ends early, and under dropout, as the updates have it. In the experience positions [B, 1] are the
+        sequences, and the rollout tells its padding by the pad token.
+        """
+        rollout = batch.rollout.padded(int(batch.policy.tokenizer.pad_token_id))
+        measured = _narrowed(batch.measured, rollout.mask, batch.policy.output.weight.dtype)
+        returns = self.rewards(dataclasses.replace(batch, measured=measured), rollout.mask).sum(-1)
+        heads = self._heads(batch, rollout)
+        values = batch.critic.pessimistic(heads).squeeze(-1)
+        advantages = returns - values
+        if self.settings.advantage.whiten:
+            advantages = sequence_advantages(returns, values, batch.add)
+        return Experience(
+            rollout,
+            measured,
+            heads,
+            values[:, None],
+            torch.where(rollout.mask, advantages[:, None], 0.0),
+            returns[:, None],
+            torch.ones_like(rollout.mask[:, :1]),
+            returns[:, None],
+        )
+
+    def _heads(self, batch: ScoredBatch, rollout: Rollout) -> Tensor:
+        """Return each head's value before the update, [B, 1, H]."""
+        policy, critic, (seed, step, first) = batch.policy, batch.critic, batch.draws
+        groups = rollout.groups(self.settings.update.microbatch)
+        pieces = []
+        with policy.training():
+            for rows in groups:
+                cut = rollout.cut(rows)
+                hidden = policy.dropped_states(cut.ids, cut.attention, seed, step, 0, first + rows[0])
+                read = critic.read(hidden, cut.mask.shape[1])
+                pieces.append(critic.online(critic.features(read, cut.ids, cut.attention)))
+        back = torch.tensor([row for rows in groups for row in rows], device=rollout.ids.device).argsort()
+        return torch.cat(pieces)[back]
+
+
+class ReleasedSAFE(ReleasedPPO):
+    """The released baseline's loop, and the number that SAFE's controller adds to the terms' sum."""
+
+    over_padding = True
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is None:
@@ -32,7 +98,7 @@ class ReleasedSAFE(PPO):
             raise UsageError("the arm safe-official has no penalty with momentum", "Use the arm safe.")
         super().__init__(settings)
         self.names = (*self.names, "penalty")
-        self.form = controller_of(settings.penalty)
+        self.controller = controller_of(settings.penalty)
         self.state: Any = SafeState(kl_short=0.0, kl_long=0.0)
         self.entropy, self.reward = 0.0, 0.0
 
@@ -46,15 +112,31 @@ class ReleasedSAFE(PPO):
 
         The velocity's column stays empty: it is in units of sigma_0, the release's is not.
         """
-        self.state, signal = self.form.update(self.state, Measurement(kl, self.entropy, self.reward))
-        columns = self.form.columns(signal)
+        self.state, signal = self.controller.update(self.state, Measurement(kl, self.entropy, self.reward))
+        columns = self.controller.columns(signal)
         del columns["controller/velocity"]
-        return {"loss/penalty": self.form.penalty(signal)[0]}, columns
+        return {"loss/penalty": self.controller.penalty(signal)[0]}, columns
+
+    def mean_entropy(self, past: MiniBatch, entropy: Tensor) -> Tensor:
+        """Return the micro-batch's share of the mean entropy over reply positions, padding included."""
+        return entropy.sum() / past.place_count
 
     def dump(self) -> dict[str, Any]:
         """Return the controller's state as plain numbers."""
-        return asdict(self.state)
+        return dataclasses.asdict(self.state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what ``dump`` gave."""
-        self.state = self.form.load(state)
+        self.state = self.controller.load(state)
+
+
+def _narrowed(measured: Measured, mask: Tensor, dtype: torch.dtype) -> Measured:
+    """Return what was measured of the positions of ``mask`` [B, R'], log-probabilities as the release keeps them.
+
+    It takes the logarithm in the model's own precision before the updates and in float32 during them, so that in
+    bfloat16 the first ratio is off by rounding.
+    """
+    narrow = {name: value[:, : mask.shape[1]] for name, value in vars(measured).items() if name != "graph"}
+    for name in ("log_probs", "reference_log_probs"):
+        narrow[name] = narrow[name].to(dtype).to(narrow[name].dtype)
+    return dataclasses.replace(measured, **narrow)

@@ -20,7 +20,6 @@ from safebench.analysis.rows import BySeed, difference, known
 from safebench.analysis.runs import COMPLETE, Run
 from safebench.analysis.scalars import Summary, summarise
 from safebench.analysis.statistics import Estimate
-from safebench.config.schema import Settings
 from safebench.crashes.detect import CRASH_KINDS, SPEC, CrashSpec
 from safebench.crashes.signals import SPECS
 from safebench.errors import BadResource, ComparisonRefused, UsageError
@@ -88,7 +87,7 @@ def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:
         preset=preset or PLAIN,
         overrides=overrides,
         seed=run.seed,
-        settings=digest(settings),
+        settings=config.digest(settings),
         ground=_ground(settings, run.manifest.get("hashes", {})),
         status=run.status,
         steps=run.last_step,
@@ -99,22 +98,6 @@ def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:
         values={key: summary.values[key] for key in FIGURES},
         crashes={kind: _count(summary, kind) for kind in CRASH_KINDS},
     )
-
-
-def digest(settings: Mapping[str, Any]) -> str:
-    """Return eight hex digits of what a run computes, of settings without those at their defaults (``departures``).
-
-    Other than in ``config.settings_hash``, a setting that is new and off changes nothing: kept lines stay comparable.
-    """
-    kept = {key: value for key, value in settings.items() if key not in config.NOT_OF_THE_RUN}
-    if replicate := settings.get("compute", {}).get("replicate"):
-        kept["compute"] = {"replicate": replicate}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def departures(settings: Settings) -> dict[str, Any]:
-    """Return the settings that are not at the schema's defaults."""
-    return settings.model_dump(mode="json", exclude_defaults=True)
 
 
 def to_csv(runs: Iterable[Packed]) -> str:
@@ -166,7 +149,7 @@ def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
     original = config.shipped(settings)
     changed = [] if original is None or not config.differs(settings) else config.changes(settings, original)
     overrides = "; ".join(f"{key}={value}" for key, _, value in changed if not fairness.ignored(key))
-    return departures(settings), overrides
+    return config.departures(settings), overrides
 
 
 def _raw_departures(run: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safebench.config import yaml_text
+from safebench.config import current, yaml_text
 from safebench.crashes.signals import EMPTY, WATCHED, number
 from safebench.errors import BadResource
 
@@ -170,7 +170,7 @@ def read(folder: Path | str) -> Run:
     """Return the run in ``folder``. What cannot be read makes it ``damaged``, with the reason as its message."""
     folder = Path(folder)
     faults: list[str] = []
-    settings = _mapping(folder / "config.yaml", yaml_text.read, faults)
+    settings = current(_mapping(folder / "config.yaml", yaml_text.read, faults))
     if odd := [key for key in _SECTIONS if not isinstance(settings.get(key, {}), dict)]:
         faults.append(f"config.yaml: {', '.join(odd)} is no section")
         settings = {}

@@ -155,7 +155,6 @@ LIMITS = SHARED_LIMITS | {
     "critic.heads": "single",
     "critic.head": "linear",
     "critic.layer_norm": False,
-    "critic.reads": "token",
     "critic.detach": True,
     "critic.init": "small",
     "critic.target_decay": None,

@@ -71,7 +71,6 @@ SHARED_LIMITS: dict[str, Any] = {
     "update.optimizer": "adamw",
     "update.preview": None,
     "loss.entropy_coefficient": 0.0,
-    "loss.entropy_over": "reply",
     "loss.kl_coefficient": 0.0,
     "penalty": None,
 }
@@ -275,7 +274,7 @@ class Wrapped:
         self._pieces = []
         self.episodes += len(rollout.replies)
         self.tokens += int(rollout.mask.sum())
-        self._row = {"step": self.step_number, "episodes": self.episodes, "tokens": self.tokens, **described}
+        self._row = {"step": self.step_number, "episodes": self.episodes, "tokens": self.tokens, **described.columns}
         shown = list(zip(rollout.prompts, rollout.replies, rewards.tolist(), strict=True))[: settings.recording.samples]
         self._samples = [
             Sample(row, prompt, reply, reward, messages=conversation_of(prompt))

@@ -324,8 +324,12 @@ NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_c
 COMMAND_LINE = "command line"
 """What ``Layers.stack`` names as the source of an override."""
 
-_LATER = (("reward", "label"), ("reward", "judge_label"))
-"""Keys that older runs do not have. Unset, they are not in the hash, so that those keep their folder."""
+_RETIRED: Mapping[tuple[str, str], Mapping[str, str]] = {
+    ("critic", "reads"): {"safe-official": "last", "ppo-official": "last", "": "token"},
+    ("loss", "entropy_over"): {"safe-official": "all", "": "reply"},
+}
+"""Settings that files of earlier versions have, and the value that says nothing, by algorithm: it is what the algorithm
+does."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._@+-]+")
 
@@ -390,14 +394,33 @@ def own_preset(model: str, device: str) -> str:
 
 def settings_hash(settings: Settings) -> str:
     """Return eight hex digits of what the run computes, whatever its seed, name, recording and device."""
-    content = settings.model_dump(mode="json", exclude=set(NOT_OF_THE_RUN))
-    for section, key in _LATER:
-        if content[section][key] is None:
-            del content[section][key]
-    if settings.compute.replicate:
-        content["compute"] = {"replicate": settings.compute.replicate}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return digest(departures(settings))
+
+
+def departures(settings: Settings) -> dict[str, Any]:
+    """Return the settings that are not at the schema's defaults."""
+    return settings.model_dump(mode="json", exclude_defaults=True)
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Return eight hex digits of what a run computes, of settings as ``departures`` gives them.
+
+    A setting that is new and off changes nothing: folders and kept lines keep their hash.
+    """
+    kept = {key: value for key, value in settings.items() if key not in NOT_OF_THE_RUN}
+    if replicate := settings.get("compute", {}).get("replicate"):
+        kept["compute"] = {"replicate": replicate}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def current(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's file without those of earlier versions that say nothing any more."""
+    kept = dict(settings)
+    for (section, key), silent in _RETIRED.items():
+        there = kept.get(section)
+        if isinstance(there, dict) and there.get(key) == silent.get(str(kept.get("arm")), silent[""]):
+            kept[section] = {name: value for name, value in there.items() if name != key}
+    return kept
 
 
 def shipped(settings: Settings) -> Settings | None:
@@ -485,7 +508,7 @@ def load(path: str | Path) -> Settings:
     Raises ``BadResource`` where the file is damaged, or of a version of safebench with other settings than this one.
     """
     path, stack = Path(path), Stack()
-    stack.lay(read_mapping(path, stack), str(path))
+    stack.lay(current(read_mapping(path, stack)), str(path))
     if stack.faults:
         wrong = "; ".join(map(str, stack.faults))
         raise BadResource(f"the run in {path.parent} is damaged: {wrong}", "Start it again with --if-exists overwrite.")

@@ -258,9 +258,6 @@ class Critic(Section):
     heads: Literal["single", "double"] = "single"
     head: Literal["linear", "mlp"] = "linear"
     layer_norm: bool = False
-    reads: Literal["token", "last"] = "token"
-    """The state before each token; or, as SAFE's released code, the batch's last position, padding or not: one
-    value and one advantage per sequence, ``gamma`` and ``lam`` unused."""
     detach: bool = True
     """Keep the value loss from moving the policy."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -286,8 +283,6 @@ class Loss(Section):
     regress: Literal["heads", "softmin"] = "heads"
     """What learns the return: each head by itself, or the heads' soft minimum."""
     entropy_coefficient: NonNegative = 0.0
-    entropy_over: Literal["reply", "all"] = "reply"
-    """Positions of the bonus: the replies' tokens, or the padding too, where the critic reads the last position."""
     kl_coefficient: NonNegative = 0.0
     """Weight of the sampled KL (k1) as a loss term; on-policy its expected gradient is zero."""
 
@@ -377,12 +372,4 @@ class Settings(Section):
                 "compute.replicate needs model.lora.dropout 0: dropout goes by a row's place, so another order "
                 "would change more than rounding"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _padding_counts_where_it_is_read(self) -> Settings:
-        if self.critic.reads == "token" and self.loss.entropy_over == "all":
-            raise ValueError("loss.entropy_over is all, which needs critic.reads: last")
-        if self.critic.reads == "last" and self.advantage.whiten_rewards:
-            raise ValueError("advantage.whiten_rewards needs critic.reads: token")
         return self

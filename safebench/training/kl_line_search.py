@@ -20,12 +20,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from safebench.algorithms.base import Experience
 from safebench.config import schema as s
+from safebench.models.critic import reply_states
 from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
-from safebench.training.critic import reply_states
 from safebench.training.distributed import Processes
-from safebench.training.measure import Experience, scatter_to_mask
+from safebench.training.measure import scatter_to_mask
 
 
 @dataclass(frozen=True)

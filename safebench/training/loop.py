@@ -15,29 +15,29 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from safebench import registry, user_code
-from safebench.algorithms.base import Algorithm, Measurement
+from safebench.algorithms.base import Algorithm, Experience, Measured, Measurement, ScoredBatch
 from safebench.config.schema import Settings
 from safebench.metrics import MEASURED
 from safebench.models import seeding
 from safebench.models.assemble import World
+from safebench.models.critic import Critic
 from safebench.models.generation import Rollout, encode, sample
 from safebench.models.prompts import conversation_of
 from safebench.models.rewards import score
 from safebench.recording.jsonl import Sample
 from safebench.rl.advantages import Moments, masked_mean
 from safebench.rl.value_heads import explained_variance
-from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
 from safebench.training.evaluate import Evaluation, distinct_2, distinct_share, evaluate
-from safebench.training.measure import Experience, Measured, compute_advantages, compute_sequence_advantages, measure
+from safebench.training.measure import measure
 from safebench.training.update import Optimizers, UpdateMetrics, Updater
 
 
@@ -119,8 +119,22 @@ class Learner(Protocol):
         ...
 
 
-def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: Processes) -> Row:
-    """Return the columns that describe a batch, over all processes; rewards [B], the rest as ``measure`` gave it."""
+@dataclass(frozen=True)
+class BatchStatistics:
+    """A batch in figures, over all processes; the columns of its row, and what a controller sees of it."""
+
+    columns: Mapping[str, float]
+    entropy_by_reply: float
+    """Mean over the replies of each one's mean entropy, nats per token."""
+
+    def measurement(self, sigma0: float) -> Measurement:
+        """Return what a controller sees: KL and entropy in nats per token, the mean reward in units of sigma_0."""
+        kl, entropy, reward = (self.columns[key] for key in ("kl/mean", "entropy/mean", "reward/mean"))
+        return Measurement(kl, entropy, reward / sigma0, reward, self.entropy_by_reply)
+
+
+def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: Processes) -> BatchStatistics:
+    """Return a batch's figures; rewards [B] of this process, the rest as ``measure`` gave it."""
     add, mask = processes.add, rollout.mask
     stops = rollout.ended.tolist()
     lengths = mask.sum(-1).tolist()
@@ -129,7 +143,8 @@ def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: P
     replies, bigram_ids, lengths, stops, all_rewards = (list(column) for column in zip(*gathered, strict=True))
     scores = torch.tensor(all_rewards, dtype=torch.float64)
     log_ratio = measured.log_probs - measured.reference_log_probs
-    return {
+    by_reply = torch.where(mask, measured.entropy, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    columns = {
         "reward/mean": float(scores.mean()),
         "reward/std": float(scores.std()) if len(scores) > 1 else 0.0,
         "kl/mean": float(masked_mean(measured.kl, mask, add)),
@@ -143,6 +158,7 @@ def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: P
         "reply/distinct_2": distinct_2(bigram_ids),
         "prompt/truncated": sum(processes.gather([rollout.truncated])),
     }
+    return BatchStatistics(columns, float(add(by_reply.sum())) / len(replies))
 
 
 def perturb_rewards(settings: Settings, rewards: Tensor, *, step: int, rows: Iterable[int], sigma0: float) -> Tensor:
@@ -179,9 +195,9 @@ class Loop:
         self.settings, self.world, self.processes = settings, world, processes
         make = registry.find("arms", settings.arm).load()
         with user_code.making(f"the arm {settings.arm}", make, "it(settings)"):
-            self.arm: Algorithm = make(settings)
-        self.critic = critic or Critic(settings.critic, world.policy, settings.seed)
-        self.updater = Updater(settings, world.policy, self.critic, self.arm, processes, optimizers)
+            self.algorithm: Algorithm = make(settings)
+        self.critic = critic or Critic(settings.critic, world.policy, settings.seed, reads=self.algorithm.reads)
+        self.updater = Updater(settings, world.policy, self.critic, self.algorithm, processes, optimizers)
         self.moments = Moments()
         self.clock = Clock(world.policy.device)
         self.sigma0 = 1.0
@@ -208,29 +224,17 @@ class Loop:
             rollout = self._sample()
             rewards = self._score(rollout)
             with self.clock.stage("measure"):
-                measured = measure(
-                    self.world.policy,
-                    rollout,
-                    self.settings.rollout.temperature,
-                    self.settings.update.microbatch,
-                    keep_graph=self.updater.takes_whole_batch(),
-                )
-                row = self._counts(rollout) | describe(rollout, measured, rewards, self.processes)
-                kl, entropy, reward = (_number(row[key]) for key in ("kl/mean", "entropy/mean", "reward/mean"))
-                by_reply = self._by_reply(measured.entropy, rollout.mask)
-                signal = self.arm.control(Measurement(kl, entropy, reward / self.sigma0, reward, by_reply))
-                experience = self._appraise(rollout, measured, rewards)
+                measured = self._measure(rollout)
+                statistics = describe(rollout, measured, rewards, self.processes)
+                signal = self.algorithm.control(statistics.measurement(self.sigma0))
+                experience = self._advantages(rollout, measured, rewards)
             with self.clock.stage("update"):
-                every = self.settings.recording.gradient_norms_every
-                tally = self.updater.run(
-                    self.step_number,
-                    experience,
-                    gradient_norms=every is not None and (self.step_number - 1) % every == 0,
-                )
-                if tally.broken is None:
+                metrics = self.updater.run(self.step_number, experience, gradient_norms=self._norms_are_due())
+                if metrics.broken is None:
                     self.critic.advance_target()
-        self.broken = tally.broken
-        row |= signal | tally.signal | self._learned(experience, tally) | self._costs(row)
+        self.broken = metrics.broken
+        row: Row = self._counts(rollout) | dict(statistics.columns)
+        row |= signal | metrics.signal | self._learned(experience, metrics) | self._costs(statistics)
         return {key: row.get(key) for key in MEASURED}, self._samples(rollout, rewards)
 
     def _sample(self) -> Rollout:
@@ -255,25 +259,33 @@ class Loop:
         with self.clock.stage("reward"):
             return score(self.world.reward, rollout).to(self.world.policy.device)
 
-    def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
-        reward = self.settings.reward
+    def _measure(self, rollout: Rollout) -> Measured:
+        keep_graph = self.updater.takes_whole_batch()
+        temperature, chunk = self.settings.rollout.temperature, self.settings.update.microbatch
+        return measure(self.world.policy, rollout, temperature, chunk, keep_graph=keep_graph)
+
+    def _advantages(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
         rows = self.processes.rows(self.settings.rollout.batch)
+        scores = self._shaped(rollout, rewards, rows)
+        draws = (self.settings.seed, self.step_number, rows.start)
+        policy, add = self.world.policy, self.processes.add
+        return self.algorithm.advantages(
+            ScoredBatch(policy, self.critic, rollout, measured, scores, draws, add)
+        )
+
+    def _shaped(self, rollout: Rollout, rewards: Tensor, rows: range) -> Tensor:
+        """Return the rewards as training sees them: perturbed, less what no end token costs, normalised."""
+        reward = self.settings.reward
         scores = perturb_rewards(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
         scores = scores - reward.missing_eos_penalty * (~rollout.ended).to(scores.dtype)
         if reward.normalise:
             self.moments = self.moments.merge(torch.tensor(self.processes.gather(scores.tolist())))
             scores = self.moments.normalise(scores)
-        if self.settings.critic.reads == "last":
-            draws = (self.settings.seed, self.step_number, rows.start)
-            return compute_sequence_advantages(
-                self.settings, self.world.policy, self.critic, rollout, measured, scores, draws, self.processes.add
-            )
-        return compute_advantages(self.settings, self.critic, rollout, measured, scores, self.processes.add)
+        return scores
 
-    def _by_reply(self, x: Tensor, mask: Tensor) -> float:
-        """Return the mean over all replies of each one's own mean over its tokens."""
-        means = torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
-        return float(self.processes.add(means.sum())) / self.settings.rollout.batch
+    def _norms_are_due(self) -> bool:
+        every = self.settings.recording.gradient_norms_every
+        return every is not None and (self.step_number - 1) % every == 0
 
     def _counts(self, rollout: Rollout) -> Row:
         """Count the batch and return the counters, over all processes."""
@@ -282,7 +294,7 @@ class Loop:
         self.tokens += int(sampled)
         return {"step": self.step_number, "episodes": self.episodes, "tokens": self.tokens}
 
-    def _learned(self, experience: Experience, tally: UpdateMetrics) -> Row:
+    def _learned(self, experience: Experience, metrics: UpdateMetrics) -> Row:
         """Return the columns of critic and updates."""
         add, positions = self.processes.add, experience.positions
         pairs = self.processes.gather(
@@ -295,16 +307,16 @@ class Loop:
             "critic/explained_variance": explained_variance(values, returns, torch.ones_like(values, dtype=torch.bool)),
             "critic/value": float(values.mean()),
             "critic/return": float(returns.mean()),
-            "update/ratio_max": tally.ratio_max,
-            "update/learning_rate": tally.learning_rate,
-            **tally.means(),
-            **tally.gradients,
-            **tally.preview,
+            "update/ratio_max": metrics.ratio_max,
+            "update/learning_rate": metrics.learning_rate,
+            **metrics.means(),
+            **metrics.gradients,
+            **metrics.preview,
         }
 
-    def _costs(self, row: Row) -> Row:
+    def _costs(self, statistics: BatchStatistics) -> Row:
         seconds = self.clock.take()
-        sampled = _number(row["reply/length"]) * self.settings.rollout.batch
+        sampled = statistics.columns["reply/length"] * self.settings.rollout.batch
         return {
             **seconds,
             "speed/tokens_per_second": sampled / seconds["time/step"],
@@ -333,7 +345,7 @@ class Loop:
             "adapter": {name: p.detach().cpu().clone() for name, p in self.world.policy.trainable().items()},
             "critic": self.critic.state(),
             "optimizer": self.updater.state(),
-            "arm": self.arm.dump(),
+            "arm": self.algorithm.dump(),
             "moments": asdict(self.moments),
         }
 
@@ -348,10 +360,5 @@ class Loop:
         self.critic.restore(state["critic"])
         self.updater.restore(state["optimizer"])
         if state["arm"]:
-            self.arm.restore(state["arm"])
+            self.algorithm.restore(state["arm"])
         self.moments = Moments(**state["moments"])
-
-
-def _number(value: float | str | None) -> float:
-    assert isinstance(value, (int, float))
-    return float(value)

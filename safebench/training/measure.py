@@ -1,55 +1,18 @@
-"""A batch of experience: what was sampled, what it scored, and what the sampling policy says of it."""
+"""What policy and reference say of a batch of sampled replies: log-probabilities, exact KL, entropy, states."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from safebench.config import schema as s
+from safebench.algorithms.base import Measured
+from safebench.models.critic import reply_states
 from safebench.models.generation import Cut, Rollout
 from safebench.models.policy import Policy
-from safebench.rl.advantages import Add, gae, sequence_advantages, token_rewards, value_mask, whiten
-from safebench.rl.kl import sampled_kl, token_statistics
-from safebench.training.critic import Critic, reply_states
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What policy and reference say of sampled replies; all [B, R], zero outside the reply."""
-
-    log_probs: Tensor
-    reference_log_probs: Tensor
-    kl: Tensor
-    """Exact KL to the reference, nats."""
-    entropy: Tensor
-    reference_states: Tensor
-    """[B, R, h]: with the output embedding they give the reference's distribution again."""
-    states: Tensor
-    """[B, R, h] of the policy, without gradient."""
-    graph: Tensor | None = None
-    """[B, T, h]: all states of the policy with their graph, in the order of ``Rollout.groups``; for one backward pass
-    through the policy as it was, where it was asked for."""
-
-
-@dataclass(frozen=True)
-class Experience:
-    """Everything the epochs of updates need. B rows, R positions, H value heads."""
-
-    rollout: Rollout
-    measured: Measured
-    heads: Tensor
-    """[B, R, H]: each head's value before the update."""
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    positions: Tensor
-    """[B, R]: positions whose value is trained."""
-    shaped: Tensor
-    """[B, R]: the reward that the advantages see."""
+from safebench.rl.kl import token_statistics
 
 
 @torch.no_grad()
@@ -108,100 +71,3 @@ def _measure_rows(policy: Policy, cut: Cut, temperature: float, hidden: Tensor) 
 def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
     """Put the values of N kept tokens back at their places in [b, R], zero elsewhere; gradients flow."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
-
-
-@torch.no_grad()
-def compute_advantages(
-    settings: s.Settings, critic: Critic, rollout: Rollout, measured: Measured, scores: Tensor, add: Add
-) -> Experience:
-    """Turn scores [B] into token rewards, advantages and returns."""
-    mask = rollout.mask
-    positions = value_mask(mask)
-    features = critic.features(measured.states, rollout.ids, rollout.attention)
-    heads = critic.online(features) * positions[..., None]
-    values = torch.where(positions, critic.pessimistic(heads), 0.0)
-    kl = sampled_kl(measured.log_probs, measured.reference_log_probs, settings.reward.kl_estimator)
-    rewards = token_rewards(scores, mask, kl, settings.reward.kl_coefficient)
-    if settings.advantage.whiten_rewards:
-        rewards = whiten(rewards, positions, keep_mean=True, add=add)
-    advantages = gae(
-        rewards,
-        values,
-        critic.next_values(features, values, positions),
-        settings.advantage.gamma,
-        settings.advantage.lam,
-    )
-    returns = advantages + values
-    if settings.advantage.whiten:
-        advantages = whiten(advantages, mask, add=add)
-    return Experience(
-        rollout, measured, heads, values, torch.where(mask, advantages, 0.0), returns, positions, rewards
-    )
-
-
-@torch.no_grad()
-def compute_sequence_advantages(
-    settings: s.Settings,
-    policy: Policy,
-    critic: Critic,
-    rollout: Rollout,
-    measured: Measured,
-    scores: Tensor,
-    draws: tuple[int, int, int],
-    add: Add,
-) -> Experience:
-    """Turn scores [B] into one return and one advantage per sequence, each token's its own sequence's.
-
-    A = standardised (R - V); V is read at the last position of the batch's prompt and reply, which is padding
-    where a row ends early, and under dropout, as the updates have it. ``draws`` is (seed, step, first row).
-    In the experience positions [B, 1] are the sequences, and the rollout tells its padding by the pad token.
-    """
-    rollout = rollout.padded(int(policy.tokenizer.pad_token_id))
-    measured = _kept(measured, rollout.mask, policy.output.weight.dtype)
-    kl = sampled_kl(measured.log_probs, measured.reference_log_probs, settings.reward.kl_estimator)
-    rewards = token_rewards(scores, rollout.mask, kl, settings.reward.kl_coefficient)
-    returns = rewards.sum(-1)
-    heads = _heads(settings, policy, critic, rollout, draws)
-    values = critic.pessimistic(heads).squeeze(-1)
-    advantages = returns - values
-    if settings.advantage.whiten:
-        advantages = sequence_advantages(returns, values, add)
-    return Experience(
-        rollout,
-        measured,
-        heads,
-        values[:, None],
-        torch.where(rollout.mask, advantages[:, None], 0.0),
-        returns[:, None],
-        torch.ones_like(rollout.mask[:, :1]),
-        returns[:, None],
-    )
-
-
-def _kept(measured: Measured, mask: Tensor, dtype: torch.dtype) -> Measured:
-    """Return what was measured of the positions of ``mask`` [B, R'], log-probabilities as the release keeps them.
-
-    It takes the logarithm in the model's own precision before the updates and in float32 during them, so that in
-    bfloat16 the first ratio is off by rounding.
-    """
-    narrow = {name: value[:, : mask.shape[1]] for name, value in vars(measured).items() if name != "graph"}
-    for name in ("log_probs", "reference_log_probs"):
-        narrow[name] = narrow[name].to(dtype).to(narrow[name].dtype)
-    return dataclasses.replace(measured, **narrow)
-
-
-def _heads(
-    settings: s.Settings, policy: Policy, critic: Critic, rollout: Rollout, draws: tuple[int, int, int]
-) -> Tensor:
-    """Return each head's value before the update, [B, 1, H]."""
-    seed, step, first = draws
-    groups = rollout.groups(settings.update.microbatch)
-    pieces = []
-    with policy.training():
-        for rows in groups:
-            cut = rollout.cut(rows)
-            hidden = policy.dropped_states(cut.ids, cut.attention, seed, step, 0, first + rows[0])
-            read = critic.read(hidden, cut.mask.shape[1])
-            pieces.append(critic.online(critic.features(read, cut.ids, cut.attention)))
-    back = torch.tensor([row for rows in groups for row in rows], device=rollout.ids.device).argsort()
-    return torch.cat(pieces)[back]

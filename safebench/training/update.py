@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from safebench import registry, user_code
-from safebench.algorithms.base import Algorithm, ForwardOutput, MiniBatch
+from safebench.algorithms.base import Algorithm, Experience, ForwardOutput, Loss, MiniBatch
 from safebench.config import schema as s
 from safebench.models import seeding
+from safebench.models.critic import Critic, reply_states
 from safebench.models.policy import Policy
 from safebench.rl.kl import token_statistics
-from safebench.rl.losses import clip_fraction, value_clip_fraction
-from safebench.training.critic import Critic, reply_states
 from safebench.training.distributed import Processes
 from safebench.training.kl_line_search import stepper
-from safebench.training.measure import Experience, scatter_to_mask
+from safebench.training.measure import scatter_to_mask
 
 Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 """A given optimizer and a given schedule, which moves once per batch; None is what the settings say."""
@@ -63,13 +62,24 @@ class _MiniBatchSums:
     """Of all processes."""
     positions: float
     """Values that are trained, of all processes."""
-    clipped: float = 0.0
-    squared: float = 0.0
-    ratio: float = 0.0
-    values_clipped: float = 0.0
+    per_token: dict[str, float]
+    per_value: dict[str, float]
     kl: float = 0.0
     """Sampled KL to the reference (k1) of the present policy."""
     largest: float = 0.0
+    """Largest ratio."""
+
+    def add(self, found: Loss, past: MiniBatch, present: ForwardOutput) -> None:
+        """Count a micro-batch."""
+        for sums, values in ((self.per_token, found.per_token), (self.per_value, found.per_value)):
+            for key, value in values.items():
+                sums[key] += value
+        for name, term in found.terms.items():
+            self.terms[name] += float(term.detach())
+        now = present.log_probs.detach()[past.mask]
+        self.kl += float((now - past.reference_log_probs[past.mask]).sum())
+        if now.numel():
+            self.largest = _larger(self.largest, float((now - past.log_probs[past.mask]).exp().max()))
 
 
 class Updater:
@@ -80,11 +90,12 @@ class Updater:
         settings: s.Settings,
         policy: Policy,
         critic: Critic,
-        arm: Algorithm,
+        algorithm: Algorithm,
         processes: Processes,
         optimizers: Optimizers = (None, None),
     ) -> None:
-        self.settings, self.policy, self.critic, self.arm, self.processes = settings, policy, critic, arm, processes
+        self.settings, self.policy, self.critic = settings, policy, critic
+        self.algorithm, self.processes = algorithm, processes
         self.policy_parameters = list(policy.trainable().values())
         self.critic_parameters = list(critic.parameters())
         update = settings.update
@@ -120,25 +131,25 @@ class Updater:
         """Say whether the first update's one pass is that which the batch was measured with, in rows and states."""
         update, rows = self.settings.update, len(self.processes.rows(self.settings.rollout.batch))
         one = update.minibatches == 1 and (update.microbatch is None or update.microbatch >= rows)
-        return one and self.settings.critic.reads == "token" and not self.policy.drops
+        return one and self.algorithm.reads == "token" and not self.policy.drops
 
     def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> UpdateMetrics:
         """Do all epochs of one batch; stop at the first number that is not finite, weights untouched by it."""
         self._set_rates(step)
         self.step = step
-        tally = UpdateMetrics(learning_rate=float(self.optimizer.param_groups[0]["lr"]))
+        metrics = UpdateMetrics(learning_rate=float(self.optimizer.param_groups[0]["lr"]))
         self.stepper.begin(experience)
         for rows in self._minibatches(step):
             with self.policy.training():
-                norms = gradient_norms and tally.updates == 0
-                sums = self._minibatch(experience, rows, tally.updates, gradient_norms=norms)
-            self._finish(tally, sums)
-            if tally.broken:
+                norms = gradient_norms and metrics.updates == 0
+                sums = self._minibatch(experience, rows, metrics.updates, gradient_norms=norms)
+            self._finish(metrics, sums)
+            if metrics.broken:
                 break
-        tally.preview = self.stepper.columns()
-        if self.schedule is not None and tally.broken is None:
+        metrics.preview = self.stepper.columns()
+        if self.schedule is not None and metrics.broken is None:
             self.schedule.step()
-        return tally
+        return metrics
 
     def _set_rates(self, step: int) -> None:
         if self.schedule is not None:
@@ -168,34 +179,19 @@ class Updater:
         counts = self.processes.add(sizes.double()).clamp(min=1).tolist()
         self.optimizer.zero_grad(set_to_none=True)
         owners = [*self.policy_parameters, *self.critic_parameters]
-        terms = dict.fromkeys(self.arm.names, 0.0)
-        norms = {name: [torch.zeros_like(p) for p in owners] for name in self.arm.names} if gradient_norms else {}
-        sums = _MiniBatchSums(terms, norms, counts[0], counts[1])
+        terms = dict.fromkeys(self.algorithm.names, 0.0)
+        norms = {name: [torch.zeros_like(p) for p in owners] for name in self.algorithm.names} if gradient_norms else {}
+        per_token = dict.fromkeys(self.algorithm.token_columns, 0.0)
+        per_value = dict.fromkeys(self.algorithm.value_columns, 0.0)
+        sums = _MiniBatchSums(terms, norms, counts[0], counts[1], per_token, per_value)
         for group in experience.rollout.groups(self.settings.update.microbatch, rows):
             past, present = self._forward(experience, group, counts, update)
-            named = self.arm.terms(past, present)
+            found = self.algorithm.loss(past, present)
             if gradient_norms:
-                _add_gradients(norms, named, owners)
-            sum(named.values()).backward()  # type: ignore[union-attr]
-            for name, term in named.items():
-                terms[name] += float(term.detach())
-            log_ratio = (present.log_probs.detach() - past.log_probs)[past.mask]
-            advantages = past.advantages[past.mask]
-            sums.clipped += float(clip_fraction(log_ratio.exp(), advantages, self.settings.loss.clip).sum())
-            sums.squared += float((log_ratio**2).sum())
-            sums.ratio += float(log_ratio.exp().sum())
-            sums.values_clipped += self._values_clipped(past, present)
-            sums.kl += float((present.log_probs.detach() - past.reference_log_probs)[past.mask].sum())
-            sums.largest = _larger(sums.largest, float(log_ratio.exp().max())) if log_ratio.numel() else sums.largest
+                _add_gradients(norms, found.terms, owners)
+            sum(found.terms.values()).backward()  # type: ignore[union-attr]
+            sums.add(found, past, present)
         return sums
-
-    def _values_clipped(self, past: MiniBatch, present: ForwardOutput) -> float:
-        """Return how many values the value clip cut, each head counting its part."""
-        clip = self.settings.loss.value_clip
-        if clip is None:
-            return 0.0
-        cut = value_clip_fraction(present.heads.detach(), past.heads, past.returns[..., None], clip).mean(-1)
-        return float(cut[past.positions].sum())
 
     def _forward(
         self, experience: Experience, rows: list[int], counts: list[float], update: int
@@ -209,14 +205,14 @@ class Updater:
             where = (self.settings.seed, self.step, 1 + update, first)
             hidden = self.policy.dropped_states(cut.ids, cut.attention, *where)
         states = reply_states(hidden, replies)
-        kept = torch.ones_like(mask) if self.settings.loss.entropy_over == "all" else mask
+        kept = torch.ones_like(mask) if self.algorithm.over_padding else mask
         found = token_statistics(
             states[kept],
             cut.tokens[kept],
             self.policy.output,
-            reference=measured.reference_states[rows, :replies][kept] if self.arm.needs_kl else None,
-            reference_output=self.policy.reference_output if self.arm.needs_kl else None,
-            with_entropy=self.arm.needs_entropy,
+            reference=measured.reference_states[rows, :replies][kept] if self.algorithm.needs_kl else None,
+            reference_output=self.policy.reference_output if self.algorithm.needs_kl else None,
+            with_entropy=self.algorithm.needs_entropy,
             temperature=self.settings.rollout.temperature,
         )
         present = ForwardOutput(
@@ -237,38 +233,37 @@ class Updater:
         )
         return past, present
 
-    def _finish(self, tally: UpdateMetrics, sums: _MiniBatchSums) -> None:
+    def _finish(self, metrics: UpdateMetrics, sums: _MiniBatchSums) -> None:
         """Sum over processes, clip, check, and step."""
         self.processes.add_gradients([*self.policy_parameters, *self.critic_parameters])
-        local = [*sums.terms.values(), sums.clipped, sums.squared, sums.kl, sums.ratio, sums.values_clipped]
-        added = self.processes.add(torch.tensor(local, dtype=torch.float64, device=self.policy.device))
-        *totals, clipped, squared, kl, ratio, values_clipped = added.tolist()
-        values = {f"loss/{name}": value for name, value in zip(sums.terms, totals, strict=True)}
-        plain, tally.signal = self.arm.control_update(kl / sums.tokens)
+        named = (*sums.terms, *sums.per_token, *sums.per_value)
+        local = [*sums.terms.values(), *sums.per_token.values(), *sums.per_value.values(), sums.kl]
+        added = self.processes.add(torch.tensor(local, dtype=torch.float64, device=self.policy.device)).tolist()
+        totals = dict(zip(named, added, strict=False))
+        values = {f"loss/{name}": totals[name] for name in sums.terms}
+        plain, metrics.signal = self.algorithm.control_update(added[-1] / sums.tokens)
         values |= plain
         largest = functools.reduce(_larger, self.processes.gather([sums.largest]))
         norm = _clip(self.policy_parameters, self.settings.update.max_grad_norm)
         critic_norm = _clip(self.critic_parameters, self.settings.update.critic_max_grad_norm)
-        tally.ratio_max = _larger(tally.ratio_max, largest)
-        tally.add(
+        metrics.ratio_max = _larger(metrics.ratio_max, largest)
+        metrics.add(
             **values,
             **{
                 "loss/total": sum(values.values()),
                 "grad/norm": norm,
                 "grad/critic_norm": critic_norm,
-                "update/clip_fraction": clipped / sums.tokens,
-                "update/approx_kl": squared / sums.tokens / 2,
-                "update/ratio_mean": ratio / sums.tokens,
-                "update/value_clip_fraction": values_clipped / sums.positions,
+                **{key: totals[key] / sums.tokens for key in sums.per_token},
+                **{key: totals[key] / sums.positions for key in sums.per_value},
             },
         )
         for name, parts in sums.norms.items():
             flat = self.processes.add(torch.cat([part.flatten().float() for part in parts]))
-            tally.gradients[f"grad/{name}"] = float(flat.norm())
+            metrics.gradients[f"grad/{name}"] = float(flat.norm())
         checked = {**values, "gradient": norm, "critic gradient": critic_norm, "ratio": largest}
         bad = [name for name, value in checked.items() if not math.isfinite(value)]
         if bad:
-            tally.broken = f"{bad[0]} is {checked[bad[0]]}"
+            metrics.broken = f"{bad[0]} is {checked[bad[0]]}"
         else:
             self.stepper.step(self.optimizer)
             self.critic.advance_target("update")

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safebench.algorithms.base import Columns, ForwardOutput, MiniBatch, Terms
+from safebench.algorithms.base import Columns, Experience, ForwardOutput, Loss, Measured, MiniBatch
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe import SAFE
 from safebench.config.schema import Settings
 from safebench.models.generation import Rollout
 from safebench.rl.kl import sampled_kl
 from safebench.training.loop import Loop
-from safebench.training.measure import Experience, Measured
 
 Row = Mapping[str, float | str | None]
 Logs = dict[str, float | str]
@@ -113,12 +112,11 @@ class _Watched:
         super().__init__(settings)  # type: ignore[call-arg]
         self.ratios: list[float] = []
 
-    def terms(self, past: MiniBatch, present: ForwardOutput) -> Terms:
+    def loss(self, past: MiniBatch, present: ForwardOutput) -> Loss:
         """Add the micro-batch's ratios to those of its update."""
-        ratios = torch.exp(present.log_probs.detach() - past.log_probs)[past.mask]
-        self.ratio += float(ratios.sum()) / past.token_count
-        terms: Terms = super().terms(past, present)  # type: ignore[misc]
-        return terms
+        found: Loss = super().loss(past, present)  # type: ignore[misc]
+        self.ratio += found.per_token["update/ratio_mean"] / past.token_count
+        return found
 
     def control_update(self, kl: float) -> tuple[dict[str, float], Columns]:
         """Close the update."""
@@ -158,7 +156,7 @@ class WatchedLoop(Loop):
     end_id: int | None = None
     batch = Batch(0.0, 0.0, 0.0)
 
-    def _appraise(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
+    def _advantages(self, rollout: Rollout, measured: Measured, rewards: Tensor) -> Experience:
         reward = self.settings.reward
         ends = (rollout.tokens == (-1 if self.end_id is None else self.end_id)) & rollout.mask
         scores = rewards - self.missing * (~ends.any(-1)).to(rewards.dtype)
@@ -166,11 +164,11 @@ class WatchedLoop(Loop):
         kl = sampled_kl(measured.log_probs, measured.reference_log_probs, reward.kl_estimator)
         sums = torch.stack([kl[rollout.mask].double().sum(), penalised.double().sum(), ends.double().sum()])
         self.batch = Batch(*self.processes.add(sums).tolist())
-        self.arm.ratios = []  # type: ignore[attr-defined]
-        return super()._appraise(rollout, measured, scores)
+        self.algorithm.ratios = []  # type: ignore[attr-defined]
+        return super()._advantages(rollout, measured, scores)
 
     def ratio_variance(self) -> float:
         """Return the variance of the mean ratio over the step's updates (unbiased); 0 where there was one."""
-        ratios: list[float] = self.arm.ratios  # type: ignore[attr-defined]
+        ratios: list[float] = self.algorithm.ratios  # type: ignore[attr-defined]
         means = self.processes.add(torch.tensor(ratios, dtype=torch.float64, device=self.world.policy.device))
         return float(means.var()) if len(ratios) > 1 else 0.0

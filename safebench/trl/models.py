@@ -18,10 +18,10 @@ from safebench.config import schema as s
 from safebench.errors import BadResource, UsageError
 from safebench.models import probes, seeding
 from safebench.models.adapters import left_out
+from safebench.models.critic import Critic
 from safebench.models.libraries import naming, quiet_libraries
 from safebench.models.loading import padding_within
 from safebench.models.policy import Policy, frozen_copy, no_dropout, positions, recompute
-from safebench.training.critic import Critic
 
 
 def title(role: str, model: Any) -> str:

@@ -30,6 +30,7 @@ from transformers.utils import logging
 from safebench.config.schema import Compute, Update
 from safebench.errors import UsageError
 from safebench.models.assemble import World, longest_row
+from safebench.models.critic import Critic
 from safebench.models.generation import Rollout
 from safebench.models.libraries import naming
 from safebench.models.loading import padding_within
@@ -37,7 +38,6 @@ from safebench.models.policy import Policy
 from safebench.models.probes import probe_length
 from safebench.models.prompts import Prompt
 from safebench.models.rewards import Reward, called, checked, load_reward, named_roles
-from safebench.training.critic import Critic
 from safebench.training.distributed import Processes
 from safebench.training.update import Optimizers
 from safebench.trl import config, logs

@@ -21,7 +21,8 @@ class Critic:
     """Values of reply positions. The heads sit on the policy's hidden states or on a body of their own.
 
     ``body``, a decoder, and ``head``, which makes one value of a state, come from a value model that was trained
-    before, and are trained themselves, not copies; without them they start as the settings say.
+    before, and are trained themselves, not copies; without them they start as the settings say. ``reads``: the state
+    before each token, or that of the last position alone, one value per sequence.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Critic:
         seed: int,
         body: nn.Module | None = None,
         head: nn.Module | None = None,
+        *,
+        reads: Literal["token", "last"] = "token",
     ) -> None:
-        self.settings = settings
+        self.settings, self.reads = settings, reads
         if body is None and settings.body == "separate":
             _refuse_other_path(policy)
             body = _own_body(policy)
@@ -55,7 +58,7 @@ class Critic:
 
         ``hidden`` [b, P + R, h] gives [b, R, h], or [b, 1, h] where the critic reads the last position.
         """
-        return hidden[:, -1:] if self.settings.reads == "last" else reply_states(hidden, replies)
+        return hidden[:, -1:] if self.reads == "last" else reply_states(hidden, replies)
 
     def features(self, read: Tensor, ids: Tensor, attention: Tensor) -> Tensor:
         """Return what the heads see [b, R, h]: the states that ``read`` gave of the policy, or the own body's."""
