@@ -89,7 +89,7 @@ tuned: $(READY) ## tune PPO and SAFE equally, and compare the winners, five seed
 reference: SEEDS := 0-4
 reference: $(READY) ## keep the runs in results/ as the reference, and write the pages' tables from them
 	rm -rf results/reference/embedded results/reference/tuning
-	$(BIN)/safebench best-of-n
+	$(BIN)/safebench report ppo safe --best-of-n 64 --out build/report.html
 	$(BIN)/safebench keep ppo safe $(TUNED) --out results/reference
 	mkdir -p results/reference/tuning && cp results/tuning/ppo.json results/tuning/safe.json $(TUNED:%=results/tuning/%.yaml) results/reference/tuning
 	@for format in md csv json latex; do \

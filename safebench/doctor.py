@@ -85,7 +85,7 @@ def verdicts() -> Iterator[Verdict]:
     """Say of every model of the catalogue, and of the paper's set-up, whether it fits here."""
     for entry in registry.entries("models"):
         preset = config.own_preset(entry.name, device_kind()) if entry.kind in ("hub", "package") else None
-        settings = config.resolve("ppo", preset=preset, overrides=[f"model.name={entry.name}"])
+        settings = config.resolve("ppo", preset=preset, values={"model.name": entry.name})
         yield _verdict(entry.name, settings, weights(entry))
     paper = config.resolve("ppo", preset="paper")
     yield _verdict("--preset paper", paper, "GPU advised" if device_kind() == "cpu" else "")

@@ -601,10 +601,10 @@ def _prompt_file(name: str, path: Path) -> Entry:
 
 def _hint(group: Group) -> str:
     forms = {
-        "models": "Give a name of `safebench models`, a hub id (organisation/name) or a local directory (./name).",
-        "rewards": "Give a name of `safebench rewards`, a hub id, ./directory or module:function.",
+        "models": "Give a name of `safebench list models`, a hub id (organisation/name) or a local directory (./name).",
+        "rewards": "Give a name of `safebench list rewards`, a hub id, ./directory or module:function.",
         "prompts": "Give embedded, hh-rlhf, a hub data set (organisation/name), ./directory or a file that ends in "
         f"{', '.join(PROMPT_FILES)}.",
-        "arms": "`safebench arms` lists them.",
+        "arms": "`safebench list algorithms` lists them.",
     }
     return forms.get(group, f"There are: {', '.join(entry.name for entry in entries(group))}.")

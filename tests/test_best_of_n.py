@@ -149,7 +149,7 @@ def test_the_record_says_what_made_it_as_a_run_does(settings: Settings, folder: 
     made = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert made["hashes"] == manifest.hashes_of(settings)
     assert made["settings"]["rollout.reply_tokens"] == 6
-    assert made["command"].startswith("safebench best-of-n --draws 8 --model ")
+    assert made["command"].startswith("safebench report ppo --best-of-n 8 --model ")
     assert made["complete"] is True
 
 

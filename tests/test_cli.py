@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from safebench import config, doctor, registry
-from safebench.cli.main import main
+from safebench.cli.main import FORMER, main
 from safebench.cli.request import RunRequest, parse_seeds, parse_trackers
 from safebench.config import yaml_text
 from safebench.config.schema import Settings
@@ -52,8 +52,9 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     done = python("-c", check)
     assert done.returncode == 0
     assert done.stderr.split() == [], "loaded for nothing but help"
-    for command in ("run", "compare", "list", "show", "arms", "models", "rewards", "experiments", "doctor", "clean"):
+    for command in ("run", "compare", "list", "show", "check-reward", "report", "doctor", "clean"):
         assert f" {command} " in done.stdout
+    assert not any(f" {former} " in done.stdout for former in ("arms", "rewards", "best-of-n"))
 
 
 def test_help_takes_half_a_second_of_the_processor() -> None:
@@ -68,7 +69,7 @@ print(used.ru_utime + used.ru_stime)
 
 
 def test_it_runs_as_a_module() -> None:
-    done = python("-m", "safebench", "arms")
+    done = python("-m", "safebench", "list", "algorithms")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].startswith("ppo ")
 
@@ -133,7 +134,7 @@ def test_errors_of_ours_end_with_their_code_and_hint(
         raise error("what is wrong", "the next step")
 
     monkeypatch.setattr(registry, "entries", fail)
-    said = Said(capsys, "arms")
+    said = Said(capsys, "list", "algorithms")
     assert (said.code, said.out, said.err) == (code, "", "error: what is wrong\nhint: the next step\n")
 
 
@@ -141,7 +142,7 @@ def test_what_was_not_foreseen_ends_with_1_and_says_where_to_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "entries", None)
-    said = Said(capsys, "arms")
+    said = Said(capsys, "list", "algorithms")
     assert said.code == 1
     assert "Traceback" in said.err
     assert "report" in said.err
@@ -152,10 +153,12 @@ def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(registry, "entries", stop)
-    assert Said(capsys, "arms").code == 130
+    assert Said(capsys, "list", "algorithms").code == 130
 
 
-@pytest.mark.parametrize("arguments", [["compare", "ppo", "safe"], ["show", "safe/seed-0", "--explain"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments", [["compare", "ppo", "safe"], ["show", "safe/seed-0", "--explain"], ["list", "models"]]
+)
 def test_what_the_terminal_cannot_encode_is_replaced(here: Path, arguments: list[str]) -> None:
     for experiment in ("ppo", "safe"):
         for seed in range(2):
@@ -173,7 +176,7 @@ def test_what_the_terminal_cannot_encode_is_replaced(here: Path, arguments: list
 
 def test_output_into_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(
-        f"{sys.executable} -m safebench models | true; exit ${{PIPESTATUS[0]}}",
+        f"{sys.executable} -m safebench list models | true; exit ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
@@ -182,12 +185,12 @@ def test_output_into_a_closed_pipe_is_no_error() -> None:
 
 
 def test_the_catalogue_is_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    for group in ("arms", "models", "rewards"):
-        said = Said(capsys, group)
+    for group, kind in (("arms", "algorithms"), ("models", "models"), ("rewards", "rewards")):
+        said = Said(capsys, "list", kind)
         assert (said.code, said.err) == (0, "")
         names = [line.split()[0] for line in said.out.splitlines()[1:]]
         assert names == [entry.name for entry in registry.entries(group)]  # type: ignore[arg-type]
-    lines = Said(capsys, "experiments").out
+    lines = Said(capsys, "list", "experiments").out
     assert all(name in lines for name, _ in [*config.experiments(), *config.presets()])
 
 
@@ -499,3 +502,16 @@ def test_large_differs_between_devices_in_precision_alone(model: str) -> None:
     cuda, cpu = (config.resolve("safe", preset=preset).model_dump() for preset in presets)
     assert cuda["model"].pop("dtype") != cpu["model"].pop("dtype")
     assert {key for key in cuda if cuda[key] != cpu[key]} == {"experiment"}
+
+
+@pytest.mark.parametrize(("name", "now"), list(FORMER.items()))
+def test_former_names_say_what_to_type_now(name: str, now: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "ppo", "--whatever", "3"]) == 2
+    assert f"hint: Type `safebench {now}`." in capsys.readouterr().err
+
+
+def test_no_tracker_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "ppo", "--tracker", "none", "--dry-run"]) == 0
+    assert "trackers: []" in capsys.readouterr().out
+    assert main(["run", "ppo", "--tracker", "none", "--tracker", "wandb", "--dry-run"]) == 2
+    assert "--tracker none and wandb" in capsys.readouterr().err

@@ -251,7 +251,7 @@ def test_a_record_of_something_else_is_refused_with_the_reason(
 
 
 def test_without_a_record_the_command_is_named(tmp_path: Path) -> None:
-    assert "safebench best-of-n" in frontier({"ppo": [straight(tmp_path, "ppo", 0, 0.1)]}).refused
+    assert "safebench report --best-of-n" in frontier({"ppo": [straight(tmp_path, "ppo", 0, 0.1)]}).refused
 
 
 def test_a_torn_record_is_refused(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_reward_is_checked_from_the_command_line(
     some = heldout_pairs()[:24]
     monkeypatch.setattr(reward_check, "heldout_pairs", lambda: some)
     few = ["--draws", "16", "--set", "evaluation.prompts=4"]
-    code = main(["rewards", "--check", "lengths:long", "--judge", "lengths:short", *few])
+    code = main(["check-reward", "lengths:long", "--judge", "lengths:short", *few])
     said = capsys.readouterr()
     assert code == 0, said.err
     (folder,) = (tmp_path / "results" / "reward-checks").glob("*/best-of-n/*")
@@ -139,7 +139,7 @@ def test_a_reward_is_checked_from_the_command_line(
     assert f"{liked[0]['reply']}  " in said.out
     assert "correlation with lengths:short within a prompt: −1" in said.out
     assert "its best replies are worse by the judge" in said.out
-    assert main(["rewards", "--check", "lengths:long", "--judge", "", *few]) == 0
+    assert main(["check-reward", "lengths:long", "--judge", "", *few]) == 0
     alone = capsys.readouterr().out
     assert "correlation" not in alone and "nothing, or a mark" in alone
-    assert main(["rewards", "--check", "lengths:none", *few]) in (2, 3)
+    assert main(["check-reward", "lengths:none", *few]) in (2, 3)

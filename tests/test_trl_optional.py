@@ -99,7 +99,7 @@ for name in {MODULES!r}:
 
 @pytest.mark.processes
 def test_no_other_arm_and_no_help_imports_trl(tmp_path: Path) -> None:
-    commands = [["run", "ppo", *SMALL, f"--results={tmp_path}"], ["run", "--help"], ["arms"], ["doctor"]]
+    commands = [["run", "ppo", *SMALL, f"--results={tmp_path}"], ["run", "--help"], ["list", "algorithms"], ["doctor"]]
     *said, imported = drive("", commands)
     assert [code for code, _ in said] == [0, 0, 0, 0], said
     assert imported == []
@@ -109,7 +109,7 @@ def test_no_other_arm_and_no_help_imports_trl(tmp_path: Path) -> None:
 def test_without_trl_all_but_three_arms_works(tmp_path: Path) -> None:
     wrapped = ("trl-ppo", "grpo", "rloo")
     commands = [["run", arm, *SMALL, f"--results={tmp_path}"] for arm in (*wrapped, "safe")]
-    commands += [["list", f"--results={tmp_path}"], ["arms"], ["doctor"]]
+    commands += [["list", f"--results={tmp_path}"], ["list", "algorithms"], ["doctor"]]
     *said, imported = drive(WITHOUT_TRL, commands)
     for (code, text), arm in zip(said[:3], wrapped, strict=True):
         assert code == 3

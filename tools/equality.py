@@ -29,7 +29,7 @@ PRINTED = [
     *(["compare", *PAIR, "--seeds", SEEDS, "--format", fmt] for fmt in ("md", "csv", "json", "latex")),
     ["compare", *(f"{name}@smoke" for name in RUNS), "--seeds", SEEDS, "--brief", "--format", "csv"],
     *(["claims", "--preset", "smoke", "--seeds", SEEDS, "--format", fmt] for fmt in ("md", "csv", "json")),
-    ["sensitivity", *PAIR],
+    ["report", *PAIR, "--sensitivity"],
     ["alarms"],
     ["list"],
     ["show", "results/embedded/safe@smoke/seed-0", "--explain"],

@@ -40,7 +40,7 @@ COLUMNS = ("prompt", "draw", "proxy", "judge", "tokens")
 MUST_MATCH = ("rollout.reply_tokens", "prompts.max_tokens", "evaluation.prompts", "model.dtype")
 """Settings that change what the initial policy replies, or to what."""
 
-_HINT = "`safebench best-of-n` makes it anew, once the folder is moved away."
+_HINT = "`safebench report EXPERIMENT --best-of-n N` makes it anew, once the folder is moved away."
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BestOf:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``safebench best-of-n`` wrote: ``proxy``, ``judge`` and ``tokens`` are [prompts, draws]."""
+    """What ``safebench report --best-of-n`` wrote: ``proxy``, ``judge`` and ``tokens`` are [prompts, draws]."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -141,7 +141,9 @@ def read_record(folder: Path) -> Record:
         raise BadResource(f"{folder} is no record of best of n: {error}", _HINT) from error
     shape = int(manifest.get("prompts", 0)), int(manifest.get("draws", 0))
     if not manifest.get("complete"):
-        raise BadResource(f"{folder} is not finished", "Call the same `safebench best-of-n` again: it goes on.")
+        raise BadResource(
+            f"{folder} is not finished", "Call `safebench report EXPERIMENT --best-of-n N` again: it goes on."
+        )
     keys = [[str(p), str(d)] for p in range(shape[0]) for d in range(shape[1])]
     if tuple(header) != COLUMNS or [row[:2] for row in rows] != keys or any(len(row) != len(COLUMNS) for row in rows):
         raise BadResource(f"{folder / 'scores.csv'} has not the {shape[0]} x {shape[1]} rows it should", _HINT)
@@ -413,7 +415,7 @@ def _record(runs: Sequence[Run]) -> tuple[Record | None, str]:
             reasons.append(f"{folder.name}: {reason}")
     if fit:
         return max(fit, key=lambda record: record.draws), ""
-    return None, "; ".join(reasons) or "none was made: `safebench best-of-n` makes it"
+    return None, "; ".join(reasons) or "none was made: `safebench report --best-of-n 64` makes it"
 
 
 def _notes(levels: Sequence[Level], curve: Sequence[BestOf]) -> tuple[str, ...]:

@@ -238,8 +238,8 @@ def rescore(
 
 
 def draw(request: RunRequest, draws: int, root: Path) -> None:
-    """Draw the initial policy's replies, and print its best of n."""
-    chosen = request.settings()
+    """Draw the initial policy's replies, and print its best of n: of the first experiment, for all share the policy."""
+    chosen = replace(request, experiments=request.experiments[:1]).settings()
     from safebench.scoring.best_of_n import sample_best_of_n  # imports torch: not before the settings are sound
 
     for settings in chosen:
@@ -281,7 +281,7 @@ def check(request: RunRequest, draws: int, root: Path) -> None:
         print(f"correlation with {judge} within a prompt: {interval(together)} ({together.n} prompts)")
         told = "" if gained is None else f"{interval(gained, sign=True)} of {judge}'s spread: "
         print(f"best of {LIFTED} against one at random: {told}{verdict(gained)}")
-        print(f"A judge with the same faults agrees with them: ask it the same, safebench rewards --check {judge}")
+        print(f"A judge with the same faults agrees with them: ask it the same, safebench check-reward {judge}")
     print(f"files: {record.folder}")
 
 

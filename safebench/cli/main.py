@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,14 +12,24 @@ from typing import Annotated, Any
 import typer
 
 from safebench.cli import options
-from safebench.cli.options import CrashVersion, Format, IfExists, LedgerFormat, Sampler
-from safebench.errors import SafebenchError, tell
+from safebench.cli.options import CrashVersion, Format, IfExists, LedgerFormat, Listed, Sampler
+from safebench.errors import MissingResource, SafebenchError, UsageError, tell
 from safebench.telemetry import quiet
 from safebench.user_code import blamed
 
 RESULTS = Path("results")
 """Where runs lie unless told otherwise."""
 REPORT = "This is a fault of safebench: please report it, with the lines above and the command, to its issue tracker."
+
+FORMER = {
+    "experiments": "list experiments",
+    "arms": "list algorithms",
+    "models": "list models",
+    "rewards": "list rewards`, or `safebench check-reward NAME",
+    "sensitivity": "report FIRST SECOND --sensitivity",
+    "best-of-n": "report EXPERIMENT --best-of-n N",
+}
+"""Commands of earlier versions, and what is typed in their place."""
 
 app = typer.Typer(
     name="safebench",
@@ -218,6 +227,9 @@ def report(
     steps: options.Steps = None,
     preset: options.Preset = None,
     set_: options.Set = None,
+    sensitivity: options.Sensitivity = False,
+    best_of_n: options.BestOfN = None,
+    trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
     """Write one HTML page: table, curves, frontier, crashes, replies, fairness, claims. It loads nothing."""
@@ -226,10 +238,27 @@ def report(
     from safebench.cli.request import RunFilter, RunRequest
 
     request = RunRequest(
-        experiment or HEADLINE, seeds=seeds, preset=preset, model=model, steps=steps, overrides=set_ or ()
+        experiment or HEADLINE,
+        seeds=seeds,
+        preset=preset,
+        model=model,
+        steps=steps,
+        overrides=set_ or (),
+        trust=trust_remote_code or (),
     )
     selection = RunFilter(results, where=where or (), judge=judge, replicate=replicate)
-    evidence.write_page(request, selection, CompareOptions(baseline=baseline, force=force, spec=crash_spec.spec), out)
+    if sensitivity:
+        evidence.print_sensitivity(request, selection, crash_spec.spec)
+        return
+    if best_of_n is not None:
+        evidence.draw(request, best_of_n, results)
+    how = CompareOptions(baseline=baseline, force=force, spec=crash_spec.spec)
+    try:
+        evidence.write_page(request, selection, how, out)
+    except MissingResource as error:
+        if best_of_n is None:
+            raise
+        print(f"no page: {error}", file=sys.stderr)
 
 
 @app.command("claims")
@@ -251,11 +280,20 @@ def claims(
 
 
 @app.command("list")
-def list_runs(model: options.ModelName = None, results: options.Root = RESULTS) -> None:
-    """List the runs in the results, whatever became of them."""
-    from safebench.cli.manage import list_runs
+def list_(
+    kind: options.ListedKind = Listed.RUNS, model: options.ModelName = None, results: options.Root = RESULTS
+) -> None:
+    """List the runs in the results, or the experiments, algorithms, models or rewards that there are."""
+    from safebench.cli import manage
 
-    list_runs(model, results)
+    if kind is Listed.RUNS:
+        manage.list_runs(model, results)
+    elif kind is Listed.EXPERIMENTS:
+        manage.experiments()
+    elif kind is Listed.ALGORITHMS:
+        manage.algorithms()
+    else:
+        manage.things("models" if kind is Listed.MODELS else "rewards")
 
 
 @app.command("show")
@@ -274,52 +312,22 @@ def clean(run: options.RunNames = None, dry_run: options.Pretend = False, result
     clean(run or [], results, dry_run)
 
 
-@app.command("experiments")
-def experiments() -> None:
-    """List the named experiments and presets."""
-    from safebench.cli.manage import experiments
-
-    experiments()
-
-
-@app.command("arms")
-def arms() -> None:
-    """List the algorithms that the shared loop can run."""
-    from safebench.cli.manage import arms
-
-    arms()
-
-
-@app.command("models")
-def models() -> None:
-    """List the language models of the catalogue; --model also takes hub ids and local directories."""
-    from safebench.cli.manage import things
-
-    things("models")
-
-
-@app.command("rewards")
-def rewards(
-    check: options.Checked = None,
+@app.command("check-reward")
+def check_reward(
+    reward: options.Checked,
     judge: options.CheckJudge = "embedded-judge",
     draws: options.Draws = 64,
     set_: options.Set = None,
     trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
-    """List the rewards of the catalogue; --check says how far one can be believed, before anything is trained on it."""
-    if check is None:
-        from safebench.cli.manage import things
-
-        things("rewards")
-        return
+    """Say how far a reward can be believed, before anything is trained on it."""
     from safebench.cli import evidence
     from safebench.cli.request import RunRequest
 
-    overrides = [f"reward.judge={json.dumps(judge or None)}", *(set_ or ())]
-    evidence.check(
-        RunRequest(["ppo"], reward=check, overrides=overrides, trust=trust_remote_code or ()), draws, results
-    )
+    trust = trust_remote_code or ()
+    request = RunRequest(["ppo"], reward=reward, judge=judge, overrides=set_ or (), trust=trust)
+    evidence.check(request, draws, results)
 
 
 @app.command("doctor")
@@ -344,9 +352,15 @@ def doctor(
         return manage.doctor(online, results)
     from safebench.cli.request import RunRequest
 
-    overrides, trust = set_ or (), trust_remote_code or ()
     request = RunRequest(
-        ["ppo"], None, preset, model, reward, prompts, random_weights, overrides=overrides, trust=trust
+        ["ppo"],
+        preset=preset,
+        model=model,
+        reward=reward,
+        prompts=prompts,
+        random_weights=random_weights,
+        overrides=set_ or (),
+        trust=trust_remote_code or (),
     )
     return manage.own_things(request.settings()[0])
 
@@ -411,23 +425,6 @@ def diff(first: options.FirstRun, second: options.SecondRun, results: options.Ro
     diff(first, second, results)
 
 
-@app.command("sensitivity")
-def sensitivity(
-    experiment: options.Experiments,
-    seeds: options.Seeds = None,
-    model: options.ModelName = None,
-    preset: options.Preset = None,
-    crash_spec: options.CrashSpecification = CrashVersion.HARMS,
-    results: options.Root = RESULTS,
-) -> None:
-    """Say how two experiments' result moves with every choice of the evidence, one at a time, as Markdown."""
-    from safebench.cli import evidence
-    from safebench.cli.request import RunFilter, RunRequest
-
-    request = RunRequest(experiment, seeds=seeds, preset=preset, model=model)
-    evidence.print_sensitivity(request, RunFilter(results), crash_spec.spec)
-
-
 @app.command("keep")
 def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: options.Root = RESULTS) -> None:
     """Keep what evidence needs of runs, without weights: as folders, or a line each in one file (compare --brief)."""
@@ -457,35 +454,6 @@ def rescore(
     from safebench.cli import evidence
 
     evidence.rescore(run, reward, force, results, label, trust_remote_code or ())
-
-
-@app.command("best-of-n")
-def best_of_n(
-    draws: options.Draws = 64,
-    model: options.ModelName = None,
-    reward: options.RewardName = None,
-    prompts: options.PromptsName = None,
-    random_weights: options.RandomWeights = False,
-    preset: options.Preset = None,
-    set_: options.Set = None,
-    trust_remote_code: options.Trust = None,
-    results: options.Root = RESULTS,
-) -> None:
-    """Draw many replies of the initial policy: the best of n is a reference on the frontier that needs no training."""
-    from safebench.cli import evidence
-    from safebench.cli.request import RunRequest
-
-    request = RunRequest(
-        HEADLINE[:1],
-        preset=preset,
-        model=model,
-        reward=reward,
-        prompts=prompts,
-        random_weights=random_weights,
-        overrides=set_ or (),
-        trust=trust_remote_code or (),
-    )
-    evidence.draw(request, draws, results)
 
 
 @app.command("import")
@@ -520,6 +488,18 @@ def import_(
         vocabulary=vocabulary,
         steps=steps,
     )
+
+
+def _former(name: str, now: str) -> None:
+    """Let a command's former name say what to type now."""
+
+    @app.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def answer() -> None:
+        raise UsageError(f"there is no `safebench {name}` any more", f"Type `safebench {now}`.")
+
+
+for _name, _now in FORMER.items():
+    _former(_name, _now)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

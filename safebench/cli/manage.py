@@ -30,9 +30,9 @@ def experiments() -> None:
     print(columns([("PRESET", ""), *config.presets()]))
 
 
-def arms() -> None:
-    """Print the arms."""
-    print(columns([("ARM", ""), *((entry.name, entry.description) for entry in registry.entries("arms"))]))
+def algorithms() -> None:
+    """Print the algorithms."""
+    print(columns([("ALGORITHM", ""), *((entry.name, entry.description) for entry in registry.entries("arms"))]))
 
 
 def things(group: Literal["models", "rewards"]) -> None:

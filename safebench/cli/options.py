@@ -41,17 +41,17 @@ class CrashVersion(StrEnum):
 
 Experiments = Annotated[
     list[str],
-    typer.Argument(metavar="EXPERIMENT...", help="Names (`safebench experiments`), name@preset, or .yaml files."),
+    typer.Argument(metavar="EXPERIMENT...", help="Names (`safebench list experiments`), name@preset, or .yaml files."),
 ]
 Brief = Annotated[bool, typer.Option("--brief", help="One row per arm: judge, KL, entropy, crashes, differences.")]
 Root = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the results.")]
 ModelName = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="Name (`safebench models`), hub id or local directory.")
+    str | None, typer.Option("--model", metavar="M", help="Name (`safebench list models`), hub id or local directory.")
 ]
 RewardName = Annotated[
     str | None,
     typer.Option(
-        "--reward", metavar="R", help="Name (`safebench rewards`), hub id, local directory or module:function."
+        "--reward", metavar="R", help="Name (`safebench list rewards`), hub id, local directory or module:function."
     ),
 ]
 PromptsName = Annotated[
@@ -78,7 +78,9 @@ ConfigFiles = Annotated[
 Trackers = Annotated[
     list[str] | None,
     typer.Option(
-        "--tracker", metavar="NAME", help="wandb (offline), wandb-online, tensorboard, trackio; CSV is always on."
+        "--tracker",
+        metavar="NAME",
+        help="wandb (offline), wandb-online, tensorboard, trackio or none; CSV is always on.",
     ),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Runs at a time.")]
@@ -108,6 +110,16 @@ class Format(StrEnum):
     CSV = "csv"
     JSON = "json"
     LATEX = "latex"
+
+
+class Listed(StrEnum):
+    """What ``list`` lists."""
+
+    RUNS = "runs"
+    EXPERIMENTS = "experiments"
+    ALGORITHMS = "algorithms"
+    MODELS = "models"
+    REWARDS = "rewards"
 
 
 class LedgerFormat(StrEnum):
@@ -165,16 +177,26 @@ Judge = Annotated[
 ]
 
 Checked = Annotated[
-    str | None,
+    str, typer.Argument(metavar="R", help="Name (`safebench list rewards`), hub id, directory or module:function.")
+]
+CheckJudge = Annotated[str, typer.Option("--judge", metavar="R", help="The reward to hold it against; empty for none.")]
+ListedKind = Annotated[Listed, typer.Argument(help="What to list.")]
+Sensitivity = Annotated[
+    bool,
     typer.Option(
-        "--check",
-        metavar="R",
-        help="Ask this reward about pairs whose order is known, and compare it with a "
-        "judge: name, hub id, directory or module:function.",
+        "--sensitivity",
+        help="In place of the page, print how the result of two experiments moves with every choice, as Markdown.",
     ),
 ]
-CheckJudge = Annotated[
-    str, typer.Option("--judge", metavar="R", help="With --check: the reward to hold it against; empty for none.")
+BestOfN = Annotated[
+    int | None,
+    typer.Option(
+        "--best-of-n",
+        min=1,
+        metavar="N",
+        help="First draw N replies of the initial policy to each held-out prompt: their best is the frontier's "
+        "reference that needs no training.",
+    ),
 ]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or its end: safe/seed-0, or safe if it has one seed.")
@@ -233,7 +255,10 @@ ClaimedExperiments = Annotated[
 LedgerOutput = Annotated[LedgerFormat, typer.Option("--format", help="How the ledger is written.")]
 PageFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The page, one HTML file.")]
 NewJudge = Annotated[
-    str, typer.Option("--reward", metavar="R", help="Name (`safebench rewards`), hub id, directory or module:function.")
+    str,
+    typer.Option(
+        "--reward", metavar="R", help="Name (`safebench list rewards`), hub id, directory or module:function."
+    ),
 ]
 Again = Annotated[bool, typer.Option("--force", help="Score again what the same reward has scored.")]
 Label = Annotated[

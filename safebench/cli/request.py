@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from safebench import config
 from safebench.analysis import rescored, runs
@@ -36,6 +35,8 @@ class RunRequest:
     preset: str | None = None
     model: str | None = None
     reward: str | None = None
+    judge: str | None = None
+    """Another judge; the empty string is none."""
     prompts: str | None = None
     random_weights: bool = False
     steps: int | None = None
@@ -77,29 +78,29 @@ class RunRequest:
         return [one.model_copy(update={"seed": seed}) for i, seed in enumerate(chosen) for one in orders[i % 2]]
 
     def _one(self, resolve: Callable[..., T], experiment: str, preset: str | None) -> T:
-        flags = {
+        values = {
             "model.name": self.model,
             "model.random_weights": self.random_weights or None,
             "reward.name": self.reward,
+            **({} if self.judge is None else {"reward.judge": self.judge or None}),
             "prompts.name": self.prompts,
             "update.steps": self.steps,
             "recording.trackers": parse_trackers(self.trackers) if self.trackers else None,
             "trust_remote_code": list(self.trust) or None,
             "compute.replicate": self.replicate,
         }
-        given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-        overrides = [*given, *self.overrides]
-        chosen = preset or self._default_preset(experiment, overrides)
-        return resolve(experiment, preset=chosen, files=self.files, overrides=overrides)
+        values = {key: value for key, value in values.items() if value is not None or key == "reward.judge"}
+        chosen = preset or self._default_preset(experiment, values)
+        return resolve(experiment, preset=chosen, files=self.files, values=values, overrides=self.overrides)
 
-    def _default_preset(self, experiment: str, overrides: Sequence[str]) -> str | None:
+    def _default_preset(self, experiment: str, values: Mapping[str, Any]) -> str | None:
         """Return the preset of the model on this device where --model names another model than the embedded one.
 
         The embedded world's precision and learning rate would serve no larger model.
         """
         if self.model in (None, EMBEDDED) or "@" in experiment:
             return None
-        device = config.resolve(experiment, files=self.files, overrides=overrides).compute.device
+        device = config.resolve(experiment, files=self.files, values=values, overrides=self.overrides).compute.device
         return config.own_preset(self.model, device_kind(device))
 
 
@@ -122,9 +123,12 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_trackers(names: Sequence[str]) -> list[str]:
-    """Return the trackers named, commas or repetition alike; ``csv`` is always on and needs no place in the list."""
+    """Return the trackers named, commas or repetition alike; ``csv`` is always on, ``none`` is nothing beside it."""
     parts = [part.strip() for name in names for part in name.split(",")]
-    return [part for part in dict.fromkeys(parts) if part and part != "csv"]
+    found = [part for part in dict.fromkeys(parts) if part and part not in ("csv", "none")]
+    if "none" in parts and found:
+        raise UsageError(f"--tracker none and {', '.join(found)}", hint="Leave one of them out.")
+    return found
 
 
 @dataclass(frozen=True)

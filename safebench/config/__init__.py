@@ -348,22 +348,25 @@ def resolve(
     preset: str | None = None,
     files: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    check_names: bool = True,
 ) -> Settings:
-    """Return the settings of ``experiment``: base < experiment < preset < files < overrides.
+    """Return the settings of ``experiment``: base < experiment < preset < files < values < overrides.
 
-    ``experiment`` is a name, ``name@preset`` or the path of a YAML file; an override reads
-    ``key.path=value``. Raises ``UsageError`` naming every fault with its key, value and origin.
+    ``experiment`` is a name, ``name@preset`` or the path of a YAML file; ``values`` are typed, by ``key.path``; an
+    override is text and reads ``key.path=value``. Raises ``UsageError`` naming every fault with its key, value and
+    origin.
     """
-    return _resolve(experiment, preset, files, overrides, check_names=True)
+    return validated(lay(experiment, preset, files, overrides, values or {}).stack, experiment, check_names)
 
 
-def _resolve(
-    experiment: str, preset: str | None, files: Sequence[str | Path], overrides: Sequence[str], check_names: bool
-) -> Settings:
-    return validated(lay(experiment, preset, files, overrides).stack, experiment, check_names)
-
-
-def lay(experiment: str, preset: str | None, files: Sequence[str | Path], overrides: Sequence[str]) -> Layers:
+def lay(
+    experiment: str,
+    preset: str | None,
+    files: Sequence[str | Path],
+    overrides: Sequence[str],
+    values: Mapping[str, Any],
+) -> Layers:
     """Return the layers of ``experiment`` as ``resolve`` lays them, its ``tuning`` section apart."""
     stack = Stack()
     name, preset = _split(experiment, preset)
@@ -379,6 +382,8 @@ def lay(experiment: str, preset: str | None, files: Sequence[str | Path], overri
         stack.lay(content, parts[-1][0].name)
     for extra in files:
         stack.lay(read_mapping(Path(extra), stack), str(extra))
+    for key, value in values.items():
+        stack.lay(_nested(tuple(key.split(".")), value), COMMAND_LINE)
     for override in overrides:
         _lay_override(stack, override)
     _refuse_another_experiment(stack, title)
@@ -428,8 +433,8 @@ def shipped(settings: Settings) -> Settings | None:
     name, preset = _split(settings.experiment, None)
     if locate(name) is None or (preset is not None and locate(preset, "presets") is None):
         return None
-    same = [f"model.name={json.dumps(settings.model.name)}", f"seed={settings.seed}"]
-    return _resolve(name, preset, (), same, check_names=False)
+    same = {"model.name": settings.model.name, "seed": settings.seed}
+    return resolve(name, preset=preset, values=same, check_names=False)
 
 
 def differs(settings: Settings) -> bool:
@@ -471,7 +476,7 @@ def _relative(settings: Settings) -> str:
     if settings.tuned is not None:
         preset = f"@{settings.tuned.preset}" if settings.tuned.preset else ""
         return f"{settings.tuned.experiment}{preset}"
-    resolved = ((name, _resolve(name, None, (), (), check_names=False)) for name in names())
+    resolved = ((name, resolve(name, check_names=False)) for name in names())
     return next((name for name, other in resolved if other.arm == settings.arm), settings.experiment)
 
 
@@ -584,14 +589,14 @@ def _split(experiment: str, preset: str | None) -> tuple[str, str | None]:
 def _experiment_path(name: str) -> Path:
     if is_path(name):
         if not Path(name).is_file():
-            raise UsageError(f"no experiment file {name}", hint="`safebench experiments` lists the named ones.")
+            raise UsageError(f"no experiment file {name}", hint="`safebench list experiments` lists the named ones.")
         return Path(name)
     found = locate(name)
     if found is None or name.startswith("_"):
         known = list(names())
         near = nearest(name, known)
         advice = f"did you mean {near}?" if near else f"there are {', '.join(known) or 'none'}"
-        raise UsageError(f"no experiment {name!r}; {advice}", hint="`safebench experiments` lists them.")
+        raise UsageError(f"no experiment {name!r}; {advice}", hint="`safebench list experiments` lists them.")
     return found
 
 
@@ -634,9 +639,14 @@ def _lay_override(stack: Stack, override: str) -> None:
     except ValueError as error:
         stack.fault(key, f"{text!r} is not a YAML value: {error}", COMMAND_LINE)
         return
-    for part in reversed(parts):
+    stack.lay(_nested(parts, value), COMMAND_LINE)
+
+
+def _nested(path: Path_, value: Any) -> dict[str, Any]:
+    """Return ``value`` inside the sections that ``path`` names."""
+    for part in reversed(path):
         value = {part: value}
-    stack.lay(value, COMMAND_LINE)
+    return dict(value)
 
 
 def _refuse_another_experiment(stack: Stack, title: str) -> None:

@@ -430,7 +430,7 @@ def _random(
     if not config:
         raise UsageError(
             f"--random-weights needs the dimensions of {source.name}, and the catalogue has none",
-            "Use a model that `safebench models` lists with its size.",
+            "Use a model that `safebench list models` lists with its size.",
         )
     tokenizer = AutoTokenizer.from_pretrained(str(registry.WORLD / "policy"))
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}

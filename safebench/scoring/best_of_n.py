@@ -110,7 +110,7 @@ def _begin(folder: Path, settings: Settings, world: World, draws: int, device: t
 def _command(settings: Settings, draws: int) -> list[str]:
     """Return the command line that makes this record: the preset, and what differs from the experiment as shipped."""
     _, _, preset = settings.experiment.partition("@")
-    words = ["safebench", "best-of-n", "--draws", str(draws), *(["--preset", preset] if preset else [])]
+    words = ["safebench", "report", "ppo", "--best-of-n", str(draws), *(["--preset", preset] if preset else [])]
     return words + config.command(settings)[len(["safebench", "run", "EXPERIMENT", "--seeds", "N"]) :]
 
 

@@ -208,7 +208,7 @@ def make_reward(model: Any, policy: Policy, chunk: int) -> Reward:
     raise UsageError(
         f"reward_model is a {type(model).__name__}",
         "Pass one sequence classifier, loaded, one function (prompts, completions) -> floats, or a name of "
-        "`safebench rewards`.",
+        "`safebench list rewards`.",
     )
 
 

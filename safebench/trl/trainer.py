@@ -541,12 +541,12 @@ class PPOTrainer(Storing):
 
     ``model``: the policy, a transformers model or PeftModel. ``ref_model``: the reference; None for a copy of the
     policy or of its adapter as given, or with ``peft_config`` the policy without adapter. ``reward_model``: a
-    sequence classifier that reads the policy's token ids, a function of texts (``rewards.FunctionReward``), or a
-    name of `safebench rewards`. ``value_model``: a sequence classifier whose body and score are the critic, trained
-    where they require gradients; None for a critic on the policy's own states. ``train_dataset``, ``eval_dataset``
-    (or a dictionary of them): rows with ``input_ids``, a text or a conversation (``data.Rows``). ``optimizers``: an
-    optimizer over the policy and a schedule that moves once per batch; None for what ``args`` say. Raises
-    ``UsageError`` and ``MissingResource`` for what cannot work, before anything is trained.
+    sequence classifier that reads the policy's token ids, a function of texts (``parts.FunctionReward``), or a
+    name of `safebench list rewards`. ``value_model``: a sequence classifier whose body and score are the critic,
+    trained where they require gradients; None for a critic on the policy's own states. ``train_dataset``,
+    ``eval_dataset`` (or a dictionary of them): rows with ``input_ids``, a text or a conversation (``data.Rows``).
+    ``optimizers``: an optimizer over the policy and a schedule that moves once per batch; None for what ``args`` say.
+    Raises ``UsageError`` and ``MissingResource`` for what cannot work, before anything is trained.
     """
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainOutput:

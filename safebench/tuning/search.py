@@ -45,13 +45,14 @@ def tunable(
     preset: str | None = None,
     files: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> Tunable:
     """Return ``experiment``, resolved as a run of it is, with its knobs.
 
     Raises ``UsageError`` naming every fault: no knobs, a key that no setting has, a range that is none, a published
     value outside of its range, and a knob that the command line sets.
     """
-    layers = config.lay(experiment, preset, files, overrides)
+    layers = config.lay(experiment, preset, files, overrides, values or {})
     settings = config.validated(layers.stack, experiment)
     if settings.tuned is not None:
         raise UsageError(

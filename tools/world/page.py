@@ -54,7 +54,7 @@ adapts are the same.
 
 Share of held-out pairs (test conversations) put in the right order, with exact 95 % intervals; the better reply of a
 pair is a person's, or in half of the spoiled pairs the policy's. Phrases that fit anything and openings were kept for
-this test. `safebench rewards --check NAME` prints such a table for any reward.
+this test. `safebench check-reward NAME` prints such a table for any reward.
 
 | a reply over | {names} | n |
 | --- | {rules} | --- |
