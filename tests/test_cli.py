@@ -54,7 +54,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     assert done.stderr.split() == [], "loaded for nothing but help"
     for command in ("run", "compare", "list", "show", "check-reward", "report", "doctor", "clean"):
         assert f" {command} " in done.stdout
-    assert not any(f" {former} " in done.stdout for former in ("arms", "rewards", "best-of-n"))
+    assert not any(f"│ {former} " in done.stdout for former in FORMER)
 
 
 def test_help_takes_half_a_second_of_the_processor() -> None:
