@@ -19,7 +19,7 @@ def test_the_map_names_functions_and_tests() -> None:
 
 @pytest.mark.parametrize("path", sorted({path for path, _ in NAMED}))
 def test_what_the_map_names_exists(path: str) -> None:
-    home = ROOT / "tests" if path.startswith("test_") else ROOT / "safebench"
-    tree = ast.parse((home / path).read_text(encoding="utf-8"))
+    (file,) = (ROOT / "tests").rglob(path) if path.startswith("test_") else [ROOT / "safebench" / path]
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert {name for file, name in NAMED if file == path} <= defined

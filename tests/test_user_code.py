@@ -16,8 +16,8 @@ from safebench.errors import BadResource, MissingResource, SafebenchError, Usage
 from safebench.models.rewards import FunctionReward, load_reward
 from safebench.recording import manifest
 from safebench.user_code import blamed
-from tests.runs import make_parts, tiny_run
-from tests.tiny import CPU, tiny_policy, tiny_world
+from tests.support.runs import make_parts, tiny_run
+from tests.support.tiny import CPU, tiny_policy, tiny_world
 
 Write = Callable[[str, str], str]
 
@@ -188,7 +188,7 @@ def test_an_arm_or_optimizer_of_the_users_that_cannot_be_made(
 def test_a_policy_whose_forward_pass_fails_is_named() -> None:
     from safebench.training.distributed import Processes
     from safebench.training.evaluate import evaluate
-    from tests.tiny import tiny_settings
+    from tests.support.tiny import tiny_settings
 
     policy = tiny_policy()
     # A table smaller than the tokenizer, as in a folder whose parts do not belong together.

@@ -52,7 +52,7 @@ MOST_SPECIAL = 32
 """Special tokens that are asked about; some tokenizers keep hundreds in reserve."""
 FINE, COARSE = 1e-4, 5e-2
 """Largest share of the logits' spread that rounding explains, in float32 and in bfloat16: passes over the same tokens
-that differ in padding and grouping alone differ by up to 1e-5 and 2e-2 (tests/test_probes.py)."""
+that differ in padding and grouping alone differ by up to 1e-5 and 2e-2 (tests/models/test_probes.py)."""
 
 
 class Gap(NamedTuple):
