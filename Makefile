@@ -40,9 +40,9 @@ $(READY): requirements.lock pyproject.toml
 
 # Two seeds unless told otherwise, so that it takes minutes.
 reproduce: $(READY) ## PPO against SAFE, two seeds each, the table and the claims; continues where it was interrupted
-	$(BIN)/safebench compare ppo safe --seeds $(SEEDS) --run --jobs $(JOBS)
-	@echo && $(BIN)/safebench claims --seeds $(SEEDS)
-	@echo && echo 'runs: results/   the same in files:' && $(MAKE) --no-print-directory report SEEDS=$(SEEDS)
+	$(BIN)/safebench run ppo safe --seeds $(SEEDS) --jobs $(JOBS)
+	@echo && echo 'table, claims, curves and page:' && $(MAKE) --no-print-directory report SEEDS=$(SEEDS)
+	@$(BIN)/safebench compare ppo safe --seeds $(SEEDS)
 
 # ArmoRM loads only with Python code of its own, which runs for names given here.
 reproduce-paper: SEEDS := 0-4

@@ -19,6 +19,7 @@ from safebench.cli.options import Format, IfExists
 from safebench.cli.request import RunFilter, RunGroups, RunRequest, gather, parse_seeds
 from safebench.crashes.signals import SPEC, CrashSpec
 from safebench.errors import ComparisonRefused, MissingResource, UsageError, nearest, tell
+from safebench.report import summary
 from safebench.report.small_tables import render_brief as render_brief
 from safebench.report.table import render
 from safebench.runner.progress import is_main
@@ -58,7 +59,7 @@ def compare(request: RunRequest, selection: RunFilter, how: CompareOptions, outp
     """Print the comparison, one table per preset; with ``jobs``, make the missing runs first."""
     presets = config.expand_preset(request.preset)
     _refuse_conflicting_options(selection, how, output)
-    if len(presets) > 1 and not how.brief and output not in (Format.TABLE, Format.MD):
+    if len(presets) > 1 and not how.brief and output not in (Format.SUMMARY, Format.TABLE, Format.MD):
         raise UsageError(
             f"--format {output.value} is one table, and {request.preset} several presets", hint="Give one."
         )
@@ -105,13 +106,41 @@ def refuse_replicates_of_others(selection: RunFilter) -> None:
 
 def _tables(request: RunRequest, selection: RunFilter, how: CompareOptions, output: Format) -> None:
     if how.brief:
-        print_brief(request, selection, output.value, baseline=how.baseline, force=how.force, spec=how.spec)
+        print_brief(
+            request,
+            selection,
+            (Format.TABLE if output is Format.SUMMARY else output).value,
+            baseline=how.baseline,
+            force=how.force,
+            spec=how.spec,
+        )
         return
     several = len(config.expand_preset(request.preset)) > 1
     for gathered in gather(request, selection):
         if several:
             print(f"## {gathered.preset}\n")
-        print(render(choose(how.compare(gathered), how.metrics), output.value), end="")
+        print(_rendered(how.compare(gathered), how.metrics, output, _options(request, selection)), end="")
+
+
+def _options(request: RunRequest, selection: RunFilter) -> list[str]:
+    """Return the options of the command line that chose these runs."""
+    given = {
+        "--seeds": request.seeds,
+        "--preset": request.preset,
+        "--model": request.model,
+        "--judge": selection.judge,
+        "--results": None if selection.root == Path("results") else str(selection.root),
+    }
+    words = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    return words + [word for one in (*request.overrides,) for word in ("--set", one)]
+
+
+def _rendered(comparison: Comparison, metrics: Sequence[str], output: Format, options: Sequence[str]) -> str:
+    """Return the comparison in a format; the summary where rows are not chosen by hand."""
+    if output is Format.SUMMARY and not metrics:
+        return summary.render(comparison, options)
+    whole = Format.TABLE if output is Format.SUMMARY else output
+    return render(choose(comparison, metrics), whole.value)
 
 
 Arms = Mapping[str, Sequence[Packed]]
@@ -228,8 +257,8 @@ def compare_until_decided(
         _tell(found, len(seeds))
         if found.over:
             break
-    shown = choose(replace(comparison, stopping=found), how.metrics)
-    print(render(shown, output.value), end="")
+    shown = replace(comparison, stopping=found)
+    print(_rendered(shown, how.metrics, output, _options(request, selection)), end="")
     return failed
 
 

@@ -105,7 +105,7 @@ def run(
 @app.command("compare")
 def compare(
     experiment: options.Experiments,
-    output: options.Output = Format.TABLE,
+    output: options.Output = Format.SUMMARY,
     make: options.Make = False,
     until_decided: options.UntilDecided = False,
     round_: options.RoundSize = None,

@@ -105,6 +105,7 @@ ReplicatesOf = Annotated[
 class Format(StrEnum):
     """How a comparison is written."""
 
+    SUMMARY = "summary"
     TABLE = "table"
     MD = "md"
     CSV = "csv"

@@ -193,8 +193,12 @@ def render(comparison: Comparison, fmt: str = "table", *, width: int | None = No
 
 
 def _terminal(comparison: Comparison, width: int, color: bool) -> str:
-    tables = [_rich_table(comparison, others) for others in _chunks(comparison, width)]
-    return printed(tables, comparison.warnings, _blocks(comparison), width, color)
+    return printed(rich_tables(comparison, width), comparison.warnings, _blocks(comparison), width, color)
+
+
+def rich_tables(comparison: Comparison, width: int) -> list[object]:
+    """Return the rows as rich's tables, each with as many arms beside the baseline as the width holds."""
+    return [_rich_table(comparison, others) for others in _chunks(comparison, width)]
 
 
 def printed(

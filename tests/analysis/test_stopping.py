@@ -85,7 +85,7 @@ def test_a_planted_difference_is_decided_in_its_direction(call: Any, here: Path,
 
 def test_undecided_ends_at_the_last_seed_and_calling_again_says_the_same(call: Any, here: Path) -> None:
     many(here / "results", 0.5, 8)
-    code, out, err = call("--round", "4", "--max-seeds", "8", "--alpha", "0.2")
+    code, out, err = call("--round", "4", "--max-seeds", "8", "--alpha", "0.2", "--format", "table")
     assert code == 0
     assert "undecided: crash rate (safe against ppo) (round 2, 8 pairs" in err, "none crashed: nothing to tell apart"
     assert "decided: safe better than ppo on held-out judge reward, end (round 2" in err
@@ -95,7 +95,8 @@ def test_undecided_ends_at_the_last_seed_and_calling_again_says_the_same(call: A
     assert "intervals of this table are not valid" in flat
     assert "No verdict is drawn from these p-values" in flat
     assert "Significant" not in flat
-    assert call("--round", "4", "--max-seeds", "8", "--alpha", "0.2")[1] == out
+    assert call("--round", "4", "--max-seeds", "8", "--alpha", "0.2", "--format", "table")[1] == out
+    assert "Decided in rounds" in call("--round", "4", "--max-seeds", "8", "--alpha", "0.2")[1]
 
 
 def test_a_metric_that_no_run_has_is_not_waited_for(call: Any, here: Path) -> None:

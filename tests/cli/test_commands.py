@@ -364,7 +364,10 @@ def test_keep_copies_runs_to_where_compare_finds_them(capsys: pytest.CaptureFixt
         write_run(here / "results", "safe", seed, healthy(seed))
     kept = Said(capsys, "keep", "ppo", "safe", "--out", "kept")
     assert kept.out.splitlines() == [f"kept/embedded/{arm}/seed-{seed}" for arm in ("ppo", "safe") for seed in range(2)]
-    tables = [Said(capsys, "compare", "ppo", "safe", "--results", place).out for place in ("results", "kept")]
+    tables = [
+        Said(capsys, "compare", "ppo", "safe", "--results", place, "--format", "table").out
+        for place in ("results", "kept")
+    ]
     assert tables[0] == tables[1]
     assert "ppo (n=2)" in tables[0]
 
