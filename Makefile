@@ -161,8 +161,9 @@ tools: ## see that a browser and TeX are there for test-extra
 		fi; \
 	fi
 
-lint: $(READY) ## ruff
+lint: $(READY) ## ruff, and who may import whom
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 
 type: $(READY) ## mypy, strict on the package
 	$(BIN)/mypy

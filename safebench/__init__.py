@@ -1,0 +1,1 @@
+"""SAFE against PPO: train, record, compare."""

@@ -1,9 +1,8 @@
-"""The arrows of docs/architecture.md hold, and each heavy library comes in by one door, and only when used."""
+"""Each heavy library comes in by one door, and only when used; every package has its line in docs/architecture.md."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tools import tree_page
+from tools.marks import insert
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "safebench"
@@ -75,82 +77,9 @@ IMPORTS = {
 }
 
 
-def _names(cell: str) -> list[str]:
-    return [name.removesuffix(".py").strip("/").replace("/", ".") for name in re.findall(r"`([^`]+)`", cell)]
-
-
-@dataclass(frozen=True)
-class Table:
-    """docs/architecture.md: which room a name belongs to, what a room may import, and the leaves, open to all.
-
-    A row is a room, called by the first name in it; a leaf is a room of its own.
-    """
-
-    rooms: dict[str, str]
-    allowed: dict[str, set[str]]
-    leaves: set[str]
-
-
-def read_table(text: str) -> Table:
-    """Read the table of rooms out of the page."""
-    table = Table({}, {}, set())
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|") or len(cells) != 3 or not (names := _names(cells[0])):
-            continue
-        if cells[1].startswith("leaves"):
-            table.leaves.update(names)
-            continue
-        targets = re.sub(r"\(.*?\)", "", cells[2]).split(",")
-        table.allowed[names[0]] = {target.strip().replace("/", ".") for target in targets} - {"–"}
-        table.rooms.update(dict.fromkeys(names, names[0]))
-    return table
-
-
-TABLE = read_table((ROOT / "docs" / "architecture.md").read_text())
-
-
 def inside(module: str) -> str:
     """safebench.rl.kl -> rl.kl; the package itself -> the empty string."""
     return module.removeprefix("safebench").strip(".")
-
-
-def room_of(module: str) -> str | None:
-    """safebench.scoring.pairs -> scoring; `python -m safebench` is the command line; None where no row says."""
-    first = "cli" if inside(module) == "__main__" else inside(module).split(".")[0]
-    return first if first in TABLE.leaves else TABLE.rooms.get(first)
-
-
-def allows(importer: str, imported: str) -> bool:
-    """Tell whether a module of ours may import another."""
-    inner = inside(imported)
-    if room_of(imported) in TABLE.leaves or not inner:
-        return True
-    room = room_of(importer)
-    if room is None or room in TABLE.leaves:
-        return False
-    return room == room_of(imported) or any(f"{inner}.".startswith(f"{target}.") for target in TABLE.allowed[room])
-
-
-def test_the_table_is_read() -> None:
-    rooms = {"cli", "runner", "report", "training", "algorithms", "models", "recording", "analysis", "rl"}
-    assert rooms <= set(TABLE.allowed)
-    assert {"config", "registry", "errors", "metrics"} <= TABLE.leaves
-    assert TABLE.allowed["rl"] == set()
-    assert TABLE.allowed["recording"] == {"crashes", "rl"}
-    assert TABLE.allowed["crashes"] == set()
-    assert TABLE.allowed["analysis"] == {"crashes"}
-
-
-def test_the_table_has_no_circle() -> None:
-    def reach(room: str, path: tuple[str, ...]) -> None:
-        assert room not in path, f"{' -> '.join(path)} -> {room}"
-        for target in TABLE.allowed[room] - TABLE.leaves:
-            if (next_room := TABLE.rooms[target.split(".")[0]]) != room:
-                reach(next_room, (*path, room))
-
-    for room in TABLE.allowed:
-        reach(room, ())
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
@@ -184,39 +113,14 @@ class K:
     }
 
 
-@pytest.mark.parametrize(
-    ("importer", "imported", "allowed"),
-    [
-        ("safebench.rl.kl", "safebench.models.policy", False),
-        ("safebench.rl.kl", "safebench.rl.advantages", True),
-        ("safebench.rl.kl", "safebench.errors", True),
-        ("safebench.errors", "safebench.rl.kl", False),
-        ("safebench.recording.recorder", "safebench.crashes.detect", True),
-        ("safebench.recording.recorder", "safebench.analysis.statistics", False),
-        ("safebench.metrics", "safebench.recording.recorder", False),
-        ("safebench.config.schema", "safebench.config.schema", True),
-        ("safebench.config.schema", "safebench.rl.kl", False),
-        ("safebench.rl.kl", "safebench.config.schema", True),
-        ("safebench.crashes.detect", "safebench.metrics", True),
-        ("safebench.crashes.detect", "safebench.recording.recorder", False),
-    ],
-)
-def test_the_rule_itself(importer: str, imported: str, allowed: bool) -> None:
-    assert allows(importer, imported) is allowed
+def test_the_tree_is_that_of_the_docstrings() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert insert(page, tree_page.MARK, tree_page.tree()) == page, "python -m tools.tree_page docs/architecture.md"
 
 
-def test_every_module_has_a_room() -> None:
-    assert not [name for name in MODULES if inside(name) and room_of(name) is None], "no row in docs/architecture.md"
-
-
-def test_the_arrows_hold() -> None:
-    broken = {
-        f"{name} imports {found.module}"
-        for name, imports in IMPORTS.items()
-        for found in imports
-        if found.module.split(".")[0] == "safebench" and not allows(name, found.module)
-    }
-    assert not broken, "\n".join(sorted(broken))
+def test_every_module_has_a_clause() -> None:
+    silent = [line for line in tree_page.lines() if len(line.split()) < 3]
+    assert silent == []
 
 
 def _is_of(library: str, module: str) -> bool:

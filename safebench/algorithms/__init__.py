@@ -1,0 +1,1 @@
+"""What an algorithm is, and PPO, SAFE and SAFE as released, each with its controller."""

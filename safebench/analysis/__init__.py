@@ -1,0 +1,1 @@
+"""Statistics, comparison, claims: reads run folders, never imports torch."""

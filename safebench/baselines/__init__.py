@@ -1,0 +1,1 @@
+"""TRL's own trainers, wrapped; imported when used."""

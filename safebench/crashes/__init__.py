@@ -1,0 +1,1 @@
+"""The crash specification and its detectors, live and over files; pure."""

@@ -1,0 +1,1 @@
+"""Histories of other trainers, read into run folders."""

@@ -1,0 +1,1 @@
+"""What a run computes with: policy, critic, prompts, rewards, generation, audits, random draws."""

@@ -1,0 +1,1 @@
+"""The files of a run: CSV, samples, events, manifest, status, checkpoints, trackers."""

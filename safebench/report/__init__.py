@@ -1,0 +1,1 @@
+"""What people read: tables, summary, ledger, plots, one HTML page."""

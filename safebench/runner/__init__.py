@@ -1,0 +1,1 @@
+"""Many runs, in turn or in worker processes, and what they say while they go."""

@@ -1,4 +1,4 @@
-"""THE loop: sample, score, measure, control, appraise, update. Every arm runs on it.
+"""The training loop: sample, score, measure, control, advantages, update. Every algorithm of ours runs on it.
 
 How it departs from TRL 1.12.0's PPOTrainer:
 1. the critic sits on the policy's own hidden states (a separate value model is a setting);

@@ -1,0 +1,1 @@
+"""Equal tuning: knobs, points, pilot runs, and the winner."""
