@@ -143,7 +143,7 @@ def test_loading_names_what_is_missing() -> None:
 
 def test_arms_and_optimizers_of_the_catalogue_load() -> None:
     pytest.importorskip("torch")
-    for entry in (*registry.ARMS, *registry.OPTIMIZERS):
+    for entry in (*registry.ALGORITHMS, *registry.OPTIMIZERS):
         assert callable(entry.load()), entry.name
         assert isinstance(entry.load(), type) or entry.kind == "trainer", entry.name
 
