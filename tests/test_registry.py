@@ -153,7 +153,7 @@ def test_another_package_adds_things(tmp_path: Path, monkeypatch: pytest.MonkeyP
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text(
-        "[safebench.arms]\nmine = added:Arm\nppo = added:Other\n[safebench.models]\nm = added:MODEL\n"
+        "[safebench.algorithms]\nmine = added:Arm\nppo = added:Other\n[safebench.models]\nm = added:MODEL\n"
         "[safebench.rewards]\nlength = added:length\n"
     )
     (tmp_path / "added.py").write_text(
@@ -162,10 +162,10 @@ def test_another_package_adds_things(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    assert registry.find("arms", "mine").load().__name__ == "Arm"
-    assert registry.find("arms", "mine").description == "from added"
-    assert registry.find("arms", "ppo").target.startswith("safebench."), "our own names cannot be taken over"
-    assert [entry.name for entry in registry.entries("arms")].count("ppo") == 1
+    assert registry.find("algorithms", "mine").load().__name__ == "Arm"
+    assert registry.find("algorithms", "mine").description == "from added"
+    assert registry.find("algorithms", "ppo").target.startswith("safebench."), "our own names cannot be taken over"
+    assert [entry.name for entry in registry.entries("algorithms")].count("ppo") == 1
     assert registry.find("models", "m").location == "org/m"
     assert (registry.find("rewards", "length").kind, registry.find("rewards", "length").location) == (
         "function",

@@ -28,7 +28,9 @@ class PPO:
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is not None and type(self) is PPO:
-            raise UsageError(f"the arm {settings.arm} has no KL penalty", "Remove `penalty`, or use the arm safe.")
+            raise UsageError(
+                f"the algorithm {settings.algorithm} has no KL penalty", "Remove `penalty`, or use the algorithm safe."
+            )
         self.settings = settings
         self.needs_entropy = settings.loss.entropy_coefficient > 0
         if self.needs_entropy:

@@ -20,7 +20,9 @@ class SAFE(PPO):
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is None:
-            raise UsageError("the arm safe needs its controller's settings", "Add `penalty: {}`: the published ones.")
+            raise UsageError(
+                "the algorithm safe needs its controller's settings", "Add `penalty: {}`: the published ones."
+            )
         super().__init__(settings)
         self.names = (*self.names, "penalty")
         self.controller = controller_of(settings.penalty)

@@ -34,10 +34,13 @@ class ReleasedPPO(PPO):
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is not None and type(self) is ReleasedPPO:
-            raise UsageError(f"the arm {settings.arm} has no KL penalty", "Remove `penalty`, or use the arm safe.")
+            raise UsageError(
+                f"the algorithm {settings.algorithm} has no KL penalty", "Remove `penalty`, or use the algorithm safe."
+            )
         if settings.advantage.whiten_rewards:
             raise UsageError(
-                f"the arm {settings.arm} has one reward per sequence: advantage.whiten_rewards has nothing to whiten",
+                f"the algorithm {settings.algorithm} has one reward per sequence: advantage.whiten_rewards has nothing "
+                "to whiten",
                 "Leave advantage.whiten_rewards out.",
             )
         super().__init__(settings)
@@ -92,10 +95,10 @@ class ReleasedSAFE(ReleasedPPO):
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is None:
             raise UsageError(
-                "the arm safe-official needs its controller's settings", "Add `penalty: {}`: the published ones."
+                "the algorithm safe-official needs its controller's settings", "Add `penalty: {}`: the published ones."
             )
         if settings.penalty.momentum is not None:
-            raise UsageError("the arm safe-official has no penalty with momentum", "Use the arm safe.")
+            raise UsageError("the algorithm safe-official has no penalty with momentum", "use the algorithm safe.")
         super().__init__(settings)
         self.names = (*self.names, "penalty")
         self.controller = controller_of(settings.penalty)

@@ -72,7 +72,7 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-NAMES = ("experiment", "description", "seed", "arm")
+NAMES = ("experiment", "description", "seed", "algorithm")
 """Settings that say which run it is, not what it does."""
 
 RECORD = "tuned."

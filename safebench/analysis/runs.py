@@ -60,7 +60,7 @@ class Run:
     @property
     def arm(self) -> str:
         """Name of the training arm."""
-        return str(self.settings.get("arm", ""))
+        return str(self.settings.get("algorithm", ""))
 
     @property
     def paired(self) -> bool:

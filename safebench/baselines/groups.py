@@ -75,15 +75,15 @@ class _Group:
 
     def __init__(self, settings: Settings, world: World, name: str) -> None:
         self.settings, self.world, self.name = settings, world, name
-        self.config, self.trainer_type = library.group(settings.arm, name)
+        self.config, self.trainer_type = library.group(settings.algorithm, name)
         self.logs_per_step = settings.update.epochs * settings.update.minibatches
         update, batch = settings.update, settings.rollout.batch
         mini = batch // update.minibatches
         self.rows = update.microbatch or mini
         if batch % GROUP or mini % self.rows:
             raise UsageError(
-                f"{settings.arm} needs a batch ({batch}) of whole groups of {GROUP} replies, and mini-batches ({mini}) "
-                f"of whole micro-batches ({self.rows})",
+                f"{settings.algorithm} needs a batch ({batch}) of whole groups of {GROUP} replies, and mini-batches "
+                f"({mini}) of whole micro-batches ({self.rows})",
                 f"Use --set rollout.batch={max(1, batch // GROUP) * GROUP} --set update.microbatch=null.",
             )
 

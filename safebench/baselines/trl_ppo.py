@@ -188,7 +188,7 @@ class _PPO:
 
     def __init__(self, settings: Settings, world: World) -> None:
         self.settings, self.world = settings, world
-        self.config, self.trainer_type = library.ppo(settings.arm)
+        self.config, self.trainer_type = library.ppo(settings.algorithm)
 
     def trainer(self, watch: Watch, folder: str) -> Any:
         """Return the trainer, on the world's policy and training prompts."""

@@ -48,18 +48,18 @@ def refuse_unsupported(settings: Settings, only: Mapping[str, Any]) -> None:
         return
     faults = "; ".join(f"{key} is {json.dumps(has)}, not {json.dumps(can)}" for key, has, can in wrong)
     flags = " ".join(f"--set {key}={json.dumps(can)}" for key, _, can in wrong)
-    raise UsageError(f"TRL's trainer behind {settings.arm} cannot do what is asked: {faults}", f"Use {flags}.")
+    raise UsageError(f"TRL's trainer behind {settings.algorithm} cannot do what is asked: {faults}", f"Use {flags}.")
 
 
 def refuse_places(settings: Settings, processes: Processes) -> None:
     """Refuse several processes, and devices other than the first, which TRL's trainers would take all the same."""
     if processes.count > 1:
         raise UsageError(
-            f"{settings.arm} runs in one process, and there are {processes.count}", "Start it without a launcher."
+            f"{settings.algorithm} runs in one process, and there are {processes.count}", "Start it without a launcher."
         )
     if processes.device.index not in (None, 0):
         raise UsageError(
-            f"{settings.arm} runs on the first device, and compute.device is {settings.compute.device}",
+            f"{settings.algorithm} runs on the first device, and compute.device is {settings.compute.device}",
             "Use --set compute.device=cuda, and choose the device with CUDA_VISIBLE_DEVICES.",
         )
 
@@ -247,7 +247,7 @@ class Wrapped:
     def restore(self, state: dict[str, Any]) -> None:
         """Refuse: there is nothing to continue from."""
         raise UsageError(
-            f"{self.settings.arm} cannot continue a run", "Remove the run's folder and call the command again."
+            f"{self.settings.algorithm} cannot continue a run", "Remove the run's folder and call the command again."
         )
 
     def score(self, prompts: Encoded, replies: list[list[int]]) -> Tensor:

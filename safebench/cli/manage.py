@@ -32,7 +32,7 @@ def experiments() -> None:
 
 def algorithms() -> None:
     """Print the algorithms."""
-    print(columns([("ALGORITHM", ""), *((entry.name, entry.description) for entry in registry.entries("arms"))]))
+    print(columns([("ALGORITHM", ""), *((entry.name, entry.description) for entry in registry.entries("algorithms"))]))
 
 
 def things(group: Literal["models", "rewards"]) -> None:

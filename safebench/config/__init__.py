@@ -180,7 +180,7 @@ UNKNOWN = "unknown key"
 """How the message of a key that the schema lacks begins."""
 
 _NAMED: tuple[tuple[Path_, Group], ...] = (
-    (("arm",), "arms"),
+    (("algorithm",), "algorithms"),
     (("model", "name"), "models"),
     (("reward", "name"), "rewards"),
     (("reward", "judge"), "rewards"),
@@ -234,7 +234,7 @@ def _fault(detail: ErrorDetails, model: type[BaseModel], stack: Stack, above: Pa
     path = (*above, *below)
     key, source, value = ".".join(path), stack.source(path), _shown(detail["input"])
     if detail["type"] == "extra_forbidden":
-        near = nearest_key(below, model)
+        near = FORMER.get(key) or nearest_key(below, model)
         return Fault(key, UNKNOWN + (f"; did you mean {near}?" if near else ""), source, value)
     if detail["type"] == "missing":
         return Fault(key, "is missing", source)
@@ -250,7 +250,7 @@ def _between_keys(model: type[Settings], stack: Stack, details: list[ErrorDetail
     mended = deepcopy(stack.values)
     for detail in details:
         _remove(mended, tuple(str(part) for part in detail["loc"]))
-    for key in ("experiment", "arm"):
+    for key in ("experiment", "algorithm"):
         mended.setdefault(key, "unnamed")
     try:
         model.model_validate(mended)
@@ -316,6 +316,9 @@ def _shown(value: Any) -> str:
         return "null" if value is None else str(value).lower()
     return repr(value)
 
+
+FORMER = {"arm": "algorithm"}
+"""Keys by their former names."""
 
 DEFAULT = "default"
 NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute", "tuned"})
@@ -420,10 +423,10 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run's file without those of earlier versions that say nothing any more."""
-    kept = dict(settings)
+    kept = {"algorithm" if key == "arm" else key: value for key, value in settings.items()}
     for (section, key), silent in _RETIRED.items():
         there = kept.get(section)
-        if isinstance(there, dict) and there.get(key) == silent.get(str(kept.get("arm")), silent[""]):
+        if isinstance(there, dict) and there.get(key) == silent.get(str(kept.get("algorithm")), silent[""]):
             kept[section] = {name: value for name, value in there.items() if name != key}
     return kept
 
@@ -477,7 +480,7 @@ def _relative(settings: Settings) -> str:
         preset = f"@{settings.tuned.preset}" if settings.tuned.preset else ""
         return f"{settings.tuned.experiment}{preset}"
     resolved = ((name, resolve(name, check_names=False)) for name in names())
-    return next((name for name, other in resolved if other.arm == settings.arm), settings.experiment)
+    return next((name for name, other in resolved if other.algorithm == settings.algorithm), settings.experiment)
 
 
 def run_folder(root: str | Path, settings: Settings) -> Path:

@@ -329,7 +329,7 @@ class Settings(Section):
     """All settings of one run."""
 
     experiment: str
-    arm: str
+    algorithm: str
     seed: NonNegativeInt = 0
     description: str = ""
     trust_remote_code: tuple[str, ...] = ()

@@ -279,7 +279,7 @@ def _settings(
     """Return settings in which only what is known is set."""
     known: dict[str, Any] = {
         "experiment": experiment,
-        "arm": arm,
+        "algorithm": arm,
         "seed": seed,
         "description": source,
         "model": {"name": model},

@@ -159,7 +159,7 @@ def explain(run: Run) -> str:
     if not log.measured.size:
         return _text([*lines, *_without(log)])
     lines += [_capital(sentence(term)) + "." for term in inert_in(run) if term.term == "penalty"]
-    if run.settings.get("arm") == "safe-official":
+    if run.settings.get("algorithm") == "safe-official":
         lines.append(
             "This arm's controller advances with every update: KL_short, threshold and gate are those of a step's last "
             "update, the penalty is the mean over its updates."

@@ -193,8 +193,8 @@ class Loop:
         optimizers: Optimizers = (None, None),
     ) -> None:
         self.settings, self.world, self.processes = settings, world, processes
-        make = registry.find("arms", settings.arm).load()
-        with user_code.making(f"the arm {settings.arm}", make, "it(settings)"):
+        make = registry.find("algorithms", settings.algorithm).load()
+        with user_code.making(f"the algorithm {settings.algorithm}", make, "it(settings)"):
             self.algorithm: Algorithm = make(settings)
         self.critic = critic or Critic(settings.critic, world.policy, settings.seed, reads=self.algorithm.reads)
         self.updater = Updater(settings, world.policy, self.critic, self.algorithm, processes, optimizers)
@@ -345,7 +345,7 @@ class Loop:
             "adapter": {name: p.detach().cpu().clone() for name, p in self.world.policy.trainable().items()},
             "critic": self.critic.state(),
             "optimizer": self.updater.state(),
-            "arm": self.algorithm.dump(),
+            "algorithm": self.algorithm.dump(),
             "moments": asdict(self.moments),
         }
 
@@ -359,6 +359,6 @@ class Loop:
                 parameters[name].copy_(value)
         self.critic.restore(state["critic"])
         self.updater.restore(state["optimizer"])
-        if state["arm"]:
-            self.algorithm.restore(state["arm"])
+        if state["algorithm"]:
+            self.algorithm.restore(state["algorithm"])
         self.moments = Moments(**state["moments"])

@@ -65,7 +65,7 @@ def execute(
 
 def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
     """Return what learns: our loop with the arm in it, or a trainer that is an arm by itself."""
-    entry = registry.find("arms", settings.arm)
+    entry = registry.find("algorithms", settings.algorithm)
     if entry.kind != "trainer":
         return Loop(settings, world, processes)
     made: Learner = entry.load()(settings, world, processes)

@@ -470,8 +470,8 @@ def is_safe(args: Any) -> bool:
 def _base(args: Any) -> dict[str, Any]:
     if is_safe(args):
         tree = config.resolve("safe").model_dump(mode="json")
-        return {**tree, "arm": "safebench.trl.logs:WatchedSAFE"}
-    return {"experiment": "drop-in", "arm": "safebench.trl.logs:WatchedPPO"}
+        return {**tree, "algorithm": "safebench.trl.logs:WatchedSAFE"}
+    return {"experiment": "drop-in", "algorithm": "safebench.trl.logs:WatchedPPO"}
 
 
 def _of_sizes(args: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "clip_higher.py").write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    (name,) = re.findall(r"--set arm=(\S+)", PAGE)
+    (name,) = re.findall(r"--set algorithm=(\S+)", PAGE)
     yield name
     sys.modules.pop("clip_higher", None)
 
@@ -51,4 +51,4 @@ def test_the_loop_runs_it(named: str) -> None:
 
 
 def test_the_command_line_takes_it(named: str) -> None:
-    assert config.resolve("ppo", overrides=[f"arm={named}"]).arm == named
+    assert config.resolve("ppo", overrides=[f"algorithm={named}"]).algorithm == named

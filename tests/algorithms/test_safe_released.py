@@ -220,7 +220,7 @@ def test_the_soft_minimum_itself_learns_the_return_and_its_pessimism_goes() -> N
     left = {}
     for regress in ("softmin", "heads"):
         arm = ReleasedPPO(
-            released(loss={"regress": regress, "value_clip": None}, penalty=None, arm="ppo-official").settings
+            released(loss={"regress": regress, "value_clip": None}, penalty=None, algorithm="ppo-official").settings
         )
         heads = torch.tensor([[[0.0, 1.0]]], requires_grad=True)
         for _ in range(2000):
@@ -495,7 +495,7 @@ def test_old_log_probabilities_are_kept_in_the_models_precision() -> None:
 
 def test_the_baseline_differs_from_safe_in_everything_at_once() -> None:
     safe, ppo = config.resolve("safe-official"), config.resolve("ppo-official")
-    apart = ("experiment", "description", "arm", "penalty")
+    apart = ("experiment", "description", "algorithm", "penalty")
     found = {key: values for key, *values in config.changes(ppo, safe) if not key.startswith(apart)}
     assert found == {
         "reward.normalise": [True, False],

@@ -31,7 +31,7 @@ def test_no_replicate_leaves_files_and_hashes_as_they_were() -> None:
         config.resolve("ppo", overrides=["compute.threads=2"])
     )
     assert not config.differs(settings)
-    assert config.digest({"arm": "ppo", "compute": {"threads": 2}}) == config.digest({"arm": "ppo"})
+    assert config.digest({"algorithm": "ppo", "compute": {"threads": 2}}) == config.digest({"algorithm": "ppo"})
 
 
 def test_a_replicate_has_its_own_hash_folder_and_name(tmp_path: Path) -> None:

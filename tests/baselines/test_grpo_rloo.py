@@ -333,7 +333,7 @@ def test_templated_prompts_are_encoded_and_cut_as_the_loop_does(
     embedded: World, tmp_path: Path, arm: str, limit: int
 ) -> None:
     given = config.resolve(arm, overrides=[f"prompts.max_tokens={limit}"])
-    learner = registry.find("arms", arm).load()(given, embedded, Processes(given.compute))
+    learner = registry.find("algorithms", arm).load()(given, embedded, Processes(given.compute))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = learner.method.trainer(learner, str(tmp_path))

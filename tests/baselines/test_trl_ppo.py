@@ -357,14 +357,14 @@ def test_what_trl_would_ignore_is_refused(sections: dict[str, Any], key: str, fl
 def test_all_that_is_refused_is_named_at_once_and_mended_by_the_hint() -> None:
     from safebench import config
 
-    chosen = config.resolve("ppo", overrides=["arm=trl-ppo"])
+    chosen = config.resolve("ppo", overrides=["algorithm=trl-ppo"])
     with pytest.raises(UsageError) as caught:
-        registry.find("arms", "trl-ppo").load()(chosen, None, Processes(chosen.compute))
+        registry.find("algorithms", "trl-ppo").load()(chosen, None, Processes(chosen.compute))
     hint = str(caught.value.hint)
     assert hint.count("--set") == 3
     mended = [part.rstrip(".").strip() for part in hint.removeprefix("Use ").split("--set") if part.strip()]
     mended = [part.replace('"', "") for part in mended]
-    trl_ppo.refuse_unsupported(config.resolve("ppo", overrides=["arm=trl-ppo", *mended]), trl_ppo.LIMITS)
+    trl_ppo.refuse_unsupported(config.resolve("ppo", overrides=["algorithm=trl-ppo", *mended]), trl_ppo.LIMITS)
 
 
 def test_the_experiment_is_ppo_but_for_what_trl_cannot_do() -> None:

@@ -227,7 +227,7 @@ def test_names_are_fit_for_a_file_system(name: str) -> None:
 
 
 def test_an_experiment_in_a_file_of_ones_own(here: Path) -> None:
-    file = write(here / "mine.yaml", "arm: ppo\nupdate: {steps: 9}\n")
+    file = write(here / "mine.yaml", "algorithm: ppo\nupdate: {steps: 9}\n")
     settings = config.resolve(str(file))
     assert (settings.experiment, settings.update.steps) == ("mine", 9)
     assert settings.rollout == config.resolve("ppo").rollout, "_base lies below every experiment"
@@ -250,7 +250,7 @@ def test_config_of_another_experiment_is_refused(here: Path) -> None:
 @given(st.text(max_size=20), st.floats(min_value=1e-12, max_value=1e6), st.integers(0, 2**40), st.booleans())
 def test_dump_reads_back(description: str, rate: float, seed: int, gate: bool) -> None:
     value = Settings.model_validate(
-        {"experiment": "x", "arm": "safe", "seed": seed, "description": description,
+        {"experiment": "x", "algorithm": "safe", "seed": seed, "description": description,
          "update": {"learning_rate": rate}, "penalty": {"gate": gate}}
     )  # fmt: skip
     assert Settings.model_validate(yaml_text.read(config.dump(value))) == value
@@ -282,3 +282,13 @@ def test_the_command_of_an_experiment_from_a_file_needs_no_file(tmp_path: Path) 
         assert words[:5] == ["safebench", "run", base, "--seeds", "3"]
         again = config.resolve(base, overrides=[*(word for word in words[5:] if word != "--set"), "seed=3"])
         assert config.settings_hash(again) == config.settings_hash(settings)
+
+
+def test_a_former_key_is_read_in_a_runs_file_and_named_anew_in_an_experiment(here: Path) -> None:
+    resolved = config.resolve("safe")
+    older = {("arm" if key == "algorithm" else key): value for key, value in resolved.model_dump(mode="json").items()}
+    file = write(here / "config.yaml", yaml_text.write(older))
+    assert config.load(file) == resolved
+    mine = write(here / "mine.yaml", "extends: _base\narm: safe\n")
+    with pytest.raises(UsageError, match=r"arm = 'safe': unknown key; did you mean algorithm\?"):
+        config.resolve(str(mine))

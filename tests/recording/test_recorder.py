@@ -154,11 +154,11 @@ def test_two_recorders_never_share_a_folder(tmp_path: Path) -> None:
 def test_another_runs_settings_or_constants_are_refused_all_at_once(tmp_path: Path) -> None:
     record(tmp_path)
     before = contents(tmp_path)
-    other = rows.settings(seed=4).model_copy(update={"arm": "safe"})
+    other = rows.settings(seed=4).model_copy(update={"algorithm": "safe"})
     changed = {**rows.MANIFEST, "sigma0": 0.8, "hashes": {"model": "cd"}}
     with pytest.raises(BadResource) as caught:
         Recorder.open(tmp_path, other, changed, after_step=30)
-    for fault in ("arm was 'ppo', is 'safe'", "seed was 3, is 4", "sigma0 was 0.7, is 0.8", "hashes.model was"):
+    for fault in ("algorithm was 'ppo', is 'safe'", "seed was 3, is 4", "sigma0 was 0.7, is 0.8", "hashes.model was"):
         assert fault in str(caught.value)
     assert contents(tmp_path) == before
 

@@ -188,7 +188,7 @@ def test_a_resumed_run_tells_its_trackers_what_was_kept(tmp_path: Path) -> None:
 
 
 def info(folder: Path) -> RunInfo:
-    return RunInfo(str(folder), "ppo", "embedded", 3, "abc123", {"arm": "ppo"}, rows.MANIFEST)
+    return RunInfo(str(folder), "ppo", "embedded", 3, "abc123", {"algorithm": "ppo"}, rows.MANIFEST)
 
 
 # Names

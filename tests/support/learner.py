@@ -76,7 +76,7 @@ def learner(
         for module in (critic.online, critic.target, critic.body):
             if module is not None:
                 module.double()
-    algorithm = ALGORITHMS[settings.arm](settings)
+    algorithm = ALGORITHMS[settings.algorithm](settings)
     updater = Updater(settings, policy, critic, algorithm, Processes(settings.compute))
     groups = [{"params": group["params"], "lr": group["lr"]} for group in updater.optimizer.param_groups]
     updater.optimizer = optimizer(groups, weight_decay=settings.update.weight_decay)  # type: ignore[call-arg]

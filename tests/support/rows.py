@@ -24,7 +24,7 @@ def settings(steps: int = STEPS, trackers: tuple[str, ...] = (), seed: int = 3) 
     """A run of ``steps``; windows of the crash specification shrink with it to 6 and 3 steps at 60."""
     return Settings(
         experiment="ppo",
-        arm="ppo",
+        algorithm="ppo",
         seed=seed,
         update=Update(steps=steps),
         rollout=Rollout(reply_tokens=24),

@@ -126,7 +126,7 @@ def tiny_settings(arm: str = "ppo", **sections: Any) -> s.Settings:
     """Return settings for batches of 8 replies of up to 6 tokens; ``sections`` are merged over them."""
     base: dict[str, Any] = {
         "experiment": "tiny",
-        "arm": arm,
+        "algorithm": arm,
         "reward": {"name": "share", "judge": None},
         "rollout": {"batch": len(PROMPTS), "reply_tokens": 6},
         "update": {"steps": 10, "learning_rate": 1e-2},

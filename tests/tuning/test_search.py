@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def file(text: str, name: str = "mine") -> str:
     """Write an experiment that stands on its own, beside a base without knobs."""
     Path("_base.yaml").write_text("update: {learning_rate: 1e-3}\n", encoding="utf-8")
-    Path(f"{name}.yaml").write_text(f"extends: _base\narm: ppo\n{text}", encoding="utf-8")
+    Path(f"{name}.yaml").write_text(f"extends: _base\nalgorithm: ppo\n{text}", encoding="utf-8")
     return f"{name}.yaml"
 
 

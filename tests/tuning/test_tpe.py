@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def knobs(text: str) -> Tunable:
     """Return an experiment with these knobs alone, whose learning rate is 1e-3 and which takes two epochs."""
     Path("_base.yaml").write_text("update: {learning_rate: 1e-3, epochs: 2}\n", encoding="utf-8")
-    Path("mine.yaml").write_text(f"extends: _base\narm: ppo\ntuning: {{knobs: {{{text}}}}}\n", encoding="utf-8")
+    Path("mine.yaml").write_text(f"extends: _base\nalgorithm: ppo\ntuning: {{knobs: {{{text}}}}}\n", encoding="utf-8")
     return tunable("mine.yaml")
 
 
