@@ -155,31 +155,6 @@ def holm(p_values: Mapping[str, float], family: int | None = None) -> dict[str, 
     return adjusted
 
 
-def iqm(values: Values) -> float:
-    """Interquartile mean: of the middle half, runs on its border weighted in part; needs five runs."""
-    data = np.sort(array(values))
-    if data.size < 5:
-        raise ValueError(f"the interquartile mean needs at least 5 runs, not {data.size}")
-    quarter = data.size / 4
-    edges = np.arange(data.size + 1, dtype=float)
-    weights = np.clip(np.minimum(edges[1:], data.size - quarter) - np.maximum(edges[:-1], quarter), 0.0, None)
-    return float(weights @ data / weights.sum())
-
-
-def iqm_bootstrap(
-    strata: Sequence[Values], generator: np.random.Generator, draws: int = 10_000, confidence: float = 1 - ALPHA
-) -> Estimate:
-    """IQM over all runs of all strata (tasks, models) with a percentile interval, runs drawn within strata."""
-    data = [array(values) for values in strata]
-    resampled = np.concatenate(
-        [values[generator.integers(0, values.size, (draws, values.size))] for values in data], axis=1
-    )
-    centre = iqm(np.concatenate(data).tolist())
-    found = [iqm(row) for row in resampled]
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(centre, float(low), float(high), int(resampled.shape[1]), "IQM, stratified bootstrap")
-
-
 def bca(values: Values, generator: np.random.Generator, draws: int = 9_999, confidence: float = 1 - ALPHA) -> Estimate:
     """Mean with the bias-corrected and accelerated bootstrap interval; needs eight values."""
     from scipy import stats

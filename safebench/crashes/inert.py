@@ -78,14 +78,9 @@ class Inertia:
         return frozenset(self._acted)
 
 
-def inert_terms(rows: Iterable[Mapping[str, object]]) -> tuple[Inert, ...]:
-    """Return the terms that the rows show to be inert."""
-    return _watched(rows).found()
-
-
 def inert_in(run: Run) -> tuple[Inert, ...]:
     """Return the inert terms of a run, from its file."""
-    return _watched(_rows(run)).found()
+    return watched(_rows(run)).found()
 
 
 def never_acted(run: Run, term: str) -> bool:
@@ -93,11 +88,12 @@ def never_acted(run: Run, term: str) -> bool:
 
     False for a term that is zero throughout, or was seen too seldom to be called inert.
     """
-    watch = _watched(_rows(run))
+    watch = watched(_rows(run))
     return term in {inert.term for inert in watch.found()} and term not in watch.acted
 
 
-def _watched(rows: Iterable[Mapping[str, object]]) -> Inertia:
+def watched(rows: Iterable[Mapping[str, object]]) -> Inertia:
+    """Return what the rows show of the terms of the loss."""
     watch = Inertia()
     for row in rows:
         watch.update(row)

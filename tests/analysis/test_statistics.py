@@ -192,24 +192,6 @@ def test_holm_by_hand():
     assert part["a"] == pytest.approx(0.03) and math.isnan(part["b"])
 
 
-def test_iqm_by_hand_and_against_scipy():
-    # Eight values: exactly the middle four. Five: weights 0, 3/4, 1, 3/4, 0 over 2.5.
-    assert statistics.iqm([8, 1, 2, 3, 4, 5, 6, 100]) == 4.5
-    assert statistics.iqm([0, 1, 2, 10, 99]) == pytest.approx((0.75 + 2 + 7.5) / 2.5)
-    values = np.random.default_rng(0).normal(size=12)
-    assert statistics.iqm(values.tolist()) == pytest.approx(stats.trim_mean(values, 0.25), rel=1e-12)
-    with pytest.raises(ValueError, match="at least 5"):
-        statistics.iqm([1, 2, 3, 4])
-
-
-def test_iqm_bootstrap_draws_within_strata():
-    low, high = [0.0] * 5, [1.0] * 5
-    found = statistics.iqm_bootstrap([low, high], np.random.default_rng(0), draws=200)
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)  # unstratified draws would vary
-    once, again = (statistics.iqm_bootstrap([A], np.random.default_rng(3), draws=500) for _ in range(2))
-    assert once == again and once.low < once.value < once.high
-
-
 def test_bca_needs_eight_and_equals_scipy():
     values = np.random.default_rng(5).exponential(size=10)
     found = statistics.bca(values.tolist(), np.random.default_rng(7), draws=999)

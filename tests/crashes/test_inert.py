@@ -11,7 +11,7 @@ from safebench import config
 from safebench.analysis import runs
 from safebench.analysis.compare import compare
 from safebench.cli.main import main
-from safebench.crashes.inert import LOGGED_STEPS, Inert, inert_in, inert_terms, sentence
+from safebench.crashes.inert import LOGGED_STEPS, Inert, inert_in, sentence, watched
 from safebench.metrics import LOSS_TERMS, MEASURED
 from safebench.recording.layout import Status, read_status
 from safebench.recording.recorder import Recorder
@@ -31,45 +31,45 @@ def rows(values, gradients, term="penalty"):
 def test_ten_steps_in_a_row_make_a_term_inert_and_nine_do_not():
     assert LOGGED_STEPS == 10
     values = [0.1 * i for i in range(1, 11)]
-    assert inert_terms(rows(values, [0.0] * 10)) == (Inert("penalty", 1, 10, 10, 1.0),)
-    assert inert_terms(rows(values[:9], [0.0] * 9)) == ()
+    assert watched(rows(values, [0.0] * 10)).found() == (Inert("penalty", 1, 10, 10, 1.0),)
+    assert watched(rows(values[:9], [0.0] * 9)).found() == ()
 
 
 @pytest.mark.parametrize("term", LOSS_TERMS)
 def test_every_named_term_is_watched(term):
-    (found,) = inert_terms(rows([-0.5, *[0.1] * 10], [0.0] * 11, term))
+    (found,) = watched(rows([-0.5, *[0.1] * 10], [0.0] * 11, term)).found()
     assert found == Inert(term, 1, 11, 11, -0.5)
 
 
 def test_a_gradient_of_any_size_ends_the_stretch():
     values = [1.0] * 19
-    assert inert_terms(rows(values, [0.0] * 9 + [1e-300] + [0.0] * 9)) == ()
-    assert inert_terms(rows(values, [5e-324] * 19)) == ()
-    (found,) = inert_terms(rows([*values, 1.0], [0.0] * 9 + [1e-300] + [0.0] * 10))
+    assert watched(rows(values, [0.0] * 9 + [1e-300] + [0.0] * 9)).found() == ()
+    assert watched(rows(values, [5e-324] * 19)).found() == ()
+    (found,) = watched(rows([*values, 1.0], [0.0] * 9 + [1e-300] + [0.0] * 10)).found()
     assert (found.first, found.last, found.logged) == (11, 20, 10)
 
 
 def test_a_gradient_later_does_not_hide_what_was_inert():
-    assert inert_terms(rows([1.0] * 12, [0.0] * 10 + [0.3, 0.3]))[0].last == 10
+    assert watched(rows([1.0] * 12, [0.0] * 10 + [0.3, 0.3])).found()[0].last == 10
 
 
 def test_the_longest_stretch_is_told():
-    found = inert_terms(rows([1.0] * 10 + [2.0] * 14, [0.0] * 10 + [1.0] * 3 + [0.0] * 11))
+    found = watched(rows([1.0] * 10 + [2.0] * 14, [0.0] * 10 + [1.0] * 3 + [0.0] * 11)).found()
     assert found == (Inert("penalty", 14, 24, 11, 2.0),)
 
 
 @pytest.mark.parametrize("silent", [(0.0, 0.0), (1.0, None), (None, 0.0), (1.0, math.nan), (math.nan, 0.0), ("", "")])
 def test_zero_values_gaps_and_nan_say_nothing(silent):
     value, gradient = silent
-    assert inert_terms(rows([value] * 40, [gradient] * 40)) == ()
+    assert watched(rows([value] * 40, [gradient] * 40)).found() == ()
     half = [1.0] * 5
-    (found,) = inert_terms(rows([*half, value, *half], [*[0.0] * 5, gradient, *[0.0] * 5]))
+    (found,) = watched(rows([*half, value, *half], [*[0.0] * 5, gradient, *[0.0] * 5])).found()
     assert found == Inert("penalty", 1, 11, 10, 1.0)
-    assert inert_terms(rows([*half, value, *half[1:]], [*[0.0] * 5, gradient, *[0.0] * 4])) == ()
+    assert watched(rows([*half, value, *half[1:]], [*[0.0] * 5, gradient, *[0.0] * 4])).found() == ()
 
 
 def test_cells_as_text_are_read_as_numbers():
-    assert inert_terms(rows(["0.25"] * 10, ["0"] * 10)) == (Inert("penalty", 1, 10, 10, 0.25),)
+    assert watched(rows(["0.25"] * 10, ["0"] * 10)).found() == (Inert("penalty", 1, 10, 10, 0.25),)
 
 
 def test_the_reference_runs_have_no_inert_term():
