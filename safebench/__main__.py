@@ -1,4 +1,4 @@
-"""``python -m safebench`` is ``safebench``."""
+"""Runs the command ``safebench`` as ``python -m safebench``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine can run, and why not: device, memory, disk, packages, weights. Asks the network only if told to."""
+"""Checks what this machine can run: device, memory, disk, packages, weights; uses the network only on request."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 CGROUP = Path("/sys/fs/cgroup")
 GIVES = 0.9
-"""Share of the free memory that a run may be estimated to need; estimates are not exact."""
+"""Largest share of the free memory that a run's estimate may take; estimates are not exact."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. ``ok`` is None where it matters only for some runs."""
+    """One check. ``ok`` is None if the result matters only for some runs."""
 
     name: str
     ok: bool | None
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def device_kind(name: str = "auto") -> Device:
-    """Return where a run with ``compute.device`` = ``name`` would go, without importing torch."""
+    """Return the kind of device that ``compute.device`` = ``name`` selects, without importing torch."""
     if name != "auto":
         return "cuda" if name.startswith("cuda") else "cpu"
     driver = Path("/proc/driver/nvidia/gpus").is_dir() or shutil.which("nvidia-smi") is not None
@@ -62,12 +62,12 @@ def device_kind(name: str = "auto") -> Device:
 
 
 def free_memory(kind: str) -> int | None:
-    """Return the free bytes of this machine or of its first GPU; None where nobody tells."""
+    """Return the free bytes of this machine or of its first GPU; None if they are not known."""
     return _gpu_memory() if kind == "cuda" else min([psutil.virtual_memory().available, *_cgroup_memory()])
 
 
 def checks(root: Path, online: bool) -> Iterator[Check]:
-    """Look at everything but the models, one after another."""
+    """Yield the checks of everything except the models, one after another."""
     version = platform.python_version()
     yield Check("python", sys.version_info >= (3, 11), f"{version} ({platform.machine()}, {platform.system()})")
     yield _torch()
@@ -82,7 +82,7 @@ def checks(root: Path, online: bool) -> Iterator[Check]:
 
 
 def verdicts() -> Iterator[Verdict]:
-    """Say of every model of the catalogue, and of the paper's set-up, whether it fits here."""
+    """Yield for every model of the catalogue, and for the paper's set-up, whether it fits here."""
     for entry in registry.entries("models"):
         preset = config.own_preset(entry.name, device_kind()) if entry.kind in ("hub", "package") else None
         settings = config.resolve("ppo", preset=preset, values={"model.name": entry.name})
@@ -106,14 +106,14 @@ def weights(entry: registry.Entry) -> str:
 
 
 SHOWN = 5
-"""Exchanges that ``own_checks`` shows."""
+"""Number of exchanges that ``own_checks`` shows."""
 
 
 def own_checks(settings: Settings) -> Iterator[Check]:
-    """Do with the user's own model, reward and prompts what a run does before its first batch; yield what was found.
+    """Yield checks of the user's own model, reward and prompts: what a run does with them before its first batch.
 
-    Each check stands for what it is told of, then five exchanges follow with their scores. What depends on a thing
-    that failed is left out.
+    Each check covers what its name says. Then five exchanges follow with their scores. Checks that depend on a failed
+    one are left out.
     """
     from safebench.models import assemble as fit
     from safebench.models.assemble import adapt, load_judge, load_proxy
@@ -123,7 +123,7 @@ def own_checks(settings: Settings) -> Iterator[Check]:
     from safebench.models.prompts import check_encoded, load_prompts
     from safebench.training.distributed import Processes
 
-    device = Processes(settings.compute.model_copy(update={"threads": None})).device  # nothing is kept: all cores
+    device = Processes(settings.compute.model_copy(update={"threads": None})).device  # no figures are kept: all cores
     with quiet_libraries():
         prompts = yield from _tried("prompts read", lambda: load_prompts(settings))
         loaded = yield from _tried(
@@ -173,7 +173,7 @@ def own_checks(settings: Settings) -> Iterator[Check]:
 
 
 def _tried(name: str, make: Callable[[], Any]) -> Generator[Check, None, Any]:
-    """Return what ``make`` gives; yield a failed check and return None where it raises an error of ours."""
+    """Return what ``make`` returns; if it raises ``SafebenchError``, yield a failed check and return None."""
     try:
         return make()
     except SafebenchError as error:
@@ -182,7 +182,10 @@ def _tried(name: str, make: Callable[[], Any]) -> Generator[Check, None, Any]:
 
 
 def _path_checks(policy: Policy) -> Iterator[Check]:
-    """Say how the model's logits are reached: the policy is there, so all of it was measured and agrees."""
+    """Yield how the model's logits are computed.
+
+    The checks pass, because building the policy has measured each of them.
+    """
     (scale, softcap, rows), captured, padding, decoding = policy.path
     parts = ["hidden state × output layer"]
     parts += [f"× {scale:g}"] if scale != 1 else []
@@ -235,7 +238,7 @@ def _exchanges(
 
 
 def _line(text: str, most: int = 70) -> str:
-    """Return a text on one line, its end cut off where it is long."""
+    """Return a text on one line, cut off at ``most`` characters."""
     flat = " ".join(text.split())
     return repr(flat if len(flat) <= most else f"{flat[: most - 1]}…")
 
@@ -273,7 +276,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _trl() -> Check:
-    """Only some arms need it, and only its releases up to 1.12.0 have a PPO."""
+    """Return the check of TRL: only some algorithms need it, and only its releases up to 1.12.0 have a PPO."""
     version = _version("trl")
     if version is None:
         needs = "for trl-ppo, grpo, rloo and make world"
@@ -374,7 +377,7 @@ def _gpu_memory() -> int | None:
 
 
 def _cgroup_memory() -> Iterator[int]:
-    """Yield what a container's limit leaves, where there is one."""
+    """Yield the memory that a container's limit leaves, if there is a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())

@@ -1,4 +1,4 @@
-"""The tree of errors a user can meet, each with its exit code and next step; the nearest known name; missing extras."""
+"""Errors for the user, each with exit code and next step; the nearest known name; missing optional packages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """Return the name most like ``name``, or None when nothing is like it."""
+    """Return the name most similar to ``name``, or None if no name is similar."""
     lower = {other.lower(): other for other in names}
     found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
     if found:
@@ -18,13 +18,13 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def unknown(name: str, names: Sequence[str]) -> str:
-    """Say that ``name`` is none of ``names``, and which it may have been meant to be."""
+    """Return the message that ``name`` is none of ``names``, with the nearest of them, or with all."""
     near = nearest(name, names)
     return f"unknown; did you mean {near}?" if near else f"unknown; there are {', '.join(names)}"
 
 
 class SafebenchError(Exception):
-    """Base of all errors of ours. ``hint`` is the next step, one sentence."""
+    """Base class of this package's errors. ``hint`` is the next step, in one sentence."""
 
     exit_code = 1
 
@@ -40,13 +40,13 @@ class UsageError(SafebenchError):
 
 
 class MissingResource(SafebenchError):
-    """A model, reward, data set, device or folder is not to be had here."""
+    """A model, reward, data set, device or folder is not available here."""
 
     exit_code = 3
 
 
 class BadResource(MissingResource):
-    """A resource is there but cannot serve: no weights, wrong number of rewards, too few prompts."""
+    """A resource is there but cannot be used: no weights, wrong number of rewards, too few prompts."""
 
 
 class Instability(SafebenchError):
@@ -68,11 +68,11 @@ class Interrupted(SafebenchError):
 
 
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
-"""How torch says that memory ran out, where it has no type for it: its CPU allocator raises a ``RuntimeError``."""
+"""Texts of torch's out-of-memory errors without a type of their own: its CPU allocator raises ``RuntimeError``."""
 
 
 def out_of_memory(error: BaseException, what: str = "this does not fit into memory") -> MissingResource | None:
-    """Return what to say where ``error`` means that memory ran out, else None."""
+    """Return the error to report if ``error`` means that memory ran out, else None."""
     message = " ".join(str(error).split())
     torch_says = isinstance(error, RuntimeError) and any(words in message.lower() for words in _MEMORY)
     if not (isinstance(error, MemoryError) or torch_says):
@@ -97,12 +97,12 @@ INSTALL = f'Install it with: pip install "trl=={LAST_WITH_PPO}"'
 
 
 def without_trl(what: str) -> MissingResource:
-    """Return the error for ``what``, which needs TRL, where there is none."""
+    """Return the error for ``what``, which needs TRL, if TRL is not installed."""
     return MissingResource(f"{what} needs TRL, which is not installed", INSTALL)
 
 
 def without_ppo(what: str, version: str) -> MissingResource:
-    """Return the error for ``what``, which needs TRL's PPO, where TRL is of a ``version`` without."""
+    """Return the error for ``what``, which needs TRL's PPO, if TRL is of a ``version`` without PPO."""
     return MissingResource(
         f"{what} needs TRL's PPO trainer, and TRL {version} has none: {LAST_WITH_PPO} is the last release that has it",
         INSTALL,
@@ -110,14 +110,14 @@ def without_ppo(what: str, version: str) -> MissingResource:
 
 
 def without_trainer(what: str, name: str, version: str) -> MissingResource:
-    """Return the error for ``what``, where the installed TRL lacks the trainer that it needs."""
+    """Return the error for ``what``, if the installed TRL lacks the trainer that it needs."""
     return MissingResource(
         f"{what} needs TRL's {name}, and TRL {version} has none: {LAST_WITH_PPO} is known to have it", INSTALL
     )
 
 
 def without_optuna(what: str) -> MissingResource:
-    """Return the error for ``what``, which needs Optuna, where there is none."""
+    """Return the error for ``what``, which needs Optuna, if Optuna is not installed."""
     return MissingResource(
         f"{what} needs Optuna, which is not installed",
         'Install it with: pip install "optuna>=4" (the extra tune), '

@@ -32,7 +32,7 @@ LOSS_TERMS = ("policy", "value", "penalty", "entropy", "kl")
 
 @dataclass(frozen=True)
 class Metric:
-    """One column. ``environment`` marks what differs between two runs with the same seed."""
+    """One column. ``environment`` marks columns that differ between two runs with the same seed."""
 
     key: str
     unit: str
@@ -126,4 +126,4 @@ METRICS: tuple[Metric, ...] = (
 KEYS: tuple[str, ...] = tuple(metric.key for metric in METRICS)
 BY_KEY: dict[str, Metric] = {metric.key: metric for metric in METRICS}
 MEASURED: tuple[str, ...] = tuple(key for key in KEYS if not key.startswith("crash/"))
-"""The columns that a run measures; the crash columns are the recorder's."""
+"""The columns that a run measures; the recorder adds the crash columns."""

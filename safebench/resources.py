@@ -1,8 +1,8 @@
-"""What a run will need: updates, tokens, memory and disk, by arithmetic alone; nothing is loaded.
+"""Estimates a run's updates, tokens, memory and disk by arithmetic, without loading anything.
 
-The memory is that of the tensors that exist at once at the fullest moment (sampling, measuring or
-updating), plus a constant for Python and its libraries. On CPU it came out 9 % above the measured peak for
-both the embedded world and Qwen2.5-0.5B in bfloat16. Everything is in bytes.
+The memory is that of the tensors that exist at once in the stage that needs most (sampling, measuring or
+updating), plus a constant for Python and its libraries. On CPU the estimate was 9 % above the measured peak for
+both the embedded world and Qwen2.5-0.5B in bfloat16. All sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ LIBRARIES: dict[Device, int] = {"cpu": 500 * MIB, "cuda": 700 * MIB}
 """Python with torch, transformers and peft; on CUDA, the device's context and kernels."""
 
 VOCABULARY_TOKENS, VOCABULARY_LOGITS = 1024, 2**24
-"""Reply tokens whose logits exist at once, at most, and logits of one chunk of them (``rl.kl.chunk_of``)."""
+"""Most reply tokens whose logits exist at once, and most logits of such a chunk (``rl.kl.chunk_of``)."""
 SAMPLED_PROBABILITIES = 2**21
-"""Probabilities that are summed up at once in sampling (``world.rollout``)."""
+"""Number of probabilities that sampling sums at once (``models.generation``)."""
 VOCABULARY_COPIES = 6
-"""Float32 arrays of that size at once: log-probabilities of policy and reference, and what is kept for gradients."""
+"""Float32 arrays of a chunk of logits at once: log-probabilities of policy and reference, and what gradients need."""
 REWARD_ROWS = 64
-"""Rows a reward model scores at once."""
+"""Rows that a reward model scores at once."""
 ROW_BYTES, SAMPLE_BYTES, TRACKER_BYTES = 900, 600, 4000
-"""One row of metrics.csv, one record of samples.jsonl, one step in a tracker's own files."""
+"""Bytes of one row of metrics.csv, one record of samples.jsonl, and one step in a tracker's own files."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs. Sizes are in bytes; ``None`` where the model's dimensions are not known here."""
+    """What a run needs. Sizes are in bytes; numbers of parameters are None if the dimensions are not known here."""
 
     updates: int
     """Optimizer steps."""
@@ -49,13 +49,13 @@ class Estimate:
     parameters: int | None
     trainable: int | None
     memory: dict[str, int]
-    """By what takes it, at the fullest moment."""
+    """Bytes by use, in the stage that needs most."""
     disk: dict[str, int]
     notes: tuple[str, ...]
 
     @property
     def total_memory(self) -> int | None:
-        """Sum of the parts, None where one of them is not known."""
+        """Sum of the parts; None if one of them is not known."""
         return None if self.parameters is None else sum(self.memory.values())
 
     @property
@@ -97,7 +97,7 @@ def estimate(settings: Settings, device: Device = "cpu") -> Estimate:
 
 
 def dimensions(entry: registry.Entry) -> Architecture | None:
-    """Return a model's dimensions: the catalogue's, or those of a local copy's config.json; None where unknown."""
+    """Return a model's dimensions: the catalogue's, or those of a local copy's config.json; None if unknown."""
     if entry.architecture:
         return entry.architecture
     folder = Path(entry.location) if entry.kind in ("directory", "embedded") else registry.local_copy(entry.location)
@@ -133,7 +133,7 @@ def _width(settings: Settings) -> int:
 
 
 def _fullest(settings: Settings, architecture: Architecture, trainable: int) -> dict[str, int]:
-    """Return the name and size of the stage that needs most beside the weights."""
+    """Return the name and size of the stage that needs most in addition to the weights."""
     stages = {
         "sampling": _sampling(settings, architecture),
         "measuring": _measuring(settings, architecture),
@@ -144,7 +144,7 @@ def _fullest(settings: Settings, architecture: Architecture, trainable: int) -> 
 
 
 def _foreign(settings: Settings) -> bool:
-    """Return whether the arm is another library's trainer."""
+    """Return whether the algorithm is another library's trainer."""
     return registry.find("algorithms", settings.algorithm).kind == "trainer"
 
 
@@ -153,7 +153,10 @@ def _length(settings: Settings) -> int:
 
 
 def _sampling(settings: Settings, architecture: Architecture) -> int:
-    """Keys and values of all positions, and one position's logits twice; of some rows, sums in double precision."""
+    """Return the bytes of keys and values of all positions, the prompts' activations, and one position's logits twice.
+
+    For some rows, sums in double precision are added.
+    """
     rows = settings.rollout.chunk or settings.rollout.batch
     _, keys = registry.attention_widths(architecture)
     cache = rows * _length(settings) * architecture["num_hidden_layers"] * 2 * keys * _width(settings)
@@ -164,14 +167,17 @@ def _sampling(settings: Settings, architecture: Architecture) -> int:
 
 
 def _measuring(settings: Settings, architecture: Architecture) -> int:
-    """One layer's activations of a chunk, one chunk of the vocabulary, and the batch's hidden states."""
+    """Return the bytes of one layer's activations of a chunk, one vocabulary chunk, and the batch's hidden states."""
     rows, batch = settings.rollout.chunk or settings.rollout.batch, settings.rollout.batch
     layer = rows * _length(settings) * _layer_width(architecture) * _width(settings)
     return int(layer + _logits(settings, architecture, rows) + _states(settings, architecture, batch))
 
 
 def _updating(settings: Settings, architecture: Architecture, trainable: int) -> int:
-    """Activations of a micro-batch, one chunk of the vocabulary, hidden states, and one gradient per loss term."""
+    """Return the bytes of a micro-batch's activations, one chunk of the vocabulary, hidden states, and gradients.
+
+    There is one gradient per loss term.
+    """
     batch = settings.rollout.batch
     rows = settings.update.microbatch or batch // settings.update.minibatches
     tokens, layers, width = rows * _length(settings), architecture["num_hidden_layers"], _width(settings)
@@ -186,19 +192,22 @@ def _updating(settings: Settings, architecture: Architecture, trainable: int) ->
 
 
 def _layer_width(architecture: Architecture) -> int:
-    """Return the numbers per token that one layer holds at once without gradients."""
+    """Return how many numbers per token one layer holds at once without gradients."""
     queries, keys = registry.attention_widths(architecture)
     return int(3 * architecture["hidden_size"] + queries + 2 * keys + 3 * architecture["intermediate_size"])
 
 
 def _kept_width(architecture: Architecture) -> int:
-    """Return the numbers per token that one layer keeps for its gradients."""
+    """Return how many numbers per token one layer keeps for its gradients."""
     queries, keys = registry.attention_widths(architecture)
     return int(8 * architecture["hidden_size"] + 3 * queries + 4 * keys + 5 * architecture["intermediate_size"])
 
 
 def _logits(settings: Settings, architecture: Architecture, rows: int) -> int:
-    """TRL's trainers have the logits of all rows at once, of the prompts' positions too; our loop has a chunk."""
+    """Return the bytes of the logits that exist at once: one chunk in this package's loop.
+
+    In TRL's trainers these are the logits of all rows, including those of the prompts' positions.
+    """
     tokens = min(VOCABULARY_TOKENS, VOCABULARY_LOGITS // architecture["vocab_size"])
     tokens = min(tokens, rows * settings.rollout.reply_tokens)
     if _foreign(settings):
@@ -230,7 +239,7 @@ def _rewards(settings: Settings, device: Device, notes: list[str]) -> Iterator[t
 
 
 def encoder_layers(entry: registry.Entry) -> int | None:
-    """Return on how many of the English encoder's layers an embedded reward stands, None for another entry."""
+    """Return how many of the English encoder's layers an embedded reward uses; None for another entry."""
     folder = Path(entry.location)
     on_encoder = entry.kind == "embedded" and (folder / "adapter_config.json").is_file()
     return registry.encoder_layers(folder) if on_encoder else None
@@ -245,7 +254,8 @@ def _disk(settings: Settings, adapter: int, critic: int) -> dict[str, int]:
     sizes = {
         "metrics": steps * ROW_BYTES,
         "samples": (steps * recording.samples + evaluations * settings.evaluation.prompts) * SAMPLE_BYTES,
-        # One more than are kept: the new one is whole before the oldest goes. Another library's trainer keeps none.
+        # One more than is kept: the new one is complete before the oldest is deleted. Another library's trainer keeps
+        # none.
         "checkpoints": kept * (12 * (adapter + critic) + target),
         "adapter": 4 * adapter,
         "trackers": len(recording.trackers) * steps * TRACKER_BYTES,
@@ -277,12 +287,12 @@ def _absent(entry: registry.Entry) -> Iterator[registry.Entry]:
 
 
 def _download(entry: registry.Entry) -> int:
-    """Return the size of the hub's files: two bytes a parameter, 0 where the dimensions are not known."""
+    """Return the size of the hub's files: two bytes a parameter, 0 if the dimensions are not known."""
     return 2 * registry.parameters(entry.architecture) if entry.architecture else 0
 
 
 def readable(size: float) -> str:
-    """Return a size in bytes for people: ``512 MiB``, ``3.4 GiB``."""
+    """Return a size in bytes in readable form: ``512 MiB``, ``3.4 GiB``."""
     if size >= GIB:
         return f"{size / GIB:.1f} GiB"
     return f"{size / MIB:.0f} MiB" if size >= 10 * MIB else f"{size / MIB:.1f} MiB"

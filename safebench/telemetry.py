@@ -1,4 +1,4 @@
-"""Keeps every library from reporting home unasked: called before anything heavy is imported."""
+"""Turns off the telemetry of libraries; to be called before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ QUIET: dict[str, str] = {
     "WANDB_DISABLE_GIT": "true",
     "WANDB_DISABLE_CODE": "true",
 }
-"""Environment variables and the values under which nothing is sent: usage counts, crash reports, a
+"""Environment variables and the values that stop libraries from sending usage counts, crash reports, a
 token with every download, the console, the repository's address and code."""
 
 
 def quiet(environment: MutableMapping[str, str] | None = None) -> None:
     """Set the variables of ``QUIET`` that ``environment`` (this process's by default) does not have yet.
 
-    What the user has set stays: it was asked for. Libraries read these when they are imported, and
-    child processes inherit them, so this comes first.
+    Values that the user has set are kept, because they are deliberate. Libraries read these variables when they are
+    imported, and child processes inherit them, so this must be called first.
     """
     target = os.environ if environment is None else environment
     for name, value in QUIET.items():

@@ -1,4 +1,4 @@
-"""Python code that is not ours, the user's or another package's: import it, and say where in it an error arose."""
+"""Imports Python code of the user or of another package, and finds where in such code an error arose."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _OF_THE_MACHINE = frozenset(
         *("ENOSPC", "EDQUOT", "EIO"),
     )
 )
-"""Errors of files that no command can foresee: no right to them, another kind of file, no room."""
+"""File errors that no command can foresee: no such file, no permission, another kind of file, no space."""
 
 RAISES = (Exception, SystemExit)
-"""What such code may raise: anything, and ``sys.exit`` called at its top level."""
+"""What such code may raise: any exception, and ``SystemExit`` from ``sys.exit`` at its top level."""
 
 
 def load(target: str) -> Any:
     """Import ``module:attribute``, installed or in the current folder.
 
-    Raises ``MissingResource`` when module, attribute or a module that it imports is not there, and ``UsageError`` with
-    file and line when the module's own code does not run.
+    Raises ``MissingResource`` if module, attribute or a module that it imports is missing, and ``UsageError`` with
+    file and line if the module's own code fails.
     """
     module_name, _, attribute = target.partition(":")
     found = _import(target, module_name)
@@ -61,7 +61,7 @@ def load(target: str) -> Any:
 
 def _import(target: str, module_name: str) -> Any:
     here = str(Path.cwd())
-    # In front while the module is imported, and behind for what it imports when it is called.
+    # First in the path during the import, and last afterwards, for what the module imports when it is called.
     sys.path.insert(0, here)
     try:
         return importlib.import_module(module_name)
@@ -93,15 +93,15 @@ def _import(target: str, module_name: str) -> Any:
 
 @contextlib.contextmanager
 def making(what: str, make: Any, how: str) -> Iterator[None]:
-    """Name what cannot be made because ``make``, not one of ours, does not take our call, which is ``how``, or raises.
+    """Raise ``UsageError`` naming ``what`` if ``make`` is not of this package and rejects the call ``how`` or raises.
 
-    Errors of our own code pass.
+    Errors of this package's own code pass unchanged.
     """
     try:
         yield
     except SafebenchError:
         raise
-    except RAISES as error:  # no one knows what a stranger's code may raise
+    except RAISES as error:  # code of others may raise anything
         if str(getattr(make, "__module__", "")).partition(".")[0] == __package__:
             raise
         place = where(error) or defined_at(make)
@@ -126,8 +126,8 @@ def syntax(error: SyntaxError) -> str:
 def where(error: BaseException) -> str | None:
     """Return file and line of the last frame of an error that lies in code of the user.
 
-    Where there is none, that of the first frame in an installed package behind our own code, as an entry point of
-    another package has it; None where the error never left our code and the standard library.
+    If there is none, return those of the first frame in another installed package, such as one behind an entry point.
+    Return None if all frames are in this package and the standard library.
     """
     if own := _users(error):
         return _place(own[-1])
@@ -136,9 +136,10 @@ def where(error: BaseException) -> str | None:
 
 
 def blamed(error: Exception) -> SafebenchError | None:
-    """Return what to say of an error that is not of our making; None where it is.
+    """Return the error to report if this package is not the cause of ``error``; None if it is.
 
-    Memory ran out, a file cannot be used, or code of the user raised it: code that is neither ours nor installed.
+    Other causes are that memory ran out, that a file cannot be used, or that code of the user raised: code that is
+    neither this package's nor installed.
     """
     if (memory := out_of_memory(error)) is not None:
         return memory
@@ -152,7 +153,7 @@ def blamed(error: Exception) -> SafebenchError | None:
 
 
 def source_of(found: Any) -> str | None:
-    """Return the file that holds a function, a class, or the class of any other object; None where there is none."""
+    """Return the file that holds a function, a class, or the class of any other object; None if there is none."""
     while isinstance(found, functools.partial):
         found = found.func
     found = inspect.unwrap(found)
@@ -165,7 +166,7 @@ def source_of(found: Any) -> str | None:
 
 
 def defined_at(found: Any) -> str | None:
-    """Return file and line where a function is defined; None where Python does not know."""
+    """Return file and line where a function is defined; None if they are not known."""
     while isinstance(found, functools.partial):
         found = found.func
     kind, method = (found, "__init__") if isinstance(found, type) else (type(found), "__call__")
@@ -175,7 +176,7 @@ def defined_at(found: Any) -> str | None:
 
 
 def shown(filename: str) -> str:
-    """Return a file's name as the user knows it: relative to the current folder where it lies below it."""
+    """Return a file's name as the user knows it: relative to the current folder if it lies below that folder."""
     path = Path(filename)
     try:
         return str(path.relative_to(Path.cwd()))

@@ -1,7 +1,8 @@
-"""Say whether two checkouts compute the same: ``python tools/equality.py OLD NEW``.
+"""Compares what two checkouts compute: ``python tools/equality.py OLD NEW``.
 
-Each makes the same short runs; their files must be equal but for times, memory, paths, commits and identities. Then
-each prints tables, claims, pages and lists of the first checkout's runs; these must be equal to the byte.
+Each checkout makes the same short runs; their files must be equal except for times, memory, paths, commits and
+identities. Then each prints tables, claims, pages and lists of the first checkout's runs; these must be equal to the
+byte.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RUNS = [
 ]  # fmt: skip
 SEEDS = "0-1"
 MEASURED = ("time/", "speed/", "memory/")
-"""Columns of metrics.csv that no two runs have alike."""
+"""Beginnings of the names of metrics.csv columns that differ between any two runs."""
 PAIR = ["ppo@smoke", "safe@smoke"]
 PRINTED = [
     *(["compare", *PAIR, "--seeds", SEEDS, "--format", fmt] for fmt in ("md", "csv", "json", "latex")),
@@ -42,7 +43,7 @@ DROP_IN = ["examples/ppo.py", "--total_episodes", "96", "--response_length", "8"
 
 
 def call(checkout: Path, words: list[str], folder: Path) -> str:
-    """Run a command of a checkout in a folder; return what it printed. A failure is part of it."""
+    """Run a command of a checkout in a folder; return what it printed, also if it failed."""
     fixed = {"PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     environment = os.environ | fixed
     done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
@@ -50,7 +51,7 @@ def call(checkout: Path, words: list[str], folder: Path) -> str:
 
 
 def make_runs(checkout: Path, folder: Path) -> None:
-    """Make the short runs, and one of the drop-in."""
+    """Make the short runs, and one run of the drop-in."""
     folder.mkdir(parents=True)
     words = ["-m", "safebench", "run", *(f"{name}@smoke" for name in RUNS), "--seeds", SEEDS, "--jobs", "2"]
     (folder / "run.txt").write_text(call(checkout, words, folder), encoding="utf-8")
@@ -59,7 +60,7 @@ def make_runs(checkout: Path, folder: Path) -> None:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield what must be equal of the files that runs left: path, and text or hash."""
+    """Yield the path, and the text or hash, of what must be equal in the files that runs left."""
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.name == "metrics.csv":
@@ -76,7 +77,7 @@ def contents(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def printed(checkout: Path, runs: Path, folder: Path) -> dict[str, str]:
-    """Return what a checkout prints and writes of given runs."""
+    """Return what a checkout prints and writes for given runs."""
     folder.mkdir()
     (folder / "results").symlink_to(runs / "results")
     found = {" ".join(words): call(checkout, ["-m", "safebench", *words], folder) for words in PRINTED}
@@ -84,7 +85,7 @@ def printed(checkout: Path, runs: Path, folder: Path) -> dict[str, str]:
 
 
 def differences(one: dict[str, str], two: dict[str, str]) -> list[str]:
-    """Return the names under which two sets of texts differ, with the first lines that do."""
+    """Return the names under which two sets of texts differ, each with its first differing line."""
     found = []
     for name in sorted(one.keys() | two.keys()):
         a, b = one.get(name), two.get(name)
@@ -100,7 +101,7 @@ def differences(one: dict[str, str], two: dict[str, str]) -> list[str]:
 
 
 def main(old: str, new: str) -> int:
-    """Compare; print a line per difference and a summary; exit code 1 where anything differs."""
+    """Compare; print a line per difference and a summary; return exit code 1 if anything differs."""
     checkouts = {"old": Path(old).resolve(), "new": Path(new).resolve()}
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)

@@ -1,4 +1,4 @@
-"""The tables that pages show of the runs that are kept: ``python -m tools.excerpt PAGE FOLDER``."""
+"""Writes the tables of the kept runs into pages: ``python -m tools.excerpt PAGE FOLDER``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ METRICS = (
     "time_update",
     "memory_peak",
 )
-"""Rows of the whole table that the README shows of the comparison as published."""
+"""Rows of the whole table that the README shows for the comparison as published."""
 TUNED_METRICS = METRICS[:-2]
-"""Those that it shows of the comparison as tuned."""
+"""Rows that it shows for the comparison as tuned."""
 
 
 def comparison_of(root: Path, arms: Sequence[str]) -> Comparison:
@@ -80,7 +80,7 @@ def _points(search: Mapping[str, Any]) -> str:
 
 
 MARKS: Mapping[str, Callable[[Path], str]] = {"table": excerpt, "tuned": tuned_excerpt, "tuning": points}
-"""What stands between which marks of a page."""
+"""The function that makes the table between each pair of marks of a page."""
 
 
 def main(page: str, root: str) -> None:

@@ -1,4 +1,4 @@
-"""The grid's tables and figure, from the lines that are kept: ``python -m tools.grid_table FOLDER PAGE``."""
+"""Writes the grid's tables and figure from the kept lines: ``python -m tools.grid_table FOLDER PAGE``."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from safebench.report.table import markdown_row
 from tools.marks import insert
 
 BASELINE, WHOLE = "ppo", "safe"
-"""What the main arms are compared with, and what the parts are parts of."""
+"""The main arms are compared with the first; the second is the whole that the parts belong to."""
 MAIN = (BASELINE, "ppo-official", "ppo-matched", "safe-official", WHOLE, "safe-predictive")
 PARTS = ("safe-no-double-critic", "safe-no-gate", "safe-no-pid")
-"""``safe`` without one of the parts that its paper's claims are made of."""
+"""``safe`` without one of the parts on which its paper's claims rest."""
 REPLICATE = f"{WHOLE}[compute.replicate=1]"
-"""The same seeds of ``safe`` with sums in another order: a part that is none. What it differs by is what rounding alone
-does to a row of the parts."""
+"""The same seeds of ``safe`` with sums in another order, as a control without a missing part. Its difference from
+``safe`` is what rounding alone does to a row of the parts."""
 
 
 MARK = "parts"
 WORSE = {"judge_final": -1, "kl_mean": 1}
-"""The sign of a difference to the whole that means: worse without the part."""
+"""Sign of a difference from the whole that means: worse without the part."""
 CLEAR = 1.86
-"""An interval over six pairs that leaves zero out at so many times its width does so at 99.5 %, too: t, 5 degrees of
-freedom, 4.77 against 2.57."""
+"""An interval over six pairs that excludes zero at this multiple of its width also excludes it at 99.5 % (t, 5 degrees
+of freedom, 4.77 against 2.57)."""
 SAID = {0: "nothing shown", 1: "earns its place", -1: "stands in the way"}
 
 
 def blocks(path: Path) -> list[Block]:
-    """Return the grid's comparisons, of the runs that the file keeps: the main arms, and the parts."""
+    """Return the grid's comparisons of the runs that the file keeps: the main arms, and the parts."""
     runs = [run for run in overview.read_packed(path) if run.preset == overview.PLAIN]
 
     def of(arms: Iterable[str]) -> dict[str, list[overview.Packed]]:
@@ -48,9 +48,9 @@ def blocks(path: Path) -> list[Block]:
 
 
 def parts(path: Path) -> str:
-    """Return, as a Markdown table, what ``safe`` without each part differs by from ``safe`` and from its replicate.
+    """Return a Markdown table of the differences of ``safe`` without each part from ``safe`` and from its replicate.
 
-    Bold: the 95 % interval leaves zero out. The last column is the verdict of docs/parts.md.
+    In bold, the 95 % interval excludes zero. The last column is the verdict of docs/parts.md.
     """
     runs = [run for run in overview.read_packed(path) if run.preset == overview.PLAIN]
     arms = {arm: [run for run in runs if run.arm == arm] for arm in (WHOLE, REPLICATE, *PARTS)}
@@ -78,7 +78,7 @@ def _bold(estimate: Estimate | None) -> str:
 
 
 def _side(estimate: Estimate, widths: float = 1.0) -> int:
-    """Return the sign of the side of zero on which the interval lies, at so many times its width; 0 where on both."""
+    """Return the side of zero on which the interval, at ``widths`` times its width, lies; 0 if it includes zero."""
     low, high = (estimate.value + widths * (bound - estimate.value) for bound in (estimate.low, estimate.high))
     return (low > 0) - (high < 0)
 
@@ -96,12 +96,12 @@ def _verdict(pairs: Mapping[str, tuple[Estimate, Estimate | None]]) -> str:
 
 
 def tables(path: Path) -> str:
-    """Return the tables as Markdown, of the runs that the file keeps."""
+    """Return the tables of the runs that the file keeps, as Markdown."""
     return render_brief(blocks(path), "md")
 
 
 def main(folder: str, page: str) -> None:
-    """Write table and figure beside the ``runs.csv`` in ``folder``, and the parts into ``page``."""
+    """Write table and figure beside the ``runs.csv`` in ``folder``, and the table of parts into ``page``."""
     path = Path(folder) / "runs.csv"
     Path(page).write_text(insert(Path(page).read_text(encoding="utf-8"), MARK, parts(path)), encoding="utf-8")
     path.with_name("table.md").write_text(tables(path), encoding="utf-8")

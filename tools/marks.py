@@ -1,4 +1,4 @@
-"""Puts generated text between two marks of a page that people write."""
+"""Inserts generated text between two marks of a hand-written page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safebench.errors import BadResource
 def insert(page: str, name: str, content: str) -> str:
     """Return ``page`` with ``content`` between ``<!-- name: start -->`` and ``<!-- name: end -->``.
 
-    Raises ``BadResource`` where they are not both there.
+    Raises ``BadResource`` if either mark is missing.
     """
     start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
     before, found, rest = page.partition(start)

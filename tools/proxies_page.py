@@ -1,4 +1,4 @@
-"""What a worse proxy does to training: ``python -m tools.proxies_page PAGE RUNS FIGURE``."""
+"""Writes the page on how a worse proxy changes training: ``python -m tools.proxies_page PAGE RUNS FIGURE``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tools.marks import insert
 
 MARK = "proxies"
 PROXIES = {"proxy": "three layers", "proxy-2": "two layers", "proxy-1": "one layer"}
-"""Rewards of the embedded world that differ in layers and seed alone, the best first."""
+"""Rewards of the embedded world that differ only in layers and seed, the best first."""
 WORLD = Path("safebench/world/embedded/manifest.json")
 EXPERIMENT = "ppo"
 
@@ -34,9 +34,9 @@ Groups = Mapping[str, Sequence[Run]]
 
 
 def by_proxy(root: Path) -> Groups:
-    """Return the runs of ``ppo`` below ``root`` by the proxy that they trained on.
+    """Return the runs of ``ppo`` below ``root`` by the proxy that they were trained on.
 
-    Raises ``BadResource`` where a proxy has no run, or runs of different proxies differ in seeds.
+    Raises ``BadResource`` if a proxy has no run, or if the seeds differ between proxies.
     """
     found = [run for run in run_folders.find(root) if run.experiment == EXPERIMENT and run.complete]
     groups = {
@@ -50,17 +50,17 @@ def by_proxy(root: Path) -> Groups:
 
 
 def gains(run: Run, key: str) -> tuple[Array, Array]:
-    """Return the steps of a run's evaluations and the column's value there minus that at the first."""
+    """Return the steps of a run's evaluations, and the column's values there minus its first value."""
     steps, values = known(run.column("step"), run.column(key))
     return steps, values - values[0]
 
 
 def table(groups: Groups, figures: Mapping[str, Any]) -> str:
-    """Return, as a Markdown table, a row per proxy: how good it is, and where its runs went.
+    """Return, as a Markdown table, a row per proxy: its quality, and the results of its runs.
 
-    ``figures`` are those of the world's manifest. Rewards are gains over the first evaluation, in the middle and at the
-    end, means over the seeds with t-intervals; the judge's highest is that of each run's own highest evaluation. KL is
-    in nats per reply.
+    ``figures`` are those of the world's manifest. Rewards are gains over the first evaluation, halfway and at the end,
+    as means over the seeds with t-intervals; the judge's highest gain is at each run's own best evaluation. KL is in
+    nats per reply.
     """
     steps = [int(step) for step in gains(groups["proxy"][0], "eval/judge")[0]]
     shown = (len(steps) // 2, len(steps) - 1)
@@ -98,7 +98,7 @@ def _mean(values: Sequence[float], *, sign: bool = True) -> str:
 
 
 def plot(groups: Groups, path: Path) -> list[Path]:
-    """Draw both rewards over the steps, and the judge against the distance from the first policy."""
+    """Draw both rewards over the steps, and the judge's reward over the distance from the first policy."""
     wanted = files(path)
     with drawn(wanted, (11.0, 4.2)) as figure:
         left, right = figure.subplots(1, 2)

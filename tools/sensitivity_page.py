@@ -1,4 +1,4 @@
-"""The tables of sensitivity on a page: ``python -m tools.sensitivity_page PAGE FOLDER``."""
+"""Writes the tables of sensitivity into a page: ``python -m tools.sensitivity_page PAGE FOLDER``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARMS = ("ppo", "safe")
 
 
 def from_runs(root: Path) -> str:
-    """Return the tables of the runs below ``root``, of the headline's two arms."""
+    """Return the tables of the runs below ``root``, for the two arms of the headline."""
     found = runs.find(root)
     return sensitivity_to_markdown(
         sensitivity({arm: [run for run in found if run.experiment == arm] for arm in ARMS}), ARMS

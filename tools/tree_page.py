@@ -1,4 +1,4 @@
-"""The package's tree, a clause for each module: ``python -m tools.tree_page PAGE``."""
+"""Writes the package's tree, with a clause for each module, into a page: ``python -m tools.tree_page PAGE``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tools.marks import insert
 PACKAGE = Path("safebench")
 MARK = "tree"
 WIDTH = 24
-"""Columns of a name with its indent."""
+"""Width, in columns, of a name with its indent."""
 
 
 def clause(path: Path) -> str:
-    """Return the first sentence of a module's docstring, or all of its first line."""
+    """Return the first paragraph of a module's docstring as one line."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return " ".join(doc.partition("\n\n")[0].split())
 

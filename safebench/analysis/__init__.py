@@ -1,1 +1,1 @@
-"""Statistics, comparison, claims: reads run folders, never imports torch."""
+"""Compute statistics, comparisons and claims from run folders, without importing torch."""

@@ -1,8 +1,9 @@
-"""What an alarm is worth: whether harm follows it, and how many steps later.
+"""Measure the predictive value of alarms: whether harm follows an alarm, and how many steps later.
 
-*Harms* are kinds that damage the policy, *alarms* kinds that may announce it (``metrics.HARM_KINDS``, ``ALARM_KINDS``;
-crash specification, version 2). An alarm *fires* at the step at which its episode opens, when a watcher is first told.
-A harm *begins* at the first step of its episode. An alarm precedes a harm if it fired at an earlier step of that run.
+*Harms* are kinds that damage the policy, *alarms* are kinds that may announce harm (``metrics.HARM_KINDS``,
+``ALARM_KINDS``; crash specification, version 2). An alarm *fires* at the step at which its episode opens, which is when
+a live detector first reports it. A harm *begins* at the first step of its episode. An alarm precedes a harm if it fired
+at an earlier step of that run.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from safebench.metrics import ALARM_KINDS, HARM_KINDS
 
 @dataclass(frozen=True)
 class Course:
-    """What happened in one run."""
+    """The watched steps, alarms and harms of one run."""
 
     steps: tuple[int, ...]
-    """Steps that were watched, rising."""
+    """Steps that were watched, in ascending order."""
     firings: Mapping[str, tuple[int, ...]]
-    """Steps at which each kind of alarm fired, rising."""
+    """Steps at which each kind of alarm fired, in ascending order."""
     harms: tuple[int, ...]
-    """First steps of the episodes of harm, rising."""
+    """First steps of the episodes of harm, in ascending order."""
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What one kind of alarm was worth over all runs. Shares are in [0, 1] with exact intervals.
+    """Predictive value of one kind of alarm over all runs. Shares are in [0, 1] with exact intervals.
 
-    The intervals take harms and firings for independent; several of one run are not, so read them as a lower bound
-    of the uncertainty.
+    The intervals assume independent harms and firings. Several of one run are not independent, so the intervals are a
+    lower bound of the uncertainty.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Worth:
     followed: Estimate
     """Share of the firings that a harm followed."""
     lead: float | None
-    """Median steps from the latest firing before a harm to the harm's first step; None where none preceded one."""
+    """Median steps from the latest firing before a harm to the harm's first step; None if no firing preceded a harm."""
 
 
 def course(
@@ -57,9 +58,9 @@ def course(
     reply_limit: int | None = None,
     spec: CrashSpec = SPEC,
 ) -> Course:
-    """Return what happened in a run of these rows; arguments as ``crashes.survey``.
+    """Return the course of a run from its rows; the arguments are those of ``crashes.survey``.
 
-    ``unrecovered`` is left out: it repeats a ``reward_crash`` that is counted already.
+    ``unrecovered`` is left out, because it repeats a ``reward_crash`` that is already counted.
     """
     watching = Detectors(
         spec, planned_steps, sigma0, vocabulary, judge_sigma0=judge_sigma0, reply_limit=reply_limit
@@ -79,7 +80,7 @@ def course(
 
 
 def course_of(run: Run) -> Course:
-    """Return what happened in a recorded run."""
+    """Return the course of a recorded run."""
     return course(
         run.watched(),
         run.planned_steps,
@@ -91,7 +92,7 @@ def course_of(run: Run) -> Course:
 
 
 def worth(courses: Sequence[Course], kind: str) -> Worth:
-    """Return what alarms of ``kind`` were worth in these runs."""
+    """Return the predictive value of alarms of ``kind`` in these runs."""
     leads: list[int] = []
     harms = sum(len(one.harms) for one in courses)
     fired = followed = 0
@@ -109,6 +110,6 @@ def worth(courses: Sequence[Course], kind: str) -> Worth:
 
 
 def chance(courses: Sequence[Course]) -> Estimate:
-    """Return the share of all watched steps that a harm follows: what a firing at random would be worth."""
+    """Return the share of all watched steps that a harm follows, which is the value of a firing at random."""
     followed = sum(sum(any(harm > step for harm in one.harms) for step in one.steps) for one in courses)
     return statistics.clopper_pearson(followed, sum(len(one.steps) for one in courses))

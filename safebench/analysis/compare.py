@@ -1,4 +1,4 @@
-"""Arms side by side: means with intervals, paired differences to the first, exact tests, and what was not equal."""
+"""Compare arms: means with intervals, paired differences to the first arm, exact tests, and unequal settings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from safebench.errors import ComparisonRefused, UsageError, nearest
 Summaries = Mapping[str, Sequence[Summary]]
 
 MACHINE = ("time_update", "tokens_per_second", "memory_peak")
-"""Rows that another order of sums is not the reason for."""
+"""Rows without a rounding figure, because the order of sums does not explain their differences."""
 
 
 def with_rounding(
     rows: Sequence[Row], originals: Summaries, replicates: Summaries, arms: Sequence[str], spec: CrashSpec
 ) -> tuple[Row, ...]:
-    """Return the rows with each arm's ``Rounding``; replicates are in no other figure."""
+    """Return the rows with each arm's ``Rounding``; replicates enter no other figure."""
     there = [arm for arm in arms if replicates.get(arm)]
     again = {arm: f"{arm}, replicate" for arm in there}  # in one table with the originals, so that no row is missing
     both = {**{arm: originals[arm] for arm in there}, **{again[arm]: replicates[arm] for arm in there}}
@@ -66,7 +66,7 @@ def _rounding(kind: str, replicate: Cell, original: Cell, same_seeds: bool) -> R
 
 
 def replicate_footers(replicates: Summaries) -> tuple[str, ...]:
-    """Return the footer that says what the column means and which seeds it is from."""
+    """Return the footer that explains the rounding column and names its seeds."""
     seeds = "; ".join(f"{arm} seeds {', '.join(map(str, _seeds(found)))}" for arm, found in replicates.items() if found)
     return (
         "rounding a / b: the same runs with sums in another order (compute.replicate); a is the mean over seeds of "
@@ -76,7 +76,7 @@ def replicate_footers(replicates: Summaries) -> tuple[str, ...]:
 
 
 def replicate_warnings(originals: Summaries, replicates: Summaries) -> tuple[str, ...]:
-    """Return what may move the replicates beside rounding."""
+    """Return warnings of causes other than rounding that may change the replicates."""
     found = []
     for arm, again in replicates.items():
         for what, name in (("commit", commit), ("machine", machine)):
@@ -94,7 +94,7 @@ def _seeds(found: Sequence[Summary]) -> list[int]:
 
 
 def loud_warnings(summaries: Summaries, unequal: Sequence[Unequal], unmatched: Sequence[str]) -> tuple[str, ...]:
-    """Return what may decide the comparison by itself, or makes part of it void."""
+    """Return warnings of what may decide the comparison by itself, or makes part of it invalid."""
     warnings = [f"UNMATCHED: {reason}" for reason in unmatched]
     for name in dict.fromkeys(item.loud for item in unequal if item.loud):
         keys = "; ".join(
@@ -119,7 +119,7 @@ def loud_warnings(summaries: Summaries, unequal: Sequence[Unequal], unmatched: S
 
 
 def _inert(arm: str, found: Sequence[Summary]) -> list[str]:
-    """Name the loss terms of an arm that moved nothing, and where."""
+    """Return warnings that name the inert loss terms of an arm, with seeds and steps."""
     seen: dict[str, list[str]] = {}
     for summary in found:
         for term in inert_in(summary.run):
@@ -133,7 +133,7 @@ def _inert(arm: str, found: Sequence[Summary]) -> list[str]:
 
 
 def _blind(arm: str, found: Sequence[Summary]) -> list[str]:
-    """Name the kinds of crash that an arm's files could not show, with the reasons and the seeds."""
+    """Return warnings that name the kinds of crash that an arm's files could not show, with reasons and seeds."""
     seeds: dict[tuple[bool, str], list[int]] = {}
     for summary in found:
         for kind, reasons, wholly in summary.blind:
@@ -161,7 +161,7 @@ def _unequally_watched(summaries: Summaries) -> list[str]:
 
 
 def footers(summaries: Summaries, seeds: Sequence[int], spec: CrashSpec) -> tuple[str, ...]:
-    """Return the lines that say what was compared and how it was made."""
+    """Return the lines that state what was compared and how the runs were made."""
     runs = [summary.run for found in summaries.values() for summary in found]
     steps = sorted({run.planned_steps for run in runs})
     lines = [
@@ -179,7 +179,7 @@ def _alarms(spec: CrashSpec) -> str:
 
 
 def _commands(summaries: Summaries) -> list[str]:
-    """Return the command that makes an arm's runs, one line for each arm whose first run has kept its own."""
+    """Return the command that makes an arm's runs, one line for each arm whose first run recorded its command."""
     lines = []
     for found in summaries.values():
         command = found[0].run.manifest.get("command") if found else None
@@ -187,14 +187,14 @@ def _commands(summaries: Summaries) -> list[str]:
             seeds = ",".join(str(summary.run.seed) for summary in found)
             told = re.sub(r"--seeds \S+", f"--seeds {seeds}", str(command))
             run = found[0].run
-            if run.settings.get("tuned"):  # a file that `safebench tune` wrote: runs of old name it as if it were known
+            if run.settings.get("tuned"):  # written by `safebench tune`; old runs name the experiment only
                 told = told.replace(f"run {run.experiment} ", f"run results/tuning/{run.experiment}.yaml ")
             lines.append(f"command {told}")
     return lines
 
 
 def tunings(runs: Iterable[Run]) -> list[str]:
-    """Return what the tuning of each tuned experiment among the runs cost, a line each."""
+    """Return one line for each tuned experiment among the runs with the cost of its tuning."""
     return list(dict.fromkeys(_tuning(run) for run in runs if run.settings.get("tuned")))
 
 
@@ -208,13 +208,13 @@ def _tuning(run: Run) -> str:
     record = run.settings["tuned"]
     try:
         seeds = ", ".join(map(str, record["seeds"]))
-        sampler = record.get("sampler", "halton")  # which the first records do not name
+        sampler = record.get("sampler", "halton")  # early records do not name it
         by = "" if sampler == "halton" else f" (sampler {sampler})"
         return (
             f"tuning of {run.experiment} from {record['experiment']} by {record['criterion']}, "
             f"{record['points']} points{by} on seeds {seeds}: {cost_told(record)}"
         )
-    except (KeyError, TypeError, ValueError):  # not as this version writes it
+    except (KeyError, TypeError, ValueError):  # not in the format of this version
         return f"tuning of {run.experiment}: its config.yaml does not tell the cost"
 
 
@@ -238,13 +238,13 @@ def _machines(summaries: Summaries) -> list[str]:
 
 
 def commit(run: Run) -> str:
-    """Return the commit that a run was made with, and whether the tree was changed; empty where unknown."""
+    """Return the commit that a run was made with, and whether the tree was changed; empty if unknown."""
     git = run.manifest.get("git")
     return f"{git['commit'][:9]}{' (changed)' * bool(git.get('dirty'))}" if git else ""
 
 
 def machine(run: Run) -> str:
-    """Return processor, cores and device that a run was made on; empty where unknown."""
+    """Return processor, cores and device of a run; empty if unknown."""
     hardware = run.manifest.get("hardware")
     if not hardware:
         return ""
@@ -259,23 +259,23 @@ BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class Test:
-    """One primary metric of one arm against the baseline. ``adjusted`` is Holm's p over all of the table's tests."""
+    """One primary metric of one arm against the baseline. ``adjusted`` is Holm's p over all tests of the table."""
 
-    __test__ = False  # the name is statistics', not a test runner's
+    __test__ = False  # a statistical test, not one for pytest to collect
 
     scalar: Scalar
     arm: str
     difference: Estimate
     adjusted: float
     improvement: float
-    """Probability that a run of the arm is better than one of the baseline, ties half."""
+    """Probability that a run of the arm is better than one of the baseline; ties count one half."""
     bootstrap: Estimate | None = None
     """BCa interval of the paired difference, from eight pairs on."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a table says. ``unmatched`` is why it should have been refused, where it was forced."""
+    """All data of a comparison table. ``unmatched`` holds the reasons for a refusal that ``force`` overrode."""
 
     arms: tuple[str, ...]
     baseline: str
@@ -289,21 +289,21 @@ class Comparison:
     summaries: Mapping[str, tuple[Summary, ...]]
     spec: CrashSpec
     stopping: Stopping | None = None
-    """The rule by which seeds were added, and its decisions; the tests' p-values are not valid then."""
+    """The rule by which seeds were added, and its decisions; if set, the tests' p-values are not valid."""
     replicated: bool = False
-    """Rows say what rounding alone moves."""
+    """Whether the rows show the effect of rounding alone."""
 
     @property
     def unpaired(self) -> tuple[str, ...]:
-        """Arms with runs whose randomness is not ours: no difference to them is by seed."""
+        """Arms with runs whose randomness is not controlled by the bench: differences to them are not by seed."""
         return tuple(a for a, found in self.summaries.items() if not all(summary.run.paired for summary in found))
 
     def paired(self, arm: str) -> bool:
-        """Whether the arm's differences to the baseline are by seed."""
+        """Return whether the arm's differences to the baseline are by seed."""
         return not {arm, self.baseline} & {*self.unpaired}
 
     def row(self, key: str) -> Row:
-        """Return the row of one scalar; KeyError where the table has none."""
+        """Return the row of one scalar; raise ``KeyError`` if the table has none."""
         for row in self.rows:
             if row.scalar.key == key:
                 return row
@@ -321,10 +321,10 @@ def compare(
 ) -> Comparison:
     """Compare the arms of ``groups`` (name -> runs) on ``seeds`` (default: all that any arm has).
 
-    ``again`` are replicates by arm: they say what rounding alone moves, and are in no other figure.
+    ``again`` holds replicates by arm. They show the effect of rounding alone and enter no other figure.
 
-    The first arm, or ``baseline``, is what the others are held against. Raises ``ComparisonRefused`` with
-    every reason where arms are unmatched, unless ``force``, which marks the result instead.
+    The arms are compared to ``baseline``, by default the first arm. Raises ``ComparisonRefused`` with every reason if
+    the arms are unmatched. With ``force``, the result is marked instead.
     """
     arms = _ordered(groups, baseline)
     wanted = sorted({run.seed for runs in groups.values() for run in runs} if seeds is None else set(seeds))
@@ -378,7 +378,7 @@ def _ordered(groups: Groups, baseline: str | None) -> tuple[str, ...]:
 
 
 def at_matched_kl(summaries: Mapping[str, Sequence[Summary]]) -> tuple[dict[str, tuple[Summary, ...]], float]:
-    """Fill in judge reward at matched KL, and return the level in nats per reply: the frontier's last (NaN: none)."""
+    """Add judge reward at matched KL; also return the level in nats per reply: the frontier's last (NaN: none)."""
     level = frontier.matched_level({arm: [summary.run for summary in found] for arm, found in summaries.items()})
     return _at_level(summaries, level), level
 
@@ -435,9 +435,9 @@ def _improvement(row: Row, arm: str, first: str) -> float:
 
 
 def matching(runs: Iterable[Run], where: Sequence[str]) -> list[Run]:
-    """Return the runs that have every setting of ``where``, each ``key.path=value`` with the value as YAML reads it.
+    """Return the runs that have every setting of ``where``, each ``key.path=value`` with the value read as YAML.
 
-    Raises ``UsageError`` for text without ``=``, and for a key that none of the runs has.
+    Raises ``UsageError`` for text without ``=``, and for a key that no run has.
     """
     found = list(runs)
     flat = [filled(run) for run in found]
@@ -454,10 +454,10 @@ def matching(runs: Iterable[Run], where: Sequence[str]) -> list[Run]:
 
 
 def choose(comparison: Comparison, metrics: Sequence[str]) -> Comparison:
-    """Return the comparison with only the rows (and tests) of ``metrics``, in that order; all when there are none.
+    """Return the comparison with only the rows (and tests) of ``metrics``, in that order; all if none are named.
 
-    A metric is the key of a row, such as ``judge_final``, or the beginning of some, such as ``kl`` or ``crash``.
-    Holm's correction stays over all that was declared: looking at fewer rows makes no test easier.
+    A metric is the key of a row, such as ``judge_final``, or a prefix of several keys, such as ``kl`` or ``crash``.
+    Holm's correction still covers all declared tests: showing fewer rows makes no test easier.
     """
     if not metrics:
         return comparison
@@ -486,7 +486,7 @@ def _known_key(key: str, keys: set[str]) -> None:
 
 
 def _equal(held: object, wanted: object) -> bool:
-    """Compare as numbers where both are: 1 and 1.0 are one setting; True and 1 are two."""
+    """Return whether two settings are equal. Numbers are compared by value: 1 equals 1.0, but True does not equal 1."""
     numbers = isinstance(held, int | float) and isinstance(wanted, int | float)
     if numbers and not isinstance(held, bool) and not isinstance(wanted, bool):
         return held == wanted

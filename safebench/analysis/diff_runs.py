@@ -1,4 +1,4 @@
-"""Two runs side by side: settings, environment, files, and the first step at which their curves part."""
+"""Compare two runs: settings, environment, files, and the first step at which their curves differ."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from safebench.analysis.runs import Run
 from safebench.metrics import METRICS
 
 TOLERANCE = 1e-4
-"""Relative difference up to which two machines' first rows are taken for the same."""
+"""Relative difference up to which two machines' first rows count as the same."""
 ENVIRONMENT = ("versions", "git", "python", "platform", "hardware", "processes", "threads")
-"""Groups of the manifest that say where a run was made."""
+"""Groups of the manifest that describe where a run was made."""
 ABSENT = "–"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A column's first step with another value, and the first with a relative difference above TOLERANCE.
+    """A column's first step with unequal values, and its first step with a relative difference above TOLERANCE.
 
-    None where there is no such step among those that both measured; ``first`` and ``second`` are the cells at the
-    first that differs. ``alone`` are the common steps that only one of the runs measured.
+    These are ``differs`` and ``beyond``, each None if there is no such step among those that both runs measured.
+    ``first`` and ``second`` are the cells at ``differs``. ``alone`` is the number of common steps that only one run
+    measured.
     """
 
     column: str
@@ -35,16 +36,16 @@ class Part:
 
     @property
     def group(self) -> str:
-        """What stands before the column's slash."""
+        """Prefix of the column's name, before its slash."""
         return self.column.split("/", 1)[0]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between two runs: each mapping holds both values of every key in which they do.
+    """The differences between two runs; each mapping holds both values of every unequal key.
 
-    ``parts`` are the columns that both measured, but for those of time and memory, in the schema's order;
-    ``common`` the steps that both have, ``only`` the columns that one alone measured.
+    ``parts`` holds the columns that both runs measured, except those of time and memory, in the schema's order.
+    ``common`` holds the steps that both runs have, and ``only`` the columns that one run alone measured.
     """
 
     names: tuple[str, str]
@@ -60,26 +61,26 @@ class Difference:
 
     @property
     def equal(self) -> bool:
-        """Whether no column differs where both measured it: bit for bit, for the files hold every digit."""
+        """Whether all columns that both runs measured are equal bit for bit; the files hold every digit."""
         return bool(self.common) and all(part.differs is None for part in self.parts)
 
     @property
     def first(self) -> Part | None:
-        """The column that parts first, by the schema's order among those of one step; None where none does."""
+        """The column that differs first, by the schema's order among those of one step; None if no column differs."""
         parted = [(part.differs, index) for index, part in enumerate(self.parts) if part.differs is not None]
         return self.parts[min(parted)[1]] if parted else None
 
     @property
     def groups(self) -> dict[str, tuple[Part, ...]]:
-        """The columns by what stands before their slash."""
+        """The columns by the prefix before their slash."""
         names = dict.fromkeys(part.group for part in self.parts)
         return {name: tuple(part for part in self.parts if part.group == name) for name in names}
 
 
 def differences(first: Run, second: Run) -> Difference:
-    """Return what differs between two runs. Crash columns are left out: they follow from the others.
+    """Return the differences between two runs. Crash columns are left out, because they follow from the others.
 
-    Raises ``BadResource`` where a metrics.csv is broken.
+    Raises ``BadResource`` if a metrics.csv is broken.
     """
     rows = [_rows(run) for run in (first, second)]
     common = tuple(sorted(rows[0].keys() & rows[1].keys()))
@@ -125,7 +126,7 @@ def _part(column: str, steps: Sequence[int], first: Sequence[str], second: Seque
 
 
 def _apart(first: str, second: str) -> bool:
-    """Tell whether two unequal cells differ by more than the tolerance; names always do."""
+    """Return whether two unequal cells differ by more than the tolerance; names always do."""
     try:
         ours, theirs = float(first), float(second)
     except ValueError:
@@ -136,7 +137,7 @@ def _apart(first: str, second: str) -> bool:
 
 
 def _rows(run: Run) -> dict[int, int]:
-    """Return the row of each step."""
+    """Return the row index of each step."""
     return {int(float(step)): row for row, step in enumerate(run.cells.get("step", ()))}
 
 

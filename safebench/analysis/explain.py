@@ -1,4 +1,4 @@
-"""When a run's penalty acted, and what its log says of those steps: pure, from metrics.csv and the settings."""
+"""Find when a run's penalty acted and what its log shows for these steps; pure, from metrics.csv and settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safebench.analysis.runs import Run
 
 Array = NDArray[np.float64]
 AFTER = 10
-"""Steps after an episode's first one at which its KL is looked at again."""
+"""Number of steps after an episode's first step at which its KL is examined again."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Steps in a row with a penalty. ``rows`` index the log; ``open``: the log ends with it."""
+    """Consecutive steps with a penalty. ``rows`` index the log; ``open`` means that the log ends in the episode."""
 
     rows: tuple[int, ...]
     first: int
@@ -29,7 +29,7 @@ class Episode:
 
 
 class Stretch(NamedTuple):
-    """Steps in a row of one phase."""
+    """Consecutive steps of one phase."""
 
     phase: str
     first: int
@@ -37,7 +37,7 @@ class Stretch(NamedTuple):
 
 
 class Aftermath(NamedTuple):
-    """KL of the batch at an episode's first step, ``AFTER`` steps on (or at the log's end), and its least between."""
+    """Batch KL at an episode's first step, ``AFTER`` steps later (or at the log's end), and its minimum between."""
 
     start: float
     step: int
@@ -45,7 +45,7 @@ class Aftermath(NamedTuple):
     least: float
     least_step: int
     whole: bool
-    """Whether the log goes on for ``AFTER`` steps."""
+    """Whether the log continues for ``AFTER`` steps."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +65,28 @@ class Log:
         return self.column("step")
 
     def column(self, key: str) -> Array:
-        """One column over the training steps, NaN where not measured."""
+        """Return one column over the training steps, NaN where it was not measured."""
         return self.run.column(key)[self.rows]
 
     def has(self, key: str) -> bool:
-        """Whether any training step has a finite value of the column."""
+        """Return whether any training step has a finite value of the column."""
         return bool(np.isfinite(self.column(key)).any())
 
     @cached_property
     def phases(self) -> list[str]:
-        """Phase of each training step, empty where none is logged."""
+        """Phase of each training step, empty if none is logged."""
         cells = self.run.cells.get("controller/phase")
         return [cells[row] if cells else "" for row in self.rows.tolist()]
 
     @property
     def penalty_settings(self) -> Mapping[str, Any] | None:
-        """Settings of the controller; None where the run has none."""
+        """Settings of the controller; None if the run has none."""
         found = self.run.settings.get("penalty")
         return found if isinstance(found, Mapping) else None
 
     @property
     def tracked(self) -> str:
-        """The column of the KL that the controller holds against its threshold."""
+        """The column of the KL that the controller compares to its threshold."""
         return "controller/kl_short" if self.has("controller/kl_short") else "kl/mean"
 
     @cached_property
@@ -96,12 +96,12 @@ class Log:
 
     @cached_property
     def measured(self) -> NDArray[np.intp]:
-        """Rows with a penalty, zero or not, that is a number."""
+        """Rows with a finite penalty, zero or not."""
         return np.flatnonzero(np.isfinite(self.column("loss/penalty")))
 
     @cached_property
     def episodes(self) -> tuple[Episode, ...]:
-        """Penalties above zero at steps in a row; steps where none was measured neither continue nor end one."""
+        """Stretches of penalties above zero; a step without a measured penalty neither continues nor ends one."""
         penalty, found, current = self.column("loss/penalty"), [], list[int]()
         for row in self.measured.tolist():
             if penalty[row] > 0:
@@ -118,7 +118,7 @@ class Log:
         return Episode(tuple(rows), int(self.steps[rows[0]]), int(self.steps[rows[-1]]), total, not ended)
 
     def stretches(self, rows: tuple[int, ...]) -> list[Stretch]:
-        """Phases of the rows in order; rows without one are left out."""
+        """Return the phases of the rows in order; rows without a phase are left out."""
         found: list[Stretch] = []
         for row in rows:
             name, step = self.phases[row], int(self.steps[row])
@@ -131,7 +131,7 @@ class Log:
         return found
 
     def aftermath(self, episode: Episode) -> Aftermath | None:
-        """What KL did after an episode's first step; None where that or what came after was not measured."""
+        """Return KL after an episode's first step; None if KL was not measured there or after it."""
         kl, start = self.column("kl/mean"), episode.rows[0]
         later = np.flatnonzero((self.steps > episode.first) & (self.steps <= episode.first + AFTER) & np.isfinite(kl))
         if not later.size or not np.isfinite(kl[start]):

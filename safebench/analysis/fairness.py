@@ -1,4 +1,4 @@
-"""Whether arms may be compared at all, and every setting in which they differ; newer settings at their defaults."""
+"""Check whether arms may be compared, and list the settings in which they differ; newer settings count as default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safebench.config.schema import Settings, Tuned
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as ``a.b`` keys; an empty or absent group is None at its own key."""
+    """Return nested settings as ``a.b`` keys; an empty or absent group keeps its value at its own key."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -25,15 +25,15 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def filled(run: Run) -> dict[str, Any]:
-    """Return a run's flat settings, missing keys at the schema's defaults; a section that is off has no keys.
+    """Return a run's flat settings, with missing keys at the schema's defaults; a section that is off has no keys.
 
-    Settings are added such that their default changes nothing; a run of before thus is the run that it would be now. Of
-    an imported run only what is known is there, and nothing is filled in.
+    The default of a new setting changes nothing, so an older run equals the run that it would be now. An imported run
+    has only its known settings, and no defaults are filled in.
     """
     flat = flatten(run.settings)
     if "foreign" in run.manifest:
         return flat
-    on = {key for key, value in flat.items() if value == {}}  # sections wholly at their defaults
+    on = {key for key, value in flat.items() if value == {}}  # sections with all settings at their defaults
     there = on | {above for key in flat for above in _above(key)}
     known = defaults()
 
@@ -45,20 +45,20 @@ def filled(run: Run) -> dict[str, Any]:
 
 
 def _above(key: str) -> list[str]:
-    """Return the sections that a key lies in: of ``a.b.c``, ``a`` and ``a.b``."""
+    """Return the sections that contain a key: ``a`` and ``a.b`` for ``a.b.c``."""
     parts = key.split(".")
     return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 @lru_cache
 def defaults() -> Mapping[str, Any]:
-    """Return the schema's defaults, flat, as YAML has them; a section that is absent by default is None."""
+    """Return the schema's defaults, flat, with YAML's types; a section that is absent by default is None."""
     return dict(_defaults(Settings, ""))
 
 
 def _defaults(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, field in section.model_fields.items():
-        if field.annotation == Tuned | None:  # a record, which a run has or has not
+        if field.annotation == Tuned | None:  # a record, which has no default
             continue
         inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
         for kind in inner:
@@ -73,10 +73,10 @@ def _is_section(kind: Any) -> bool:
 
 
 NAMES = ("experiment", "description", "seed", "algorithm")
-"""Settings that say which run it is, not what it does."""
+"""Settings that identify a run rather than describe its computation."""
 
 RECORD = "tuned."
-"""What the keys of the record of a tuning begin with; its cost is told elsewhere."""
+"""Prefix of the keys of a tuning record; the cost of the tuning is reported elsewhere."""
 
 MATCHED: Mapping[str, tuple[str, ...]] = {
     "model": ("model.name", "model.random_weights", "model.dtype"),
@@ -87,7 +87,7 @@ MATCHED: Mapping[str, tuple[str, ...]] = {
     ),
     "number of steps": ("update.steps",),
 }
-"""Settings (or groups of them) that must be equal, by what a difference in them is called."""
+"""Settings (or groups of them) that must be equal, by the name of a difference in them."""
 
 LOUD: Mapping[str, tuple[str, ...]] = {
     "token budget": ("rollout.batch", "rollout.reply_tokens", "update.steps"),
@@ -95,20 +95,20 @@ LOUD: Mapping[str, tuple[str, ...]] = {
     "learning rate": ("update.learning_rate", "update.critic_learning_rate", "update.schedule", "update.optimizer"),
     "normalisation": ("reward.normalise", "advantage.whiten", "advantage.whiten_rewards"),
 }
-"""Settings that can decide a comparison by themselves, by what a difference in them is called."""
+"""Settings that can decide a comparison by themselves, by the name of a difference in them."""
 
 IGNORED = ("seed", "trust_remote_code", "recording.", "compute.", "tuned.")
-"""What the keys of settings begin with that do not change what a run computes."""
+"""Key prefixes of settings that do not change what a run computes."""
 REPLICATE = "compute.replicate"
-"""The one below IGNORED that does, by rounding: runs and their replicates are never one arm."""
+"""The one setting below IGNORED that changes it, by rounding: runs and their replicates never form one arm."""
 
 HASHED = {"model": "model", "reward": "reward", "judge": "judge", "prompts": "data"}
-"""Hashes in the manifest that must be equal where both arms have them."""
+"""Hashes in the manifest that must be equal if both arms have them."""
 
 
 @dataclass(frozen=True)
 class Unequal:
-    """A setting in which arms differ: its value per arm, and what it may decide by itself (else empty)."""
+    """A setting in which arms differ: its value per arm, and the name of what may decide by itself (else empty)."""
 
     key: str
     values: Mapping[str, Any]
@@ -116,7 +116,7 @@ class Unequal:
 
 
 def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[Unequal, ...]:
-    """Return every setting in which the arms' first runs differ, those that may decide it first."""
+    """Return every setting in which the arms' first runs differ; those that may decide by themselves come first."""
     flat = {arm: filled(runs[0]) for arm, runs in groups.items() if runs}
     keys = dict.fromkeys(key for settings in flat.values() for key in settings)
     found = []
@@ -129,7 +129,7 @@ def differences(groups: Mapping[str, Sequence[Run]]) -> tuple[Unequal, ...]:
 
 
 def mismatches(groups: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> list[str]:
-    """Return why the arms cannot be compared: unequal ground, or runs that are missing, doubled or unfinished."""
+    """Return why the arms cannot be compared: unequal settings or files, or missing, duplicate or unfinished runs."""
     reasons = [reason for arm, runs in groups.items() for reason in _within(arm, runs, seeds)]
     flat = {arm: filled(runs[0]) for arm, runs in groups.items() if runs}
     for name, members in MATCHED.items():
@@ -142,7 +142,7 @@ def mismatches(groups: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> lis
 
 
 def _other_files(runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
-    """Compare hashes seed by seed: random weights are another model for every seed."""
+    """Compare hashes seed by seed, because random weights are a different model for every seed."""
     reasons = []
     for key, name in HASHED.items():
         for seed in seeds:
@@ -177,12 +177,12 @@ def _within(arm: str, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
 
 
 def ignored(key: str) -> bool:
-    """Tell whether a setting does not change what a run computes."""
+    """Return whether a setting does not change what a run computes."""
     return key.startswith(IGNORED) and key != REPLICATE
 
 
 def belongs(key: str, members: Iterable[str]) -> bool:
-    """Tell whether a setting is one of ``members`` or lies in one of these groups."""
+    """Return whether a setting is one of ``members`` or lies in one of these groups."""
     return any(key == member or key.startswith(f"{member}.") for member in members)
 
 

@@ -1,10 +1,10 @@
-"""The frontier of judge reward against KL: paths of runs, arms at matched KL, best of n as the reference, fits.
+"""Compute the frontier of judge reward against KL: paths of runs, arms at matched KL, best of n as reference, fits.
 
-Draw n replies to a prompt from the initial policy and keep the one that the proxy likes best: the reference
-that needs no training, on the frontier of judge reward against KL.
+Best of n draws n replies to a prompt from the initial policy and keeps the reply with the highest proxy reward. It is
+the reference without training on the frontier of judge reward against KL.
 
-KL is in nats per reply: ``eval/kl`` (nats per token) times ``eval/length`` (tokens per reply). Both are ratios over
-the same held-out replies, so the product is exactly the replies' summed KL over their number.
+KL is in nats per reply: ``eval/kl`` (nats per token) times ``eval/length`` (tokens per reply). Both are ratios over the
+same held-out replies, so the product is exactly the replies' summed KL divided by their number.
 
 Gao, Schulman, Hilton 2022 (arXiv 2210.10760), section 3.1, with d = sqrt(KL(policy || first policy)) in nats per reply
 and R the judge reward's gain over the first policy:
@@ -34,20 +34,20 @@ from safebench.errors import BadResource, UsageError
 
 Array = NDArray[np.float64]
 FOLDER = "best-of-n"
-"""Folder of the records below a model's results; each record is a folder in it."""
+"""Folder of the records below a model's results; each record is a subfolder."""
 
 COLUMNS = ("prompt", "draw", "proxy", "judge", "tokens")
 MUST_MATCH = ("rollout.reply_tokens", "prompts.max_tokens", "evaluation.prompts", "model.dtype")
-"""Settings that change what the initial policy replies, or to what."""
+"""Settings that change the initial policy's replies or their prompts."""
 
 _HINT = "`safebench report EXPERIMENT --best-of-n N` makes it anew, once the folder is moved away."
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """The best by proxy of ``n`` replies. ``kl`` is in nats per reply and an upper bound, see ``kl_bound``.
+    """The best of ``n`` replies by proxy reward. ``kl`` is in nats per reply and an upper bound, see ``kl_bound``.
 
-    Rewards are means over prompts with a t-interval over prompts; ``judge`` is None where nobody judged.
+    Rewards are means over prompts with a t-interval over prompts; ``judge`` is None if there is no judge.
     """
 
     n: int
@@ -58,7 +58,7 @@ class BestOf:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``safebench report --best-of-n`` wrote: ``proxy``, ``judge`` and ``tokens`` are [prompts, draws]."""
+    """A record of ``safebench report --best-of-n``: ``proxy``, ``judge`` and ``tokens`` are [prompts, draws]."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def draws(self) -> int:
-        """Replies drawn to each prompt."""
+        """Number of replies drawn for each prompt."""
         return int(self.proxy.shape[1])
 
     @property
@@ -87,9 +87,9 @@ def kl_bound(n: int) -> float:
     """Return log n - (n - 1) / n, nats per reply: an upper bound of KL(best of n || initial policy).
 
     Stiennon et al. 2020 (arXiv 2009.01325), Hilton & Gao 2022 ("Measuring Goodhart's law") and Gao et al. 2022
-    (arXiv 2210.10760) give it as the KL itself. It is that where no two draws tie, as with a continuous
-    distribution; over sentences, which can be drawn twice, it only bounds the KL from above (Beirami et al. 2024,
-    arXiv 2401.01879). Best of n is therefore shown at no smaller a KL than it has.
+    (arXiv 2210.10760) give this expression as the KL itself. It equals the KL if no two draws tie, as with a continuous
+    distribution. Sentences can be drawn twice; for them it is only an upper bound (Beirami et al. 2024,
+    arXiv 2401.01879). The KL shown for best of n is therefore never too small.
     """
     if n < 1:
         raise ValueError(f"best of {n}")
@@ -97,9 +97,10 @@ def kl_bound(n: int) -> float:
 
 
 def rank_weights(draws: int, n: int) -> Array:
-    """Return [N]: the chance that the i-th smallest (i from 1) of N draws is the largest of n of them.
+    """Return [N]: the probability that the i-th smallest (i from 1) of N draws is the largest of n of them.
 
-    C(i - 1, n - 1) / C(N, n): the n - 1 others all come from the i - 1 below it (Hilton & Gao 2022).
+    This is C(i - 1, n - 1) / C(N, n), because the n - 1 others all come from the i - 1 draws below it (Hilton & Gao
+    2022).
     """
     if not 1 <= n <= draws:
         raise ValueError(f"best of {n} out of {draws} draws")
@@ -108,17 +109,18 @@ def rank_weights(draws: int, n: int) -> Array:
 
 
 def expected_best(by: Array, values: Array, n: int) -> Array:
-    """Return [P]: for each prompt the mean of ``values`` of the best by ``by`` over all subsets of n draws.
+    """Return [P]: for each prompt the mean over all subsets of n draws of the value of the draw that is best by ``by``.
 
-    Both [P, N]. Sum over ranks of weight times value: the mean over every subset, hence unbiased for best of n, at the
-    cost of one sort. Draws that tie in ``by`` share their ranks' weights equally, as if a fair die chose among them.
+    ``by`` and ``values`` are [P, N]. The result is the sum over ranks of weight times value. It equals the mean over
+    every subset, so it is unbiased for best of n, and it costs one sort. Draws that tie in ``by`` share the weights of
+    their ranks equally, as in a random choice among them.
     """
     weights = rank_weights(by.shape[1], n)
     return np.array([_shared(row, weights) @ value for row, value in zip(by, values, strict=True)])
 
 
 def _shared(by: Array, weights: Array) -> Array:
-    """Return each draw's weight: that of its rank, or the mean over the ranks of those it ties with."""
+    """Return each draw's weight: that of its rank, or the mean over the ranks of the draws that it ties with."""
     _, group, size = np.unique(by, return_inverse=True, return_counts=True)
     ends = np.cumsum(size)
     totals = np.array([weights[end - count : end].sum() for end, count in zip(ends, size, strict=True)])
@@ -132,7 +134,7 @@ def best_of(proxy: Array, judge: Array | None, n: int) -> BestOf:
 
 
 def read_record(folder: Path) -> Record:
-    """Return the record in ``folder``; ``BadResource`` where it is unfinished or damaged."""
+    """Return the record in ``folder``; raise ``BadResource`` if it is unfinished or damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
@@ -159,13 +161,13 @@ def read_record(folder: Path) -> Record:
 
 
 def records(runs: Sequence[Run]) -> list[Path]:
-    """Return the folders of the records beside ``runs``: below the results of the same models."""
+    """Return the folders of the records below the results of the same models as ``runs``."""
     places = dict.fromkeys(run.folder.parents[1] / FOLDER for run in runs)
     return [path.parent for place in places for path in sorted(place.glob("*/manifest.json"))]
 
 
 def unfit(record: Record, runs: Sequence[Run]) -> str | None:
-    """Return why the record is no reference for ``runs``, or None: same files, same prompts, same lengths of reply."""
+    """Return why the record is no reference for ``runs``; None if files, prompts and reply lengths are the same."""
     for run in runs:
         hashes, mine = run.manifest.get("hashes", {}), record.manifest.get("hashes", {})
         for key in ("model", "reward", "judge", "prompts"):
@@ -210,7 +212,7 @@ class RunPath:
 
 @dataclass(frozen=True)
 class MeanPoint:
-    """One evaluation step over the seeds that measured it: means with t-intervals; ``kl.n`` says how many seeds."""
+    """One evaluation step over the seeds that measured it: means with t-intervals; ``kl.n`` is the number of seeds."""
 
     step: int
     kl: Estimate
@@ -231,8 +233,8 @@ class ArmPaths:
 class Passage:
     """First passage of a KL level by one run: judge reward there, by linear interpolation between two evaluations.
 
-    The level is passed between the evaluations ``start`` and ``end``. Where it never is, ``judge`` is NaN and both are
-    None.
+    The level is passed between the evaluations ``start`` and ``end``. If it is never passed, ``judge`` is NaN and both
+    are None.
     """
 
     judge: float
@@ -241,7 +243,7 @@ class Passage:
 
     @property
     def gap(self) -> float:
-        """KL between the two evaluations, nats per reply; NaN where the level is never reached."""
+        """KL between the two evaluations, nats per reply; NaN if the level is never reached."""
         return math.nan if self.start is None or self.end is None else self.end.kl - self.start.kl
 
 
@@ -250,7 +252,7 @@ class Level:
     """Arms at one KL, nats per reply: judge reward by arm, and each arm's difference to the baseline.
 
     ``passages`` are by arm and seed. ``reference`` is best of n's judge reward at this KL by linear interpolation along
-    its curve, NaN beyond the curve or without one.
+    its curve. It is NaN beyond the curve or without a curve.
     """
 
     kl: float
@@ -266,10 +268,10 @@ class Level:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Everything the frontier shows.
+    """All data of the frontier.
 
-    ``best_of_n`` is the curve of ``record``, empty where ``refused`` says why there is none; ``notes`` are what a
-    reader must know.
+    ``best_of_n`` is the curve of ``record``. It is empty if there is no record; ``refused`` then gives the reason.
+    ``notes`` are remarks that a reader must know.
     """
 
     baseline: str
@@ -284,10 +286,10 @@ class Frontier:
 def frontier(groups: Groups, *, baseline: str | None = None, levels: Sequence[float] | None = None) -> Frontier:
     """Return the frontier of ``groups`` (arm -> runs), all on one model, reward, judge and prompts.
 
-    Levels of matched KL, unless given, are the quarters of the reach: for each arm the median over its seeds of the
-    largest KL of any evaluation, the smallest of these over the arms, each quarter rounded down to two digits. So at
-    least half of every arm's seeds get to the last level, and neither an arm that goes on for ever nor a run that broke
-    at once sets the scale.
+    By default, the levels of matched KL are the quarters of the reach, each rounded down to two digits. For each arm,
+    take the median over its seeds of the largest KL of any evaluation; the reach is the smallest of these medians. At
+    least half of every arm's seeds therefore get to the last level, and neither an arm whose KL keeps growing nor a run
+    that broke off at once sets the scale.
     """
     first = next(iter(groups), "") if baseline is None else baseline
     if first not in groups:
@@ -314,7 +316,7 @@ def run_path(run: Run) -> RunPath:
 
 
 def levels_of(arms: Sequence[ArmPaths]) -> tuple[float, ...]:
-    """Return the KL levels at which ``arms`` are compared, by the rule that ``frontier`` states; none without KL."""
+    """Return the KL levels at which ``arms`` are compared, by the rule stated in ``frontier``; empty without KL."""
     reach = min((float(np.median([path.reach for path in arm.paths])) for arm in arms), default=0.0)
     return tuple(_rounded_down(share * reach) for share in QUARTERS) if reach > 0.0 else ()
 
@@ -327,18 +329,19 @@ def matched_level(groups: Groups) -> float:
 
 
 def judge_at(run: Run, level: float) -> float:
-    """Return the judge reward of a run at first passage of ``level``, nats per reply; NaN where it never gets there."""
+    """Return the judge reward of a run at first passage of ``level``, nats per reply; NaN if it never gets there."""
     return passage(run_path(run), level).judge
 
 
 def passage(path: RunPath, level: float) -> Passage:
-    """Return the first passage of ``level`` along the path, straight between evaluations that the judge has seen.
+    """Return the first passage of ``level`` along the path, linear between evaluations that have a judge reward.
 
-    A path that begins beyond the level has passed it unseen: missing, as one that never gets there.
+    On a path that begins beyond the level, the passage was not observed: it is missing, as on a path that never reaches
+    the level.
     """
     points = [point for point in path.points if math.isfinite(point.judge)]
     for start, end in pairwise(points):
-        if start.kl > level:  # only ever of the first point: later ones would have passed it
+        if start.kl > level:  # only possible at the first point: later points would have passed it
             break
         if level <= end.kl:
             share = (level - start.kl) / (end.kl - start.kl) if end.kl > start.kl else 0.0
@@ -362,7 +365,7 @@ def _mean_at(step: int, points: Sequence[Point]) -> MeanPoint:
 
 
 def _rounded_down(value: float) -> float:
-    """Return ``value`` cut to two significant digits, never more than it: who reaches the one reaches the other."""
+    """Return ``value`` rounded down to two significant digits: a run that reaches ``value`` also reaches the result."""
     digits = 1 - math.floor(math.log10(value))
     return min(value, math.floor(value * 10.0**digits) / 10.0**digits)
 
@@ -399,7 +402,7 @@ def _reference(kl: float, curve: Sequence[BestOf]) -> float:
 
 
 def _record(runs: Sequence[Run]) -> tuple[Record | None, str]:
-    """Return the matching record with the most draws, or why there is none."""
+    """Return the matching record with the most draws, or None and the reason."""
     fit: list[Record] = []
     reasons = []
     for folder in records(runs):
@@ -440,9 +443,9 @@ def _notes(levels: Sequence[Level], curve: Sequence[BestOf]) -> tuple[str, ...]:
 
 
 def _luck(arms: Sequence[ArmPaths], record: Record | None) -> list[str]:
-    """Hold the runs' first evaluation, one reply to a prompt, against the initial policy's mean over many draws.
+    """Compare the runs' first evaluation, one reply to a prompt, with the initial policy's mean over many draws.
 
-    A seed has the same evaluation noise in every arm: its luck is no difference between arms.
+    A seed has the same evaluation noise in every arm, so this noise does not differ between arms.
     """
     starts = [p.judge for arm in arms for path in arm.paths for p in path.points if p.step == 0 and p.kl == 0.0]
     if record is None or record.judge is None or record.draws < 2 or not starts:
@@ -456,7 +459,7 @@ def _luck(arms: Sequence[ArmPaths], record: Record | None) -> list[str]:
 
 
 FEWEST = 3
-"""Points beyond the first policy's that a fit of two numbers needs, so that something is left to disagree."""
+"""Minimum number of points beyond the first policy's for a fit of two numbers, so that residuals remain."""
 
 
 @dataclass(frozen=True)
@@ -470,8 +473,10 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class ArmFit:
-    """An arm's fits: means over its seeds with t-intervals. ``peak`` is the KL of the fitted curve's top, nats per
-    reply, the median over the seeds whose curve has one; NaN where none has.
+    """An arm's fits: means over its seeds with t-intervals.
+
+    ``peak`` is the KL at the maximum of the fitted curve, nats per reply: the median over the seeds whose curve has a
+    maximum, NaN if none has.
     """
 
     arm: str
@@ -494,15 +499,15 @@ def fit_best_of_n(kl: Array, gain: Array) -> Coefficients:
 
 
 def peak_of_training(found: Coefficients) -> float:
-    """Return the KL at the top of a fitted training curve, d = exp(alpha / beta - 1); NaN where it only rises or falls.
+    """Return the KL at the maximum of a fitted training curve, d = exp(alpha / beta - 1); NaN if it has no maximum.
 
-    dR/dd = alpha - beta (log d + 1) = 0.
+    The maximum is at dR/dd = alpha - beta (log d + 1) = 0.
     """
     return math.exp(2 * (found.alpha / found.beta - 1)) if found.beta > 0 else math.nan
 
 
 def arm_fit(arm: ArmPaths) -> ArmFit | None:
-    """Return an arm's fits; None where no seed has enough evaluations beyond the first policy's."""
+    """Return an arm's fits; None if no seed has enough evaluations beyond the first policy's."""
     fits = [found for path in arm.paths if (found := path_fit(path)) is not None]
     if not fits:
         return None

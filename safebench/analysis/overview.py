@@ -1,4 +1,4 @@
-"""Many arms in few figures: one run as one line, and a row per arm, preset by preset."""
+"""Compare many arms briefly: one line per run, and one row per arm for each preset."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from safebench.crashes.signals import SPECS
 from safebench.errors import BadResource, ComparisonRefused, UsageError
 
 FIGURES = ("judge_final", "kl_mean", "kl_max", "entropy_final", "time_update")
-"""Scalars of a run that are kept (``evidence/scalars.py``)."""
+"""Scalars of a run that are kept (``analysis/scalars.py``)."""
 NAMES = ("model", "experiment", "preset", "overrides", "seed", "settings", "ground", "status", "steps", "paired",
          "code", "machine", "specification")  # fmt: skip
 COLUMNS = (*NAMES, *FIGURES, *(f"crash/{kind}" for kind in CRASH_KINDS))
 PLAIN = "default"
-"""What the preset of a run without one is called."""
+"""Name of the preset of a run without one."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One run. ``overrides`` are the settings, ``a.b=v; …``, in which it departs from its named experiment.
+    """One run. ``overrides`` holds the settings, ``a.b=v; …``, in which it differs from its named experiment.
 
-    ``settings`` is the hash of all that the run computes (``digest``), ``ground`` that of what must be equal between
-    arms that are compared: model, data, reward, number of steps, and the files behind them. ``values`` are FIGURES
-    (NaN: not measured), ``crashes`` the episodes of each kind at scale 1 (None: not watched), by the thresholds of
-    ``specification``.
+    ``settings`` is the hash of all settings that affect the computation (``digest``). ``ground`` is the hash of what
+    must be equal between compared arms: model, data, reward, number of steps, and their files. ``values`` holds FIGURES
+    (NaN: not measured). ``crashes`` holds the number of episodes of each kind at scale 1 (None: not watched), by the
+    thresholds of ``specification``.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Packed:
 
     @property
     def arm(self) -> str:
-        """Name of the runs that this one belongs to, its preset left out."""
+        """Name of the arm that the run belongs to, without its preset."""
         return f"{self.experiment}[{self.overrides}]" if self.overrides else self.experiment
 
     @property
@@ -70,12 +70,12 @@ class Packed:
         return self.status in COMPLETE
 
     def crashed(self, spec: CrashSpec = SPEC) -> bool:
-        """Whether the run was harmed at scale 1."""
+        """Return whether the run had a harm at scale 1."""
         return spec.crashed([kind for kind, count in self.crashes.items() if count])
 
 
 def pack(run: Run, spec: CrashSpec = SPEC) -> Packed:
-    """Return the line of one run, from its files. Raises ``BadResource`` where its settings are damaged."""
+    """Return the line of one run, from its files. Raises ``BadResource`` if its settings are damaged."""
     if run.status == "damaged":
         raise BadResource(f"{run.folder}: {run.message}", "Make this run again, or leave it out.")
     summary = summarise(run, spec)
@@ -114,7 +114,7 @@ def to_csv(runs: Iterable[Packed]) -> str:
 
 
 def read_packed(path: Path) -> list[Packed]:
-    """Return the runs of a file that ``to_csv`` made. Raises ``BadResource`` for another one."""
+    """Return the runs of a file that ``to_csv`` wrote. Raises ``BadResource`` for any other file."""
     header, *rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) or [[]]
     if tuple(header) != COLUMNS:
         raise BadResource(f"{path} is no file of runs: its columns are others", "`safebench keep RUN… --out FILE.csv`.")
@@ -136,15 +136,15 @@ def _run(cells: Mapping[str, str]) -> Packed:
 
 
 def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
-    """Return the run's settings that are not at their defaults, and how they depart from the experiment's, in words.
+    """Return the run's settings that are not at their defaults, and in words how they differ from the experiment's.
 
-    An imported run has only those settings that are known, and no experiment of ours.
+    An imported run has only its known settings, and no experiment of the bench.
     """
     if "foreign" in run.manifest:
         return run.settings, ""
     try:
         settings = config.load(run.folder / "config.yaml")
-    except BadResource:  # of another version, whose experiment this one does not have
+    except BadResource:  # made by another version, whose experiment this one lacks
         return _raw_departures(run), "made by another version of safebench"
     original = config.shipped(settings)
     changed = [] if original is None or not config.differs(settings) else config.changes(settings, original)
@@ -153,7 +153,7 @@ def _settings(run: Run) -> tuple[Mapping[str, Any], str]:
 
 
 def _raw_departures(run: Run) -> dict[str, Any]:
-    """Return what a run's file has that is not at this version's defaults."""
+    """Return the settings in a run's file that are not at this version's defaults."""
     known, found = fairness.defaults(), dict[str, Any]()
     for key, value in fairness.flatten(run.settings).items():
         if key in known and known[key] == value:
@@ -170,7 +170,7 @@ def _ground(settings: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     members = [member for group in fairness.MATCHED.values() for member in group]
     flat = fairness.flatten(settings)
     content = {key: value for key, value in flat.items() if fairness.belongs(key, members)}
-    # Random weights are another model for every seed, in every arm alike.
+    # Random weights are a different model for every seed, in every arm alike.
     left_out = {"model"} if flat.get("model.random_weights") else set()
     content |= {f"hash of {key}": hashes.get(key) for key in fairness.HASHED if key not in left_out}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -197,9 +197,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class ArmRow:
-    """One arm. ``figures`` are means over its runs, by key of FIGURES; ``differences``, by key of COMPARED, are to the
-    baseline (none in its own row, nor where it has no runs): over ``common`` seeds where both arms are ``paired``, else
-    over all runs of either (``common`` is then None).
+    """One arm.
+
+    ``figures`` are means over its runs, by key of FIGURES. ``differences``, by key of COMPARED, are to the baseline.
+    There are none in the baseline's own row, nor if the baseline has no runs. They are over ``common`` seeds if both
+    arms are ``paired``, else over all runs of either arm (``common`` is then None).
     """
 
     arm: str
@@ -218,13 +220,13 @@ class ArmRow:
 
     @property
     def crashed(self) -> int:
-        """Runs that were harmed at scale 1."""
+        """Number of runs with a harm at scale 1."""
         return sum(run.crashed(self.spec) for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Block:
-    """The arms under one preset. ``notes`` say what a reader must know; ``warnings`` what may void the comparison."""
+    """The arms under one preset. ``notes`` inform the reader; ``warnings`` name what may invalidate the comparison."""
 
     preset: str
     baseline: str
@@ -238,10 +240,10 @@ def brief(
 ) -> Block:
     """Return a row for every arm of ``arms`` (name -> runs of this preset) that has complete runs, the baseline first.
 
-    The baseline is the first arm, or ``baseline``. Arms may have different seeds: the differences say over how many
-    pairs they are, and notes name the seeds, arms without runs, and runs that are no results. Raises
-    ``ComparisonRefused`` where the arms' ground or settings are unequal, unless ``force``, which warns of it, and
-    always where an arm has two runs of one seed.
+    The baseline is ``baseline``, by default the first arm. Arms may have different seeds: each difference states its
+    number of pairs, and notes name the seeds, the arms without runs, and the incomplete runs. Raises
+    ``ComparisonRefused`` if the arms' ground or settings are unequal; with ``force`` this is a warning. Always raises
+    ``ComparisonRefused`` if an arm has two runs of one seed.
     """
     first = baseline if baseline is not None else next(iter(arms), "")
     if first not in arms:
@@ -295,7 +297,7 @@ def _tally(runs: Sequence[Packed], kind: str) -> Tally:
 
 
 def _unmatched(arms: Arms) -> list[str]:
-    """Return what must be equal and is not: settings within an arm, ground between arms, the events' thresholds."""
+    """Return what must be equal but is not: settings within an arm, ground between arms; and unknown thresholds."""
     reasons = [f"the runs of {arm} have unequal settings" for arm, runs in arms.items() if _several(runs, "settings")]
     every = [run for runs in arms.values() for run in runs]
     if _several(every, "ground"):
@@ -364,7 +366,7 @@ def _notes(rows: Sequence[ArmRow], arms: Arms, first: str, spec: CrashSpec) -> l
 
 
 def _pairing(others: Sequence[ArmRow], first: str) -> str:
-    """Say which seeds the differences are over."""
+    """Return the note that names the seeds of the differences."""
     over: dict[str, list[str]] = {}
     for row in others:
         if row.common is not None:

@@ -1,4 +1,4 @@
-"""Rewards judged: saved replies scored again by another reward, and how far a reward can be believed."""
+"""Read scores of saved replies by another reward, and measure how far a reward can be trusted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from safebench.analysis.frontier import Array, Record, expected_best
 from safebench.analysis.statistics import Estimate, Values
 
 FOLDER = "rescored"
-"""Folder of a run that holds ``<slug>.jsonl``, ``<slug>.csv`` and ``<slug>.json`` of each reward."""
+"""Folder in a run that holds ``<slug>.jsonl``, ``<slug>.csv`` and ``<slug>.json`` of each reward."""
 
 HELD_OUT = "heldout"
 
@@ -39,15 +39,15 @@ class Scores:
 
     @property
     def common(self) -> frozenset[int]:
-        """Rows that every evaluation has kept."""
+        """Rows that are kept in every evaluation."""
         return common_rows(self.heldout)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Groups of runs as ``reward`` sees them, all over the same ``rows`` of up to ``of`` held-out replies.
+    """Groups of runs as scored by ``reward``, all over the same ``rows`` of up to ``of`` held-out replies.
 
-    ``again`` is False where it was the runs' own judge, and its figures are those that they measured.
+    ``again`` is False if ``reward`` was the runs' own judge; the figures are then those that the runs measured.
     """
 
     reward: str
@@ -63,7 +63,7 @@ class Judged:
 
     @property
     def note(self) -> str:
-        """The line that belongs with every table made of these; a warning where not ``full``."""
+        """The line to print with every table of these runs; a warning if not ``full``."""
         if not self.again:
             return f"judge: {self.reward}, as the runs measured it"
         if self.full:
@@ -75,21 +75,21 @@ class Judged:
 
 
 def slug(reward: str) -> str:
-    """Return the name of a reward's files: its own where it can be one, else made so, with a hash against mix-ups."""
+    """Return the name of a reward's files: its own name if that is valid, else a safe one made unique by a hash."""
     name = config.safe_name(reward.replace("/", "--"))
     return name if name == reward else f"{name}-{hashlib.sha256(reward.encode()).hexdigest()[:4]}"
 
 
 def common_rows(steps: Mapping[int, Mapping[int, Any]]) -> frozenset[int]:
-    """Return the rows that every step has; none of no steps."""
+    """Return the rows that every step has; empty if there are no steps."""
     return frozenset.intersection(*map(frozenset, steps.values())) if steps else frozenset()
 
 
 def read(folder: Path, reward: str) -> Scores:
     """Return what ``safebench rescore`` wrote for ``reward`` into the run ``folder``.
 
-    Raises ``MissingResource`` with the command where it is not there, ``BadResource`` where it is damaged or the run
-    went on since.
+    Raises ``MissingResource`` with the command if there are no scores, ``BadResource`` if they are damaged or the run
+    has continued since.
     """
     hint = f"`safebench rescore {folder} --reward {reward}` makes it."
     place = folder / FOLDER
@@ -116,13 +116,13 @@ def read(folder: Path, reward: str) -> Scores:
 
 
 def judged_by(run: Run, reward: str, rows: frozenset[int] | None = None) -> Run:
-    """Return ``run`` as if ``reward`` had been its judge: eval/judge, judge_sigma0, and what its files say of it.
+    """Return ``run`` as if ``reward`` had been its judge, with changed eval/judge, judge_sigma0, settings and hashes.
 
-    Over ``rows`` of the held-out replies, by default those that every evaluation of the run has kept.
-    ``judge_sigma0`` is their standard deviation (n - 1) at step 0; without an evaluation there, it is not known.
-    Where they are fewer than an evaluation has kept, the settings say so (``evaluation.prompts``): such a run compares
-    neither with one judged on more nor with best of n. Runs to be compared are best judged together, by ``judged``.
-    Raises as ``read`` does, and ``BadResource`` where an evaluation kept none of these replies.
+    The scores are over ``rows`` of the held-out replies, by default those that every evaluation of the run has kept.
+    ``judge_sigma0`` is their standard deviation (n - 1) at step 0; without an evaluation there, it is unknown. If there
+    are fewer rows than an evaluation has kept, ``evaluation.prompts`` in the settings is their number: such a run can
+    be compared neither with a run judged on more replies nor with best of n. Use ``judged`` for runs that are to be
+    compared. Raises as ``read`` does, and ``BadResource`` if an evaluation kept none of these replies.
     """
     scores = read(run.folder, reward)
     chosen = _checked(run, scores, rows)
@@ -146,9 +146,9 @@ def judged_by(run: Run, reward: str, rows: frozenset[int] | None = None) -> Run:
 
 
 def judged(groups: Mapping[str, Sequence[Run]], reward: str) -> Judged:
-    """Return all runs as ``reward`` judges them, over the rows that every evaluation of every run has kept.
+    """Return all runs as judged by ``reward``, over the rows that every evaluation of every run has kept.
 
-    Where ``reward`` is the judge that all of them had, they are returned as they are.
+    If ``reward`` is the judge of all runs, they are returned unchanged.
     """
     runs = [run for group in groups.values() for run in group]
     of = max((int(run.settings.get("evaluation", {}).get("prompts", 0)) for run in runs), default=0)
@@ -195,9 +195,9 @@ KINDS = {
     "garbage": "random bytes or letters",
     "empty": "nothing, or a mark",
 }
-"""What a person's reply should be preferred to, by the name of the kind."""
+"""Kinds of replies that a person's reply should be preferred to, by name."""
 LIFTED = 16
-"""The n whose best is held against a reply at random."""
+"""The n of the best of n that is compared with a random reply."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Order:
 
 
 def order(kind: str, better: Values, worse: Values) -> Order:
-    """Return how many of the scores ``better`` [n] are above those of ``worse`` [n], pair by pair."""
+    """Return in how many pairs the score in ``better`` [n] is above that in ``worse`` [n]."""
     first, second = statistics.array(better), statistics.array(worse)
     right = statistics.clopper_pearson(int((first > second).sum()), first.size)
     return Order(kind, right, int((first == second).sum()))
@@ -219,7 +219,8 @@ def order(kind: str, better: Values, worse: Values) -> Order:
 def within_prompts(first: Array, second: Array) -> Estimate:
     """Return Pearson's r of two rewards over the replies to one prompt, mean over prompts with a t-interval.
 
-    Both [prompts, draws]. A prompt to whose replies either gives one score alone has no r and is left out of n.
+    Both are [prompts, draws]. A prompt has no r and is left out of n if either reward gives all its replies the same
+    score.
     """
     found = [
         float(np.corrcoef(one, other)[0, 1])
@@ -230,10 +231,10 @@ def within_prompts(first: Array, second: Array) -> Estimate:
 
 
 def lift(record: Record, n: int = LIFTED) -> Estimate | None:
-    """Return how much more the judge gives the best of n by the reward than a reply at random.
+    """Return the judge's score of the best of n by the reward, minus that of a random reply.
 
-    In the judge's spread over all replies, mean over prompts with a t-interval; None where nobody judged, or gave all
-    replies one score.
+    The unit is the judge's spread over all replies. The value is the mean over prompts with a t-interval. It is None if
+    there are no judge scores, if the judge gave all replies the same score, or if there are fewer than n draws.
     """
     if record.judge is None or record.draws < n or not np.ptp(record.judge) > 0:
         return None
@@ -242,7 +243,7 @@ def lift(record: Record, n: int = LIFTED) -> Estimate | None:
 
 
 def verdict(gained: Estimate | None) -> str:
-    """Return in words what a lift says of training on the reward."""
+    """Return in words what a lift means for training on the reward."""
     if gained is None or not math.isfinite(gained.low):
         return "not shown"
     if gained.low > 0:

@@ -1,4 +1,4 @@
-"""Rows of a comparison: a cell per arm, and the difference of every other arm to the first."""
+"""Build the rows of a comparison: a cell per arm, and the difference of every other arm to the first."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FIRST_CRASH = Scalar("first_crash", "first crash", "step", "up", "start of the f
 class Cell:
     """One arm's figure in one row.
 
-    ``values`` are by seed (NaN: not measured; in a ``time`` row: none); an ``across`` row has none. A ``count`` row
-    has ``counts``, the episodes over all runs that were watched for this kind at each of SCALES (empty where none
-    was), and its ``values`` are each run's episodes at scale 1.
+    ``values`` are by seed. NaN means not measured, and no crash in a ``time`` row. An ``across`` row has no values. A
+    ``count`` row has ``counts``: the episodes over all runs that were watched for this kind, at each of SCALES, empty
+    if no run was watched. Its ``values`` are each run's episodes at scale 1.
     """
 
     estimate: Estimate
@@ -35,16 +35,16 @@ class Cell:
 
     @property
     def hit(self) -> int:
-        """Runs with a value above zero."""
+        """Number of runs with a value above zero."""
         return sum(value > 0 for value in self.values.values())
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far another order of sums moves a metric of ``n`` seeds, in its unit.
+    """The change of a metric of ``n`` seeds by another order of sums, in the metric's unit.
 
-    ``each`` is the mean over the seeds of |replicate − original|, ``mean`` the size of the mean difference; NaN where
-    not measured.
+    ``each`` is the mean over the seeds of |replicate − original|, ``mean`` the size of the mean difference; NaN if not
+    measured.
     """
 
     each: float
@@ -54,9 +54,9 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric over all arms; ``differences`` are to the baseline, by arm, where one is defined.
+    """One metric over all arms; ``differences`` are to the baseline, by arm, if one is defined.
 
-    ``rounding`` is by arm, where replicates were asked for and this metric rounds.
+    ``rounding`` is by arm, if replicates were requested and rounding affects the metric.
     """
 
     scalar: Scalar
@@ -126,7 +126,7 @@ def _differences(values: Mapping[str, BySeed], summaries: Summaries, arms: Seque
 
 
 def difference(second: BySeed, first: BySeed, paired: bool) -> Estimate:
-    """Return the difference of two arms' values: seed by seed where they are paired, else of independent samples."""
+    """Return the difference of two arms' values, by seed if they are paired, else of independent samples."""
     if not paired:
         return statistics.unpaired(known(second), known(first))
     both = pairs(second, first)
@@ -134,7 +134,7 @@ def difference(second: BySeed, first: BySeed, paired: bool) -> Estimate:
 
 
 def pairs(second: BySeed, first: BySeed) -> list[tuple[float, float]]:
-    """Return the values of the seeds that both have."""
+    """Return the pairs of finite values of the seeds that both arms have."""
     both = [(value, first.get(seed, math.nan)) for seed, value in second.items()]
     return [pair for pair in both if all(map(math.isfinite, pair))]
 
@@ -152,7 +152,7 @@ def _count_difference(found: Estimate) -> Estimate:
 
 
 def _bare(found: Estimate, method: str, p: float) -> Estimate:
-    """Keep the difference and its exact p-value: a t-interval of a few zeros and ones means nothing."""
+    """Return the difference with its exact p-value only: a t-interval of few zeros and ones is not informative."""
     return replace(found, low=math.nan, high=math.nan, method=method, p=p, detectable=math.nan)
 
 
@@ -179,7 +179,7 @@ WORST = Scalar("across_risk", "final reward, worst run", "reward", "up", "with f
 def across_rows(summaries: Mapping[str, Sequence[Summary]], arms: Sequence[str], spec: CrashSpec) -> list[Row]:
     """Return dispersion and risk across runs (Chan et al. 2020) of each arm; a row that no arm has is left out.
 
-    Where the risk is the worst run in every arm, as below 21 runs, the row is called so.
+    If the risk is the worst run in every arm, as below 21 runs, the label of the row says so.
     """
     spread = {arm: _cell(_dispersion(summaries[arm], spec), len(summaries[arm]), "IQR over runs") for arm in arms}
     risks = {arm: scalars.risk_across_runs([s.values["final_reward"] for s in summaries[arm]]) for arm in arms}
@@ -190,7 +190,7 @@ def across_rows(summaries: Mapping[str, Sequence[Summary]], arms: Sequence[str],
 
 
 def _dispersion(found: Sequence[Summary], spec: CrashSpec) -> float:
-    """One sigma_0 for all runs: they share the initial policy and its held-out sample, where they may be compared."""
+    """Return the dispersion with one sigma_0 for all runs: comparable runs share initial policy and held-out sample."""
     sigmas = [summary.run.sigma0 for summary in found]
     if not found or not all(sigmas):
         return math.nan

@@ -1,4 +1,4 @@
-"""Run folders as values: what a finished, unstable or unfinished run left, read lazily and never written."""
+"""Read run folders, finished, unstable or unfinished, as values; files are read lazily and never written."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXTS = ("controller/phase",)
-"""Columns of metrics.csv that hold words."""
+"""Columns of metrics.csv that hold text."""
 
 COMPLETE = ("finished", "unstable")
-"""States that are results; the others are runs that still owe one."""
+"""States that are results; runs in other states have no result yet."""
 
 
 _SECTIONS = ("model", "reward", "prompts", "rollout", "update", "evaluation")
@@ -34,7 +34,7 @@ _SECTIONS = ("model", "reward", "prompts", "rollout", "update", "evaluation")
 class Run:
     """One run folder. ``status`` is the state in status.json, ``unknown`` without one, ``damaged`` if unreadable.
 
-    ``columns`` (key -> cells as text) stand in for those of metrics.csv.
+    ``columns`` (key -> cells as text) replace those of metrics.csv.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """Name of the experiment's folder: the experiment, with a hash where settings were changed."""
+        """Name of the experiment's folder: the experiment, with a hash if settings were changed."""
         return self.folder.parent.name
 
     @property
@@ -59,26 +59,27 @@ class Run:
 
     @property
     def arm(self) -> str:
-        """Name of the training arm."""
+        """Name of the algorithm."""
         return str(self.settings.get("algorithm", ""))
 
     @property
     def paired(self) -> bool:
-        """Whether the same seed gives this run the same first batch as other paired runs: so unless its manifest
-        denies it, as that of a trainer with a generator of its own does.
+        """Whether the same seed gives this run the same first batch as other paired runs.
+
+        True unless its manifest says otherwise, as that of a trainer with its own generator does.
         """
         return self.manifest.get("paired") is not False
 
     @property
     def replicate(self) -> int:
-        """Which order of sums the run was made with; 0 for the usual one."""
+        """Number of the order of sums that the run was made with; 0 for the usual one."""
         compute = self.settings.get("compute")
         found = compute.get("replicate") if isinstance(compute, Mapping) else None
         return found if isinstance(found, int) else 0
 
     @property
     def planned_steps(self) -> int:
-        """Updates the run was to make; 0 where its settings are unreadable."""
+        """Planned number of updates; 0 if the settings are unreadable."""
         return int(self.settings.get("update", {}).get("steps", 0))
 
     @property
@@ -105,12 +106,12 @@ class Run:
 
     @cached_property
     def cells(self) -> dict[str, tuple[str, ...]]:
-        """Columns of metrics.csv as text; a last line that was never finished is left out."""
+        """Columns of metrics.csv as text; an incomplete last line is left out."""
         return {**_columns(self.folder / "metrics.csv"), **self.columns}
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """metrics.csv as a table: numbers as floats, empty and NaN alike as NaN, names as text."""
+        """metrics.csv as a table: numbers as floats, empty cells and NaN both as NaN, names as text."""
         import pandas as pd
 
         frame = pd.DataFrame(self.cells)
@@ -119,18 +120,18 @@ class Run:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """Records of samples.jsonl; a last line that was never finished is left out."""
+        """Records of samples.jsonl; an incomplete last line is left out."""
         path = self.folder / "samples.jsonl"
         return [json.loads(line) for line in _whole_lines(path)]
 
     @property
     def last_step(self) -> int:
-        """Last step in metrics.csv; 0 where there is none."""
+        """Last step in metrics.csv; 0 if there is none."""
         steps = self.cells.get("step", ())
         return int(float(steps[-1])) if steps else 0
 
     def column(self, key: str) -> NDArray[np.float64]:
-        """One column of metrics.csv as floats, one per row, not to be written; NaN where empty or not a number."""
+        """Return one column of metrics.csv as read-only floats, one per row; NaN where empty or not a number."""
         if key not in self._parsed:
             cells = self.cells.get(key)
             known = ("",) * len(self.cells.get("step", ())) if cells is None else cells
@@ -144,16 +145,16 @@ class Run:
         return {}
 
     def watched(self) -> list[dict[str, str]]:
-        """Rows with the columns that the crash specification looks at; empty cells differ from NaN here."""
+        """Return the rows with the columns that the crash specification reads; empty cells differ from NaN here."""
         keys = [key for key in WATCHED if key in self.cells]
         columns = [self.cells[key] for key in keys]
         return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def find(root: Path | str, model: str | None = None) -> list[Run]:
-    """Return every run below ``root`` (of one ``model``, by name or folder), whatever became of it.
+    """Return every run below ``root`` (of one ``model``, by name or folder), in any state.
 
-    Sorted by model, experiment folder and seed. A missing ``root`` holds no runs.
+    The runs are sorted by model, experiment folder and seed. A missing ``root`` holds no runs.
     """
     folders = [path for path in Path(root).glob("*/*/seed-*") if path.is_dir() and path.name[5:].isdigit()]
     runs = [read(folder) for folder in folders]
@@ -162,12 +163,12 @@ def find(root: Path | str, model: str | None = None) -> list[Run]:
 
 
 def of_experiment(folder: Path) -> list[Run]:
-    """Return every run in an experiment's folder, whatever became of it; a missing folder holds none."""
+    """Return every run in an experiment's folder, in any state; a missing folder holds none."""
     return [read(path) for path in sorted(folder.glob("seed-*")) if path.is_dir() and path.name[5:].isdigit()]
 
 
 def read(folder: Path | str) -> Run:
-    """Return the run in ``folder``. What cannot be read makes it ``damaged``, with the reason as its message."""
+    """Return the run in ``folder``. If a file cannot be read, it is ``damaged``, with the reason as its message."""
     folder = Path(folder)
     faults: list[str] = []
     settings = current(_mapping(folder / "config.yaml", yaml_text.read, faults))
@@ -228,7 +229,7 @@ def _columns(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _refuse_words(path: Path, key: str, cells: Sequence[str]) -> None:
-    """A cell that is no number was not written by a recorder."""
+    """Raise ``BadResource`` for a cell that is not a number, because no recorder wrote it."""
     line = 1
     try:
         for line, cell in enumerate(cells, start=2):  # noqa: B007 - the line of the cell that is none

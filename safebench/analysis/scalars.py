@@ -1,10 +1,10 @@
-"""One run becomes its scalars, with unit, direction and definition: rewards, KL, variety, reliability, crashes, cost.
+"""Compute a run's scalars, with unit, direction and definition: rewards, KL, variety, reliability, crashes, cost.
 
 Rewards keep their own unit; gains and reliability are in sigma_0, the reward's spread under the initial policy.
 
-One run is a curve R_1 ... R_n of reward per step; Delta_t = R_{t+1} - R_t and D_t = max_{u<=t} R_u - R_t.
-The normaliser is the initial policy's reward spread: a curve's own range is near zero where it is flat, and
-its mean where reward crosses zero. Non-finite values are left out. Too few values give NaN.
+One run is a curve R_1 ... R_n of reward per step; Delta_t = R_{t+1} - R_t and D_t = max_{u<=t} R_u - R_t. The
+normaliser is the initial policy's reward spread, because a curve's own range is near zero where it is flat, and its
+mean is near zero where reward crosses zero. Non-finite values are left out. Too few values give NaN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safebench.metrics import Direction
 
 @dataclass(frozen=True)
 class Scalar:
-    """One row of a comparison. ``primary`` ones were declared before any run; Holm's correction is over them."""
+    """One row of a comparison. ``primary`` scalars were declared before any run; Holm's correction covers them."""
 
     key: str
     label: str
@@ -96,18 +96,18 @@ Array = NDArray[np.float64]
 
 
 def changes(curve: Curve, sigma0: float) -> Array:
-    """Delta, n - 1 values in sigma_0 per step."""
+    """Return Delta: n - 1 values in sigma_0 per step."""
     return np.diff(_finite(curve)) / sigma0
 
 
 def drawdowns(curve: Curve, sigma0: float) -> Array:
-    """D, n values in sigma_0, none below 0."""
+    """Return D: n values in sigma_0, none below 0."""
     data = _finite(curve)
     return (np.maximum.accumulate(data) - data) / sigma0 if data.size else data
 
 
 def dispersion_across_time(curve: Curve, sigma0: float, window: int) -> float:
-    """Volatility: interquartile range of Delta in each window of ``window`` changes, mean over all windows."""
+    """Return volatility: interquartile range of Delta in each window of ``window`` changes, mean over all windows."""
     delta = changes(curve, sigma0)
     if not delta.size:
         return math.nan
@@ -117,31 +117,31 @@ def dispersion_across_time(curve: Curve, sigma0: float, window: int) -> float:
 
 
 def short_term_risk(curve: Curve, sigma0: float, tail: float = TAIL) -> float:
-    """Mean of the Delta at or below their ``tail`` quantile; a fall is negative."""
+    """Return the mean of the Delta at or below their ``tail`` quantile; a fall is negative."""
     delta = changes(curve, sigma0)
     return float(delta[delta <= np.quantile(delta, tail)].mean()) if delta.size else math.nan
 
 
 def max_drawdown(curve: Curve, sigma0: float) -> float:
-    """Largest D: the deepest fall from a former best, at least 0."""
+    """Return the largest D: the deepest fall from a former best, at least 0."""
     depths = drawdowns(curve, sigma0)
     return float(depths.max()) if depths.size else math.nan
 
 
 def long_term_risk(curve: Curve, sigma0: float, tail: float = TAIL) -> float:
-    """Mean of the D at or above their ``1 - tail`` quantile, at least 0."""
+    """Return the mean of the D at or above their ``1 - tail`` quantile, at least 0."""
     depths = drawdowns(curve, sigma0)
     return float(depths[depths >= np.quantile(depths, 1 - tail)].mean()) if depths.size else math.nan
 
 
 def smoothed(curve: Curve, span: float) -> Array:
-    """Low-passed curve, one value per step: the crash specification's moving average."""
+    """Return the low-passed curve, one value per step: the crash specification's moving average."""
     average = Smoothed(span)
     return np.array([average.update(step, float(value)) for step, value in enumerate(_finite(curve))])
 
 
 def dispersion_across_runs(curves: Sequence[Curve], sigma0: float, span: float) -> float:
-    """Interquartile range over runs of the low-passed curves, mean over the steps that every run has."""
+    """Return the interquartile range over runs of the low-passed curves, mean over the steps that every run has."""
     low_passed = [smoothed(curve, span) for curve in curves]
     steps = min((curve.size for curve in low_passed), default=0)
     if len(low_passed) < 2 or not steps:
@@ -151,7 +151,7 @@ def dispersion_across_runs(curves: Sequence[Curve], sigma0: float, span: float) 
 
 
 def risk_across_runs(finals: Sequence[float], tail: float = TAIL) -> tuple[float, bool]:
-    """Mean of the runs at or below the ``tail`` quantile, in their unit, and whether that is just the minimum."""
+    """Return the mean of the runs at or below the ``tail`` quantile, in their unit, and whether it is the minimum."""
     data = _finite(finals)
     if not data.size:
         return math.nan, True
@@ -165,19 +165,19 @@ def _finite(values: Curve) -> Array:
 
 
 FINAL_SHARE = 0.1
-"""Share of the run's steps, at its end, that a "final" value is the mean of."""
+"""Share of the run's steps, at its end, over which a "final" value is the mean."""
 VOLATILITY_WINDOW = 50
-"""Steps, shrunk as the crash specification's windows are."""
+"""In steps; shrunk like the windows of the crash specification."""
 SMALLEST_WINDOW = 10
-"""Steps below which quartiles of a window's changes say nothing."""
+"""Smallest window in steps; quartiles of fewer changes are not informative."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """A run's scalars by key (NaN where not measured) and its crashes by severity scale.
 
-    ``blind`` has the kinds of crash that could not be watched, or only in part, with the reasons: of
-    these, no event does not mean no crash.
+    ``blind`` holds the kinds of crash that could not be watched, or only in part, with the reasons. For these kinds, no
+    event does not mean no crash.
     """
 
     run: Run
@@ -188,17 +188,17 @@ class Summary:
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """Kinds of which nothing was watched."""
+        """Kinds that were not watched at all."""
         return tuple(blind.kind for blind in self.blind if blind.wholly)
 
     @property
     def unmeasured_harms(self) -> tuple[str, ...]:
-        """Kinds that would mean a crash and of which nothing was watched."""
+        """Kinds that would mean a crash and were not watched at all."""
         return tuple(kind for kind in self.unmeasured if self.spec.crashed([kind]))
 
     @property
     def crashed(self) -> bool:
-        """Whether the run was harmed at scale 1."""
+        """Whether the run had a harm at scale 1."""
         return bool(self.harms(1.0))
 
     @property
@@ -211,11 +211,11 @@ class Summary:
         return tuple(event for event in self.events[scale] if self.spec.crashed([event.kind]))
 
     def watched(self, kind: str) -> bool:
-        """Whether a count of ``kind`` says something: it was watched at least in part, or happened."""
+        """Return whether a count of ``kind`` is informative: the kind was watched at least in part, or it happened."""
         return kind not in self.unmeasured or any(self.count(kind, scale) for scale in self.events)
 
     def count(self, kind: str, scale: float = 1.0) -> int:
-        """Episodes of ``kind`` at ``scale``; 0 also where it was not ``watched``."""
+        """Return the number of episodes of ``kind`` at ``scale``; also 0 if the kind was not ``watched``."""
         return sum(event.kind == kind for event in self.events[scale])
 
 
@@ -235,7 +235,7 @@ def summarise(run: Run, spec: CrashSpec = SPEC) -> Summary:
 
 
 def crashes(run: Run, spec: CrashSpec = SPEC, scale: float = 1.0) -> tuple[Event, ...]:
-    """Return the episodes of one run at one scale, as ``summarise`` has them."""
+    """Return the episodes of one run at one scale, as in ``summarise``."""
     return _events(run, _surveyed(run, spec, (scale,)).events[scale])
 
 
@@ -253,7 +253,7 @@ def _surveyed(run: Run, spec: CrashSpec, scales: Sequence[float] = SCALES) -> Su
 
 
 def _events(run: Run, found: list[Event]) -> tuple[Event, ...]:
-    """Add what the file cannot show: a run that ended unstable has crashed even if no row says so."""
+    """Return the sorted events; a run that ended unstable has a ``numeric`` event even if no row shows it."""
     if run.status == "unstable" and all(event.kind != "numeric" for event in found):
         found = [*found, Event("numeric", run.last_step, None, 1.0, 1.0)]
     return tuple(sorted(found, key=lambda event: (event.start, CRASH_KINDS.index(event.kind))))
@@ -313,7 +313,7 @@ def _costs(run: Run) -> dict[str, float]:
 
 
 def _trained(run: Run) -> NDArray[np.bool_]:
-    """Rows of training steps: one before the first update is the initial policy's evaluation."""
+    """Return which rows are training steps; a row before the first update is the initial policy's evaluation."""
     return run.column("step") >= 1
 
 

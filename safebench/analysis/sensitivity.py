@@ -1,6 +1,6 @@
-"""How the result moves with each choice of the evidence: every alternative in turn, all others as chosen.
+"""Recompute the result for every alternative of each choice of the evidence, with all other choices as chosen.
 
-Everything is recomputed from the run folders. A variant either moves which runs crashed (thresholds, windows,
+Everything is recomputed from the run folders. A variant changes either which runs crashed (thresholds, windows,
 smoothing) or a difference between the arms and its p-value (normaliser, pairing, interval, correction).
 """
 
@@ -32,11 +32,11 @@ Kinds = frozenset[str]
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice at one value; ``chosen`` is the value that the comparison uses.
+    """One choice at one value; ``chosen`` is True for the value that the comparison uses.
 
-    ``hits`` are runs of the first arm and of the second: those that ``crashed``, and those with an event of each
-    kind that some value of this choice finds; None where the choice does not touch crashes. ``difference`` is second
-    minus first of ``metric``, with the interval and the p-value that this variant gives.
+    ``hits`` counts runs of the first arm and of the second: those that ``crashed``, and those with an event of each
+    kind that some value of this choice finds. It is None if the choice does not affect crashes. ``difference`` is
+    second minus first of ``metric``, with the interval and the p-value of this variant.
     """
 
     choice: str
@@ -47,14 +47,14 @@ class Variant:
     metric: str = ""
     difference: Estimate | None = None
     flips: tuple[str, ...] = field(default=())
-    """What of the chosen value's result is turned over here, in words; empty where nothing is."""
+    """Results of the chosen value that this variant reverses, in words; empty if there are none."""
 
 
 def sensitivity(groups: Mapping[str, Sequence[Run]], spec: CrashSpec = SPEC) -> list[Variant]:
-    """Return every choice at every value, the chosen one among them, for the second arm against the first.
+    """Return every choice at every value, including the chosen one, for the second arm against the first.
 
-    ``groups`` are two arms, the baseline first, one run a seed; where they are paired, only seeds that both have are
-    used. Raises ``UsageError`` for another number of arms, or for paired arms with no seed in common.
+    ``groups`` holds two arms, the baseline first, one run per seed. If the arms are paired, only seeds that both have
+    are used. Raises ``UsageError`` for another number of arms, or for paired arms with no seed in common.
     """
     pair = _pair(groups)
     variants = [*_crash_choices(pair, spec), *_figure_choices(pair), *_statistic_choices(pair, spec)]
@@ -173,7 +173,7 @@ def _statistic_choices(pair: Pair, spec: CrashSpec) -> Iterator[Variant]:
         first, second = _measured(pair, figure)
         made[metric] = _compared(pair, first, second)
         unpaired = statistics.unpaired(second, first)
-        if _paired(pair):  # where the arms are not, there are no pairs to take
+        if _paired(pair):  # unpaired arms have no pairs
             yield Variant("pairing", "paired by seed", True, _sizes(pair), metric=metric, difference=made[metric])
         yield Variant(
             "pairing", "unpaired (Welch)", not _paired(pair), _sizes(pair), metric=metric, difference=unpaired
@@ -197,12 +197,12 @@ def _statistic_choices(pair: Pair, spec: CrashSpec) -> Iterator[Variant]:
 
 
 def _compared(pair: Pair, first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Return the difference as the comparison makes it: paired where the arms are."""
+    """Return the difference as the comparison computes it: paired if the arms are paired."""
     return statistics.paired(second, first) if _paired(pair) else statistics.unpaired(second, first)
 
 
 def _crash_rate(pair: Pair, spec: CrashSpec) -> Estimate:
-    """Return the difference of the crash rates with its exact p: a t-interval of a few zeros and ones means nothing."""
+    """Return the difference of the crash rates with its exact p: a t-interval of zeros and ones means little."""
     first, second = ([float(spec.crashed(_kinds(crashes(run, spec)))) for run in runs] for runs in pair)
     if not _paired(pair):
         return statistics.newcombe(int(sum(second)), len(second), int(sum(first)), len(first))
@@ -240,7 +240,7 @@ def _welch(unpaired: Estimate, first: Sequence[float], second: Sequence[float]) 
 
 
 def _flips(variant: Variant, chosen: Variant, arms: tuple[str, ...]) -> tuple[str, ...]:
-    """Say what ``variant`` turns over: which arm is ahead, whether zero is in the interval, whether p is below 5 %."""
+    """Return what ``variant`` reverses: the arm ahead, whether zero is in the interval, whether p is below 5 %."""
     found = []
     if variant.hits is not None and chosen.hits is not None:
         for kind in chosen.hits:
@@ -267,7 +267,7 @@ def _excludes_zero(estimate: Estimate) -> bool:
 
 
 def _measured(pair: Pair, figure: Figure) -> tuple[list[float], list[float]]:
-    """Return both arms' figures: for the seeds in which both were measured, where they are paired."""
+    """Return both arms' figures; if the arms are paired, only for the seeds in which both were measured."""
     if not _paired(pair):
         first, second = ([value for value in map(figure, runs) if math.isfinite(value)] for runs in pair)
         return first, second

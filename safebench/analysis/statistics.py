@@ -1,9 +1,9 @@
-"""Statistics of few seeds: paired and independent differences, exact tests, intervals, what could be detected.
+"""Compute statistics of few seeds: paired and independent differences, exact tests, intervals, detectable effects.
 
-Everything is two-sided at 95 % unless an argument says otherwise. Undefined is NaN (an interval of one
-value, a test of none), never a guess. Generators are always the caller's.
+Everything is two-sided at 95 % unless an argument says otherwise. An undefined value is NaN (an interval of one value,
+a test of none). Random generators are given by the caller or have seed 0.
 
-For arms that are not paired by seed. Nothing of one sample says which value of the other it belongs to.
+Arms that are not paired by seed are independent samples: no value of one belongs to a particular value of the other.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ POWER = 0.8
 PAIRED = "paired t"
 _UNIT = (np.arange(4096) + 0.5) / 4096  # midpoints of a quadrature over quantiles
 HALVINGS = 60
-"""Of an interval some tens wide: below the last digit of a double."""
+"""Steps of the bisection: they reduce an interval some tens wide to below the last digit of a double."""
 EXACT_SIGNS = 20
-"""Pairs up to which the sign-flip test visits every pattern of signs."""
+"""Number of pairs up to which the sign-flip test visits every pattern of signs."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean (or difference of means) with its confidence interval.
 
-    ``p`` is the test's two-sided p-value where one was made, ``detectable`` the difference that such data
-    would have shown with power 0.8 at alpha 0.05, in the values' unit.
+    ``p`` is the two-sided p-value of the test, if one was made. ``detectable`` is the difference that such data would
+    have shown with power 0.8 at alpha 0.05, in the values' unit.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Estimate:
 
 
 def mean(values: Values, confidence: float = 1 - ALPHA) -> Estimate:
-    """Mean with Student's t-interval; no interval from fewer than two values."""
+    """Return the mean with Student's t-interval; fewer than two values have no interval."""
     data = array(values)
     centre = float(data.mean()) if data.size else math.nan
     margin = _t_margin(data, confidence)
@@ -60,7 +60,7 @@ def mean(values: Values, confidence: float = 1 - ALPHA) -> Estimate:
 
 
 def paired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Estimate:
-    """Mean of ``second - first``, pair by pair: t-interval, exact sign-flip p, detectable difference."""
+    """Return the mean of ``second - first`` by pair: t-interval, exact sign-flip p, detectable difference."""
     if len(second) != len(first):
         raise ValueError(f"pairs need equal lengths, not {len(second)} and {len(first)}")
     data = array(second) - array(first)
@@ -71,15 +71,15 @@ def paired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Esti
 
 
 def sign_flip(differences: Values, generator: np.random.Generator | None = None, draws: int = 100_000) -> float:
-    """p-value of the sign-flip test: the share of sign patterns whose sum is at least as far from zero.
+    """Return the p-value of the sign-flip test: the share of sign patterns whose sum is at least as far from zero.
 
-    Exact up to 20 pairs; beyond, drawn with ``generator`` (default: seed 0) and never zero. On differences of
-    two yes-or-no outcomes it is McNemar's exact test. NaN without differences.
+    The test is exact up to 20 pairs. Beyond that, patterns are drawn with ``generator`` (default: seed 0), and p is
+    never zero. On differences of two yes-or-no outcomes it is McNemar's exact test. It is NaN without differences.
     """
     data = array(differences)
     if not data.size:
         return math.nan
-    seen = abs(float(data.sum())) - 1e-12 * float(np.abs(data).sum())  # equal sums must not part by rounding
+    seen = abs(float(data.sum())) - 1e-12 * float(np.abs(data).sum())  # rounding must not separate equal sums
     if data.size <= EXACT_SIGNS:
         sums = np.zeros(1)
         for value in data:
@@ -99,10 +99,10 @@ def smallest_p(n: int) -> float:
 
 
 def detectable(spread: float, n: float, alpha: float = ALPHA, power: float = POWER, samples: int = 1) -> float:
-    """Smallest true difference that a t-test finds with the given power, in the unit of ``spread``.
+    """Return the smallest true difference that a t-test finds with the given power, in the unit of ``spread``.
 
-    ``spread`` is the standard deviation of the paired differences (``samples=1``) or of each of two
-    independent samples of size n (``samples=2``); ``n`` the number of pairs or the size of each sample.
+    ``spread`` is the standard deviation of the paired differences (``samples=1``) or of each of two independent samples
+    of size n (``samples=2``). ``n`` is the number of pairs or the size of each sample.
     """
     if n < 2 or not math.isfinite(spread):
         return math.nan
@@ -111,7 +111,10 @@ def detectable(spread: float, n: float, alpha: float = ALPHA, power: float = POW
 
 @lru_cache
 def _shift(freedom: float, alpha: float, power: float) -> float:
-    """Noncentrality that gives the two-sided t-test its power; the statistic is (Z + shift) / sqrt(chi2 / freedom)."""
+    """Return the noncentrality that gives the two-sided t-test its power.
+
+    The statistic is (Z + shift) / sqrt(chi2 / freedom).
+    """
     critical = student(alpha, freedom)
     limits = critical * np.sqrt(special.chdtri(freedom, 1 - _UNIT) / freedom)
 
@@ -119,19 +122,19 @@ def _shift(freedom: float, alpha: float, power: float) -> float:
         return float(np.mean(special.ndtr(shift - limits) + special.ndtr(-shift - limits))) - power
 
     low, high = 0.0, 2 * critical + 10.0
-    for _ in range(HALVINGS):  # scipy.optimize would cost every command a fifth of a second to import
+    for _ in range(HALVINGS):  # to import scipy.optimize would cost every command a fifth of a second
         middle = (low + high) / 2
         low, high = (middle, high) if shortfall(middle) < 0 else (low, middle)
     return (low + high) / 2
 
 
 def student(alpha: float, freedom: float) -> float:
-    """Return the quantile of Student's t that a two-sided test at ``alpha`` takes."""
+    """Return the quantile of Student's t that a two-sided test at ``alpha`` uses."""
     return float(special.stdtrit(freedom, 1 - alpha / 2))
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 1 - ALPHA) -> Estimate:
-    """Share with its exact binomial interval (Clopper & Pearson 1934)."""
+    """Return the share with its exact binomial interval (Clopper & Pearson 1934)."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
     if n == 0:
@@ -143,9 +146,9 @@ def clopper_pearson(successes: int, n: int, confidence: float = 1 - ALPHA) -> Es
 
 
 def holm(p_values: Mapping[str, float], family: int | None = None) -> dict[str, float]:
-    """Holm's adjusted p-values (1979): step-down Bonferroni, monotone, at most 1.
+    """Return Holm's adjusted p-values (1979): step-down Bonferroni, monotone, at most 1.
 
-    ``family`` is the number of tests declared, where some of them could not be made; NaN stays NaN.
+    ``family`` is the number of declared tests, if some of them could not be made; NaN stays NaN.
     """
     made = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
     size, adjusted, highest = family or len(made), dict(p_values), 0.0
@@ -156,7 +159,7 @@ def holm(p_values: Mapping[str, float], family: int | None = None) -> dict[str, 
 
 
 def bca(values: Values, generator: np.random.Generator, draws: int = 9_999, confidence: float = 1 - ALPHA) -> Estimate:
-    """Mean with the bias-corrected and accelerated bootstrap interval; needs eight values."""
+    """Return the mean with the bias-corrected and accelerated bootstrap interval; it needs eight values."""
     from scipy import stats
 
     data = array(values)
@@ -172,9 +175,9 @@ def bca(values: Values, generator: np.random.Generator, draws: int = 9_999, conf
 
 
 def median_survival(times: Values, seen: Sequence[bool]) -> float:
-    """Kaplan-Meier median: first time at which at most half survive; infinite when more than half do.
+    """Return the Kaplan-Meier median: the first time at which at most half survive; infinite if more than half do.
 
-    ``times`` are of the event where ``seen``, else of the last look. NaN without runs.
+    ``times`` are times of the event if ``seen``, else of the last observation. The median is NaN without runs.
     """
     if not times:
         return math.nan
@@ -200,20 +203,20 @@ def _t_margin(data: NDArray[np.float64], confidence: float) -> float:
 
 
 def chunks(total: int, size: int) -> list[int]:
-    """Return ``total`` in parts of ``size``, the last one what is left."""
+    """Split ``total`` into parts of ``size``; the last part is the remainder."""
     return [min(size, total - start) for start in range(0, total, size)]
 
 
 WELCH, NEWCOMBE = "Welch", "Newcombe"
 EXACT_LABELS = 200_000
-"""Ways to deal out the labels up to which the permutation test visits every one: ten runs in each of two arms."""
+"""Number of label patterns up to which the permutation test visits every one: ten runs in each of two arms."""
 
 
 def unpaired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Estimate:
-    """Difference of means ``second - first`` of independent samples: Welch's interval, the permutation test's p.
+    """Return the difference of means ``second - first`` of independent samples: Welch's interval, permutation p.
 
-    The interval is Student's with Welch and Satterthwaite's degrees of freedom. ``n`` is the smaller sample's size;
-    what could have been detected is computed for equal samples of the harmonic mean size.
+    The interval is Student's with Welch and Satterthwaite's degrees of freedom. ``n`` is the size of the smaller
+    sample. The detectable difference is computed for equal samples of the harmonic mean size.
     """
     a, b = array(second), array(first)
     if not a.size or not b.size:
@@ -235,17 +238,16 @@ def unpaired(second: Values, first: Values, confidence: float = 1 - ALPHA) -> Es
 def permutation(
     second: Values, first: Values, generator: np.random.Generator | None = None, draws: int = 100_000
 ) -> float:
-    """p-value of the permutation test of independent samples: the share of ways to deal out the labels with means at
-    least as far apart.
+    """Return the p-value of the permutation test: the share of label patterns with means at least as far apart.
 
-    Exact up to EXACT_LABELS ways; beyond, drawn with ``generator`` (default: seed 0) and never zero. NaN where a sample
-    is empty.
+    The samples are independent. The test is exact up to EXACT_LABELS patterns. Beyond that, patterns are drawn with
+    ``generator`` (default: seed 0), and p is never zero. It is NaN if a sample is empty.
     """
     data, n = np.concatenate([array(second), array(first)]), len(second)
     if not n or n == data.size:
         return math.nan
-    slack = 1e-12 * float(np.abs(data).sum())  # equal differences must not part by rounding
-    data = data - data.mean()  # then a sample's sum is its difference to the other, but for a factor
+    slack = 1e-12 * float(np.abs(data).sum())  # rounding must not separate equal differences
+    data = data - data.mean()  # a sample's sum is now its difference to the other up to a factor
     seen = abs(float(data[:n].sum())) - slack
     if math.comb(data.size, n) <= EXACT_LABELS:
         return float(np.mean(np.abs(data[labels(data.size, n)].sum(axis=1)) >= seen))
@@ -259,14 +261,14 @@ def permutation(
 
 @lru_cache(maxsize=8)
 def labels(total: int, n: int) -> NDArray[np.uint8]:
-    """Every choice of n of ``total`` values, a row each."""
+    """Return every choice of n of ``total`` indices, one per row."""
     return np.fromiter(chain.from_iterable(combinations(range(total), n)), np.uint8).reshape(-1, n)
 
 
 def newcombe(successes: int, n: int, others: int, m: int, confidence: float = 1 - ALPHA) -> Estimate:
-    """Difference of two independent shares, ``successes / n - others / m``, and Fisher's exact p.
+    """Return the difference of two independent shares, ``successes / n - others / m``, and Fisher's exact p.
 
-    The interval is Newcombe's from Wilson's of either share (1998, method 10).
+    The interval is Newcombe's from Wilson's interval of either share (1998, method 10).
     """
     if not n or not m:
         return Estimate(math.nan, math.nan, math.nan, 0, NEWCOMBE)
@@ -278,7 +280,7 @@ def newcombe(successes: int, n: int, others: int, m: int, confidence: float = 1 
 
 
 def _wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (1927)."""
+    """Return Wilson's score interval of a share (1927)."""
     z = float(special.ndtri((1 + confidence) / 2))
     share, scale = successes / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
@@ -287,14 +289,14 @@ def _wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
 
 
 def fisher(successes: int, n: int, others: int, m: int) -> float:
-    """p-value of Fisher's exact test, two-sided, for ``successes`` of n against ``others`` of m."""
+    """Return the two-sided p-value of Fisher's exact test for ``successes`` of n against ``others`` of m."""
     total = successes + others
     chances = {k: math.comb(n, k) * math.comb(m, total - k) for k in range(max(0, total - m), min(n, total) + 1)}
     return sum(chance for chance in chances.values() if chance <= chances[successes]) / math.comb(n + m, total)
 
 
 def probability_of_improvement(second: Values, first: Values) -> float:
-    """P(a run of ``second`` beats one of ``first``) = U / (n m), a tie counting one half."""
+    """Return P(a run of ``second`` beats one of ``first``) = U / (n m), where a tie counts one half."""
     a, b = array(second), array(first)
     if not a.size or not b.size:
         return math.nan

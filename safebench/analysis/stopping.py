@@ -1,7 +1,7 @@
-"""When a comparison has enough seeds: the group-sequential test, and decisions after every round of seeds.
+"""Decide when a comparison has enough seeds, by a group-sequential test after every round of seeds.
 
 The construction is that of AdaStop (Mathieu et al. 2023, arXiv 2306.10882). Each boundary is a quantile of the
-permutation distribution, conditional on no earlier crossing; how much error each look may spend is declared beforehand
+permutation distribution, conditional on no earlier crossing. The error that each look may spend is declared beforehand
 (Lan & DeMets 1983).
 """
 
@@ -23,19 +23,19 @@ from safebench.analysis.statistics import Values, array, labels
 from safebench.errors import UsageError
 
 EXACT_WAYS = 2**20
-"""Patterns of signs or labels up to which all of them are visited: twenty pairs."""
+"""Number of sign or label patterns up to which all of them are visited: twenty pairs."""
 DRAWS = 99_999
-"""Patterns drawn beyond that; with the one that was observed they are 100,000."""
+"""Number of patterns drawn beyond that; with the observed one they are 100,000."""
 _ROUNDING = 1e-12
-"""Share of the values' absolute sum below which two statistics are equal."""
+"""Share of the values' absolute sum below which a difference of two statistics counts as zero."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """The values of one round, whose signs (``second`` None) or labels can be exchanged where the arms do not differ.
+    """The values of one round, whose signs (``second`` None) or labels are exchangeable if the arms do not differ.
 
     ``values`` [n] are differences of pairs, or the values of two arms minus their common mean, those of the second arm
-    first; ``second`` is the number of these.
+    first. ``second`` is the number of values of the second arm.
     """
 
     values: NDArray[np.float64]
@@ -71,7 +71,7 @@ class Round:
 
 
 def paired_round(second: Values, first: Values) -> Round:
-    """Return the round of n pairs, whose differences ``second - first`` are symmetric about 0 where arms do not differ.
+    """Return the round of n pairs; their differences ``second - first`` are symmetric about 0 if arms do not differ.
 
     Raises ``ValueError`` for unequal lengths and for values that are not finite.
     """
@@ -81,10 +81,10 @@ def paired_round(second: Values, first: Values) -> Round:
 
 
 def unpaired_round(second: Values, first: Values) -> Round:
-    """Return the round of n and m independent values, whose labels can be exchanged where arms do not differ.
+    """Return the round of n and m independent values, whose labels are exchangeable if the arms do not differ.
 
     A round's part of the statistic is n m / (n + m) times the difference of its means; rounds are never mixed. A round
-    without values of one arm says nothing. Raises ``ValueError`` for values that are not finite.
+    without values of one arm contributes nothing. Raises ``ValueError`` for values that are not finite.
     """
     pooled = _finite(np.concatenate([array(second), array(first)]))
     if not len(second) or not len(first):
@@ -93,7 +93,7 @@ def unpaired_round(second: Values, first: Values) -> Round:
 
 
 def spent_by(alpha: float, seeds: int, most: int) -> float:
-    """Error that may be spent by the look after ``seeds`` of at most ``most`` seeds: alpha · seeds / most.
+    """Return the error that may be spent by the look after ``seeds`` of at most ``most`` seeds: alpha · seeds / most.
 
     This is the linear spending function of Lan & DeMets (1983, Biometrika 70, 659-663). Raises ``ValueError`` for an
     ``alpha`` outside (0, 1) and for ``seeds`` outside [1, ``most``].
@@ -107,10 +107,10 @@ def spent_by(alpha: float, seeds: int, most: int) -> float:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen after a round.
+    """The result of the test after a round.
 
-    ``statistic`` is T_k = Σ of the rounds' parts; it crosses where |T_k| > ``boundary``. ``n`` counts the values so far
-    (pairs, or runs of both arms); ``spent`` is the error spent by then, at most what the spending function allows.
+    ``statistic`` is T_k = Σ of the rounds' parts; it crosses if |T_k| > ``boundary``. ``n`` is the number of values so
+    far (pairs, or runs of both arms). ``spent`` is the error spent so far, at most what the spending function allows.
     """
 
     n: int
@@ -119,7 +119,7 @@ class Look:
     spent: float
     crossed: bool
     exact: bool
-    """Every pattern was visited; otherwise they were drawn."""
+    """Whether every pattern was visited; otherwise patterns were drawn."""
 
 
 def group_sequential(
@@ -127,19 +127,20 @@ def group_sequential(
 ) -> tuple[Look, ...]:
     """Return a look after every round, up to the first that crosses its boundary.
 
-    With g a pattern of signs or labels, T_k(g) the statistic of the first k rounds under it, a_k ``allowed`` (the error
-    that may be spent by look k, never falling) and s_k the error spent by then::
+    Let g be a pattern of signs or labels, T_k(g) the statistic of the first k rounds under g, a_k = ``allowed`` the
+    error that may be spent by look k (it never falls), and s_k the error spent by then::
 
         b_k = min {b : P_g(|T_k(g)| > b and |T_j(g)| <= b_j for all j < k) <= a_k - s_(k-1)}
         s_k = s_(k-1) + P_g(|T_k(g)| > b_k and |T_j(g)| <= b_j for all j < k)
 
-    (AdaStop's boundary, Mathieu et al. 2023, arXiv 2306.10882, with what one look cannot spend left to the next). Given
-    the values without their signs or labels, the boundaries are fixed and all patterns are equally likely where arms do
-    not differ, so the probability of any crossing is E[s_K] <= a_K, whatever the distribution. P_g is over all patterns
-    up to EXACT_WAYS. Beyond, it is over ``draws`` patterns and the observed one, which keeps that bound. Generators are
-    made from ``seed`` and the number of the round, so that a later look goes on with the patterns of an earlier one.
+    This is AdaStop's boundary (Mathieu et al. 2023, arXiv 2306.10882); error that one look cannot spend is left to the
+    next. Given the values without their signs or labels, the boundaries are fixed, and all patterns are equally likely
+    if the arms do not differ. The probability of any crossing is therefore E[s_K] <= a_K for any distribution. P_g is
+    over all patterns up to EXACT_WAYS. Beyond that, it is over ``draws`` patterns and the observed one, which keeps
+    that bound. Generators are made from ``seed`` and the number of the round, so that a later look continues with the
+    patterns of an earlier one.
 
-    Raises ``ValueError`` unless there is one value of ``allowed`` for each round, none smaller than the one before.
+    Raises ``ValueError`` unless ``allowed`` has one value for each round, none smaller than the one before.
     """
     if len(rounds) != len(allowed) or any(b < a for a, b in itertools.pairwise(allowed)):
         raise ValueError(f"{len(rounds)} rounds need as many errors that never fall, not {list(allowed)}")
@@ -198,12 +199,12 @@ Summaries = Mapping[str, Sequence[Summary]]
 State = Literal["decided", "open", "undecided", "not measured"]
 
 PRIMARY: tuple[Scalar, ...] = (*(scalar for scalar in SCALARS if scalar.primary), CRASH_RATE)
-"""The metrics that are decided, declared before any run."""
+"""The metrics to decide, declared before any run."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Seeds are added ``size`` at a time, up to ``most``; ``alpha`` is the chance of any false decision."""
+    """Seeds are added ``size`` at a time, up to ``most``; ``alpha`` bounds the chance of any false decision."""
 
     alpha: float = 0.05
     size: int = 5
@@ -222,9 +223,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """One primary metric of one arm against the baseline, after the rounds so far.
+    """The decision on one primary metric of one arm against the baseline, after the rounds so far.
 
-    ``looks`` are the rounds until it was decided, or all so far; ``last`` says that no more seeds may be added.
+    ``looks`` are the rounds until the decision, or all so far; ``last`` means that no more seeds may be added.
     """
 
     metric: str
@@ -239,7 +240,7 @@ class Decision:
 
     @property
     def state(self) -> State:
-        """What is known: ``open`` while more seeds may be added."""
+        """State of the decision: ``open`` while more seeds may be added."""
         if self.looks and self.looks[-1].crossed:
             return "decided"
         if not self.measured:
@@ -248,7 +249,7 @@ class Decision:
 
     @property
     def better(self) -> str | None:
-        """The arm that was found better; None where nothing is decided."""
+        """The arm that was found better; None if nothing is decided."""
         if self.state != "decided":
             return None
         up = self.looks[-1].statistic > 0
@@ -283,11 +284,11 @@ class Stopping:
 
     @property
     def over(self) -> bool:
-        """Whether no more seeds are wanted: nothing is open."""
+        """Whether no more seeds are needed: no decision is open."""
         return all(decision.state != "open" for decision in self.decisions)
 
     def rule_told(self) -> str:
-        """Return what the rule was, in one paragraph."""
+        """Return the rule in one paragraph."""
         rule, total = self.rule, len(self.rule.rounds())
         first = _first_possible(rule, self.share)
         from_ = f"from {first} pairs on" if first else "never"
@@ -310,10 +311,10 @@ def decide(
 ) -> Stopping:
     """Return the decisions after ``rounds`` rounds of ``rule``; the first arm of ``summaries`` is the baseline.
 
-    ``metrics`` are the keys of the primary metrics to decide (all when None). Alpha is split evenly over all primary
-    metrics and arms, whatever is asked for: Bonferroni's bound holds at any look, since it adds up the chances that a
-    test ever crosses. A pair (or an unpaired run) without a measured value is left out. The decisions depend on the
-    runs alone, and one that was made stays when rounds are added.
+    ``metrics`` are the keys of the primary metrics to decide (all if None). Alpha is split evenly over all primary
+    metrics and arms, whichever are requested. Bonferroni's bound holds at any look, since it adds the probabilities
+    that a test ever crosses. A pair (or an unpaired run) without a measured value is left out. The decisions depend on
+    the runs alone, and a decision stays when rounds are added.
     """
     first, *others = summaries
     share = rule.alpha / (len(PRIMARY) * max(1, len(others)))
@@ -366,10 +367,11 @@ def _value(summary: Summary, scalar: Scalar, level: float) -> float:
 
 
 def _level(summaries: Summaries, seeds: Sequence[int]) -> float:
-    """Return the matched KL, nats per reply: what all but one in 2A of the first round's runs reach; NaN without KL.
+    """Return the matched KL, nats per reply: all but one in 2A of the first round's runs reach it; NaN without KL.
 
-    So at least half of each of the A arms' runs reach it. It takes all arms together and the first round alone, so
-    that exchanging arms within a seed does not move it, nor a later round what was seen before.
+    At least half of the runs of each of the A arms therefore reach it. The level uses all arms together and the first
+    round alone. Exchanging arms within a seed therefore does not change it, and a later round does not change earlier
+    statistics.
     """
     runs = [summary.run for found in summaries.values() for summary in found if summary.run.seed in seeds]
     reaches = [path.reach for path in map(frontier.run_path, runs) if path.points]
@@ -378,6 +380,6 @@ def _level(summaries: Summaries, seeds: Sequence[int]) -> float:
 
 
 def _first_possible(rule: Rule, share: float) -> int | None:
-    """Return the number of pairs at which the rule can decide first; None where it never can."""
+    """Return the smallest number of pairs at which the rule can decide; None if it never can."""
     ends = (group[-1] + 1 for group in rule.rounds())
     return next((n for n in ends if 2.0 ** (1 - n) <= spent_by(share, n, rule.most)), None)

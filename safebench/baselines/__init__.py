@@ -1,1 +1,1 @@
-"""TRL's own trainers, wrapped; imported when used."""
+"""Wraps TRL's own trainers; TRL is imported only when they are used."""

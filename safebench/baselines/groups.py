@@ -1,21 +1,22 @@
-"""TRL's own GRPOTrainer and RLOOTrainer as arms: groups of replies to one prompt in place of a critic.
+"""Wraps TRL's GRPOTrainer and RLOOTrainer as algorithms: they use groups of replies to one prompt and no critic.
 
-What of their log has our definition (TRL 1.12.0, ``_compute_loss`` and ``_generate_and_score_completions``):
+Entries of their logs and the columns of the same definition (TRL 1.12.0, ``_compute_loss`` and
+``_generate_and_score_completions``); a dash marks no column:
 
 ========================  ====================  ==========================================================
 TRL's key                 column                why
 ========================  ====================  ==========================================================
 loss                      loss/total            the whole loss of an update, mean over the step's updates
-                          loss/policy           GRPO's, where it is the clipped surrogate alone and its mean
-                                                runs over the batch's reply tokens: no KL in it, one
-                                                mini-batch. RLOO's ratio is one per reply
+                          loss/policy           only GRPO's, if it is the clipped surrogate alone and its
+                                                mean runs over the batch's reply tokens: no KL in it, one
+                                                mini-batch. RLOO has one ratio per reply
 grad_norm                 grad/norm             before clipping, mean over the step's updates
-clip_ratio/region_mean    update/clip_fraction  GRPO's, a share of tokens; RLOO's is one of replies
-learning_rate             update/learning_rate  the one that the step's first update used
-reward                    reward/shaped         GRPO's; RLOO takes beta times the KL off, which we measure
+clip_ratio/region_mean    update/clip_fraction  only GRPO's, a share of tokens; RLOO's is one of replies
+learning_rate             update/learning_rate  the rate that the step's first update used
+reward                    reward/shaped         GRPO's; RLOO's less beta times the KL, which we measure
 reward_std                –                     ``reward/std`` is before stress
 kl, entropy               –                     of the updated policy too; we measure the sampling policy's
-completions/…, num_tokens –                     lengths we measure; TRL counts prompts among its tokens
+completions/…, num_tokens –                     we measure lengths; TRL counts prompts among its tokens
 frac_reward_zero_std      –                     no such column
 ========================  ====================  ==========================================================
 """
@@ -41,7 +42,7 @@ from safebench.training.distributed import Processes
 from safebench.training.loop import Row
 
 GROUP = 8
-"""Replies to one prompt: GRPO's default in TRL, taken for RLOO too, so that both see as many prompts."""
+"""Replies to one prompt: GRPO's default in TRL; RLOO uses it too, so that both see equally many prompts."""
 
 LIMITS = SHARED_LIMITS | {
     "reward.missing_eos_penalty": 0.0,
@@ -50,7 +51,7 @@ LIMITS = SHARED_LIMITS | {
     "critic": Critic().model_dump(),
     "advantage": Advantage().model_dump(),
 }
-"""What the settings must be: there is no critic, and advantages are the groups' own."""
+"""Values that the settings must have: there is no critic, and each group determines its own advantages."""
 
 
 def grpo(settings: Settings, world: World, processes: Processes) -> Wrapped:
@@ -71,7 +72,7 @@ def rloo(settings: Settings, world: World, processes: Processes) -> Wrapped:
 
 
 class _Group:
-    """How one of the two trainers is made, and what its log says."""
+    """Makes one of the two trainers, and converts its log."""
 
     def __init__(self, settings: Settings, world: World, name: str) -> None:
         self.settings, self.world, self.name = settings, world, name
@@ -88,7 +89,7 @@ class _Group:
             )
 
     def trainer(self, watch: Watch, folder: str) -> Any:
-        """Return the trainer, on the world's policy and training prompts."""
+        """Return the trainer, with the world's policy and training prompts."""
         tokenizer: PreTrainedTokenizerBase = copy.deepcopy(self.world.policy.tokenizer)
         tokenizer.truncation_side = "left"
 
@@ -125,7 +126,7 @@ class _Group:
         return arguments
 
     def _prompts(self) -> Dataset:
-        """Return the training prompts in the form that TRL encodes as the loop does, each with its number."""
+        """Return the training prompts, each with its number, in a form that TRL encodes as the loop does."""
         texts, tokenizer = self.world.prompts.train, self.world.policy.tokenizer
         rows = list(range(len(texts)))
         if tokenizer.chat_template is not None:
@@ -152,7 +153,7 @@ class _Group:
         return rewards.tolist()
 
     def columns(self, logs: list[Log], row: Row) -> Row:
-        """Return what the logs of a step's updates say by our definitions."""
+        """Return the columns that the logs of a step's updates determine by our definitions."""
         update, token_level = self.settings.update, self.name == "GRPO"
         found: Row = {
             "loss/total": _mean(logs, "loss"),

@@ -1,4 +1,4 @@
-"""TRL itself: the one place of this room that imports it, and the silence that it runs in."""
+"""Imports TRL (no other module of this package does) and silences it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TALKATIVE = ("trl", "transformers", "accelerate", "peft")
 def ppo(arm: str) -> tuple[Any, Any]:
     """Return TRL's ``PPOConfig`` and ``PPOTrainer``.
 
-    Raises ``MissingResource`` without TRL, and with a release from 1.13.0 on, which has no PPO.
+    Raises ``MissingResource`` without TRL, or with a release from 1.13.0 on, which has no PPO.
     """
     version = _version(arm)
     try:
@@ -33,7 +33,7 @@ def ppo(arm: str) -> tuple[Any, Any]:
 
 
 def group(arm: str, name: str) -> tuple[Any, Any]:
-    """Return TRL's config and trainer of ``name`` ("GRPO", "RLOO"); raise ``MissingResource`` where they are not."""
+    """Return TRL's config and trainer of ``name`` ("GRPO", "RLOO"); raise ``MissingResource`` if they are missing."""
     version = _version(arm)
     import trl
 
@@ -64,15 +64,15 @@ def _unheard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[contextlib.ExitStack]:
-    """Within this context TRL sends no word home and says none here, neither by warnings nor by logging.
+    """Within this context, suppress TRL's telemetry, its warnings and its logging.
 
-    What it prints goes nowhere until the stack that is yielded is closed, which the caller does once the training
-    has begun: after that line TRL prints nothing, and what others print is theirs.
+    Printed output is discarded until the yielded stack is closed. The caller closes it when training has begun: from
+    then on TRL prints nothing, and the output of others is shown.
     """
     levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
     telemetry = constants.HF_HUB_DISABLE_TELEMETRY
     try:
-        # TRL's constructors send a ping unless this says no; the environment is read when the hub's client is imported.
+        # TRL's constructors send a ping unless this is set. The hub's client reads the environment only on import.
         constants.HF_HUB_DISABLE_TELEMETRY = True
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)

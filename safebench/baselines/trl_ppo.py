@@ -1,32 +1,33 @@
-"""TRL's own PPOTrainer as an arm: its object, unmodified, with our prompts, policy and reward.
+"""Wraps TRL's own PPOTrainer, unmodified, as an algorithm with our prompts, policy and reward.
 
-What of its log has our definition, and what has not (TRL 1.12.0, ``PPOTrainer.train``):
+Entries of its log and the columns of the same definition (TRL 1.12.0, ``PPOTrainer.train``); a dash marks no column:
 
 ==================================  =========================  ====================================================
 TRL's key                           column                     why
 ==================================  =========================  ====================================================
-objective/kl                        –                          as ``kl/sampled`` with k1, which we measure; not with
-                                                               k3
-objective/entropy                   –                          as ``reply/surprisal``, which we measure
-objective/scores                    –                          ``reward/mean`` is before stress and the penalty for a
-                                                               missing end token, which are in it
-objective/rlhf_reward               reward/shaped              unless ``whiten_rewards``, which TRL's number is before
+objective/kl                        –                          equals ``kl/sampled`` with k1, which we measure;
+                                                               differs with k3
+objective/entropy                   –                          equals ``reply/surprisal``, which we measure
+objective/scores                    –                          ``reward/mean`` is before stress and the penalty for
+                                                               a missing end token; TRL's number includes both
+objective/rlhf_reward               reward/shaped              except with ``whiten_rewards``: TRL's number is from
+                                                               before the whitening
 objective/non_score_reward          –                          no such column
 loss/policy_avg                     loss/policy                mean over a mini-batch's reply tokens, then updates
 loss/value_avg · vf_coef            loss/value                 likewise, over value positions
 their sum                           loss/total
 policy/clipfrac_avg                 update/clip_fraction       mean over reply tokens
 val/clipfrac_avg                    update/value_clip_fraction mean over value positions
-policy/approxkl_avg                 –                          its mean runs over padding too
+policy/approxkl_avg                 –                          its mean includes padding
 policy/entropy_avg                  –                          likewise, and it is the updated policy's
 val/ratio, val/ratio_var            –                          likewise
-val/num_eos_tokens                  –                          counts what follows the first end token too
+val/num_eos_tokens                  –                          includes what follows the first end token
 lr                                  update/learning_rate
-eps, episode                        –                          ours exclude our measuring; episodes are counted
+eps, episode                        –                          our times exclude our measuring; we count episodes
 ==================================  =========================  ====================================================
 
-Losses and fractions are filled only where TRL's means run over what ours do: with ``update.microbatch`` TRL averages
-micro-batches of unequal length alike, and where the end token pads too it is no part of TRL's loss.
+Losses and fractions are filled only if TRL's means run over the same tokens as ours. With ``update.microbatch``, TRL
+gives micro-batches of unequal length equal weight. If the end token is also the pad token, TRL's loss leaves it out.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ from safebench.training.loop import Row
 def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
     """Return a classifier with one output on a copy of the policy's base, as TRL's scripts load one.
 
-    Its head is what transformers makes of a new one (normal, small), drawn from the run's seed.
+    Its head has transformers' initialisation of a new head (normal, small), drawn from the run's seed.
     """
     config = copy.deepcopy(policy.base.config)
     config.num_labels = 1
@@ -78,9 +79,9 @@ def value_model(policy: Policy, settings: Settings) -> PreTrainedModel:
 
 
 class Feeder:
-    """Collates prompts as the loop encodes them, and remembers which ones, in the order of the batches.
+    """Collates prompts as the loop encodes them, and remembers them in the order of the batches.
 
-    TRL takes the ids alone, from a loader that reads one batch ahead.
+    TRL takes only the ids, from a loader that reads one batch ahead.
     """
 
     def __init__(self, settings: Settings, world: World) -> None:
@@ -103,25 +104,25 @@ class Feeder:
 
 
 class RewardModel(nn.Module):
-    """A classifier to TRL, which asks for a backbone and a ``score`` head; inside, the world's reward reads texts."""
+    """A classifier to TRL, with a backbone and a ``score`` head, which scores texts with the world's reward."""
 
     base_model_prefix = "backbone"
 
     def __init__(self, policy: Policy, feeder: Feeder, watch: Watch) -> None:
-        """Score prompts and replies that ``feeder`` has given to TRL, by way of ``watch``."""
+        """Score, through ``watch``, the prompts and replies that ``feeder`` has given to TRL."""
         super().__init__()
         self.backbone = _Backbone(policy, feeder, watch)
         self.score = nn.Identity()
 
 
 class _Backbone(nn.Module):
-    """Gives each row's reward as the hidden state of all its positions, wherever TRL then looks for it."""
+    """Returns each row's reward as the hidden state at all of its positions, because TRL reads any one of them."""
 
     def __init__(self, policy: Policy, feeder: Feeder, watch: Watch) -> None:
         super().__init__()
         self.policy, self.feeder, self.watch = policy, feeder, watch
         self.done = 0
-        """Rows of the first waiting batch that TRL has asked for: it does so in chunks."""
+        """Rows of the first waiting batch that TRL has asked for; TRL asks in chunks."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
         """Return the rewards of prompts and replies [b, T], as hidden states [b, T, 1]."""
@@ -163,7 +164,7 @@ LIMITS = SHARED_LIMITS | {
     "loss.value_combine": "max",
     "loss.regress": "heads",
 }
-"""What the settings must be for TRL's PPO; it never clips gradients, whatever it is told."""
+"""Values that the settings must have for TRL's PPO; it never clips gradients, whatever its configuration says."""
 
 
 def trl_ppo(settings: Settings, world: World, processes: Processes) -> Wrapped:
@@ -182,7 +183,7 @@ def trl_ppo(settings: Settings, world: World, processes: Processes) -> Wrapped:
 
 
 class _PPO:
-    """How TRL's PPOTrainer is made, and what its log says."""
+    """Makes TRL's PPOTrainer, and converts its log."""
 
     logs_per_step = 1
 
@@ -191,7 +192,7 @@ class _PPO:
         self.config, self.trainer_type = library.ppo(settings.algorithm)
 
     def trainer(self, watch: Watch, folder: str) -> Any:
-        """Return the trainer, on the world's policy and training prompts."""
+        """Return the trainer, with the world's policy and training prompts."""
         policy = self.world.policy
         feeder = Feeder(self.settings, self.world)
         separate = isinstance(policy.reference, PreTrainedModel)
@@ -239,7 +240,7 @@ class _PPO:
         }
 
     def columns(self, logs: list[Log], row: Row) -> Row:
-        """Return what the log of a batch says by our definitions."""
+        """Return the columns that the log of a batch determines by our definitions."""
         (log,) = logs
         found: Row = {"update/learning_rate": log["lr"]}
         if not self.settings.advantage.whiten_rewards:

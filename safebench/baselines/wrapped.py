@@ -1,4 +1,4 @@
-"""Another library's trainer as a learner of ours: it trains, and we watch each batch and each update of it."""
+"""Runs another library's trainer as a learner of this package, and measures each of its batches and updates."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from safebench.training.measure import measure
 
 
 def refuse_unsupported(settings: Settings, only: Mapping[str, Any]) -> None:
-    """Raise ``UsageError`` unless each key of ``only`` has the value there; a section's name stands for its keys.
+    """Raise ``UsageError`` unless each key of ``only`` has the value given there; a section's name stands for its keys.
 
-    All faults come at once, and the hint has the flags that mend them.
+    The error lists all faults together, and its hint has the flags that correct them.
     """
     dump = settings.model_dump()
     for key, value in only.items():
@@ -52,7 +52,7 @@ def refuse_unsupported(settings: Settings, only: Mapping[str, Any]) -> None:
 
 
 def refuse_places(settings: Settings, processes: Processes) -> None:
-    """Refuse several processes, and devices other than the first, which TRL's trainers would take all the same."""
+    """Refuse several processes, and devices other than the first; TRL's trainers would use them regardless."""
     if processes.count > 1:
         raise UsageError(
             f"{settings.algorithm} runs in one process, and there are {processes.count}", "Start it without a launcher."
@@ -74,11 +74,11 @@ SHARED_LIMITS: dict[str, Any] = {
     "loss.kl_coefficient": 0.0,
     "penalty": None,
 }
-"""What none of the trainers can do, each key with the one value that it may have."""
+"""Settings that none of the trainers supports, each key with its only permitted value."""
 
 
 def shared_arguments(settings: Settings, folder: str, device: torch.device) -> dict[str, Any]:
-    """Return them by the names of transformers' ``TrainingArguments``; ``folder`` gets nothing."""
+    """Return the shared arguments by the names of ``TrainingArguments``; nothing is written to ``folder``."""
     update = settings.update
     return {
         "output_dir": folder,
@@ -102,31 +102,31 @@ def shared_arguments(settings: Settings, folder: str, device: torch.device) -> d
 
 
 Log = dict[str, Any]
-"""What a trainer logs at once, by its own keys."""
+"""One log entry of a trainer, by the trainer's own keys."""
 
 
 class Method(Protocol):
-    """What is a wrapped trainer's own: how it is made, and what its log says in our units."""
+    """The part that differs between wrapped trainers: how to make the trainer, and how to convert its log."""
 
     logs_per_step: int
-    """How often it logs between two batches."""
+    """Number of log entries between two batches."""
 
     def trainer(self, watch: Watch, folder: str) -> Any:
-        """Return the other library's trainer, which gives each batch to ``watch``; ``folder`` stays empty."""
+        """Return the other library's trainer, which passes each batch to ``watch``; ``folder`` stays empty."""
         ...
 
     def columns(self, logs: list[Log], row: Row) -> Row:
-        """Return the columns that a step's logs fill, given those of its batch; none that has another definition."""
+        """Return the columns that a step's logs fill, given its batch's; only those with our definition."""
         ...
 
 
 class Watch(Protocol):
-    """Takes the batches of a trainer, in one piece or in several."""
+    """Receives the batches of a trainer, in one piece or in several."""
 
     def score(self, prompts: Encoded, replies: list[list[int]]) -> Tensor:
         """Return the training reward of each reply, [b] on the CPU, given the ids that were sampled for it.
 
-        Called after sampling and before any update, for each row of the batch once, in order.
+        Must be called after sampling and before any update, once for each row of the batch, in order.
         """
         ...
 
@@ -141,7 +141,7 @@ class Piece:
 
 
 def whole(pieces: list[Piece]) -> tuple[Encoded, list[list[int]]]:
-    """Put the pieces of a batch together; their prompts are padded to one width."""
+    """Join the pieces of a batch; their prompts are padded to one width."""
     parts = [piece.prompts for piece in pieces]
     prompts = Encoded(
         [text for part in parts for text in part.texts],
@@ -155,7 +155,7 @@ def whole(pieces: list[Piece]) -> tuple[Encoded, list[list[int]]]:
 def rollout_of(policy: Policy, prompts: Encoded, replies: list[list[int]]) -> Rollout:
     """Return prompts and the ids sampled for them, [B] lists of any length, as a rollout.
 
-    A reply ends with the tokenizer's end token, the one that TRL stops at, or is cut off.
+    A reply ends with the tokenizer's end token, at which TRL stops, or is cut off.
     """
     end, device = policy.tokenizer.eos_token_id, prompts.ids.device
     pad = int(policy.tokenizer.pad_token_id)
@@ -178,23 +178,23 @@ def rollout_of(policy: Policy, prompts: Encoded, replies: list[list[int]]) -> Ro
 
 
 def cut_at_the_end(ids: list[int], end: int, pad: int) -> list[int]:
-    """Return what TRL's PPO takes of sampled ids for the reply.
+    """Return the part of the sampled ids that TRL's PPO takes as the reply.
 
-    That is up to the first end token, or up to a padding token before it, which the policy may sample too.
+    It extends to the first end token, or to an earlier padding token, which the policy may sample too.
     """
     stop = ids.index(end) + 1 if end in ids else len(ids)
     return ids[: ids.index(pad)] if pad != end and pad in ids[:stop] else ids[:stop]
 
 
 class _Enough(Exception):
-    """Leaves the other library's training, which listens to nothing else."""
+    """Raised to leave the other library's training, which cannot be stopped in any other way."""
 
 
 class Wrapped:
-    """A trainer of another library, launched, seeded, measured and stopped as any learner.
+    """A trainer of another library, which is started, seeded, measured and stopped like any learner.
 
-    It draws from torch's global generator, so no two arms are paired by their seed, and its optimizer cannot be
-    saved, so that a run that was broken off begins anew. Evaluation is the loop's own.
+    It draws from torch's global generator, so no two algorithms are paired by their seed. Its optimizer cannot be
+    saved, so an interrupted run starts again. Evaluation is the loop's own.
     """
 
     resumable = False
@@ -215,12 +215,12 @@ class Wrapped:
         self._stopwatch = contextlib.ExitStack()
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the present policy on the held-out prompts."""
+        """Evaluate the current policy on the held-out prompts."""
         with self.clock.stage("evaluate"), eval_mode(self.world.policy):
             return evaluate(self.settings, self.world, self.processes)
 
     def learn(self, report: Report) -> None:
-        """Let the trainer train until its end, or until ``report`` says that it is enough."""
+        """Let the trainer train until its end, or until ``report`` returns False."""
         self._report = report
         set_seed(self.settings.seed)
         with tempfile.TemporaryDirectory() as folder, silence() as self._unprinted, _as_it_was(self.world.policy):
@@ -232,7 +232,7 @@ class Wrapped:
             except _Enough:
                 return
             except RuntimeError as fault:
-                # torch cannot sample from what weights that are not finite give.
+                # Non-finite weights give probabilities from which torch cannot sample.
                 if "probability tensor" not in str(fault):
                     raise
                 self.broken = str(fault)
@@ -241,17 +241,17 @@ class Wrapped:
                 self.clock.take()
 
     def state(self) -> dict[str, Any]:
-        """Return nothing: the other library's trainers cannot be continued."""
+        """Return an empty state: the other library's trainers cannot be continued."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Refuse: there is nothing to continue from."""
+        """Raise ``UsageError``: there is no state to continue from."""
         raise UsageError(
             f"{self.settings.algorithm} cannot continue a run", "Remove the run's folder and call the command again."
         )
 
     def score(self, prompts: Encoded, replies: list[list[int]]) -> Tensor:
-        """Score some rows of a batch and return their rewards under stress; with the last rows measure it all."""
+        """Score some rows of a batch and return their rewards under stress; with the last rows, measure the batch."""
         if not self._pieces:
             self.step_number += 1
         first = sum(len(piece.replies) for piece in self._pieces)
@@ -264,7 +264,7 @@ class Wrapped:
         return perturb_rewards(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
 
     def _measure(self) -> None:
-        """Describe the whole batch in our units, under the policy that sampled it."""
+        """Compute this package's columns for the whole batch, under the policy that sampled it."""
         policy, settings = self.world.policy, self.settings
         with self.clock.stage("measure"), eval_mode(policy):
             rollout = rollout_of(policy, *whole(self._pieces))
@@ -283,12 +283,12 @@ class Wrapped:
         self._sampled = int(rollout.mask.sum())
 
     def begun(self) -> None:
-        """Start the clock, and let what is printed be seen again."""
+        """Start the clock, and show printed output again."""
         self._unprinted.close()
         self._stopwatch.enter_context(self.clock.stage("step"))
 
     def logged(self, log: Log) -> None:
-        """Take what the trainer logs; the last log of a step makes its row."""
+        """Take a log entry of the trainer; the last entry of a step completes its row."""
         if self._row is None:
             return  # the summary at the end of the training
         self._logs.append(log)
@@ -302,7 +302,7 @@ class Wrapped:
         self._stopwatch.enter_context(self.clock.stage("step"))
 
     def _costs(self) -> Row:
-        """Return the times: what our measuring took is no part of the other library's step."""
+        """Return the times; the time of our measuring is subtracted from the other library's step."""
         self._stopwatch.close()
         seconds = self.clock.take()
         seconds["time/step"] -= seconds["time/measure"]
@@ -313,7 +313,7 @@ class Wrapped:
         }
 
     def _not_finite(self, row: Row) -> str | None:
-        """Return what has stopped being finite: a column, or a weight of the policy."""
+        """Return what has stopped being finite, a column or a weight of the policy; None if all are finite."""
         for key, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{key} is {value}"
@@ -324,23 +324,23 @@ class Wrapped:
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
-    """Passes on what the trainer says."""
+    """Passes the trainer's events to ``wrapped``."""
 
     def __init__(self, wrapped: Wrapped) -> None:
         self.wrapped = wrapped
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Tell that training begins."""
+        """Report that training begins."""
         self.wrapped.begun()
 
     def on_log(self, *_: Any, logs: Log, **__: Any) -> None:
-        """Pass on a log."""
+        """Pass on a log entry."""
         self.wrapped.logged(dict(logs))
 
 
 @contextlib.contextmanager
 def eval_mode(policy: Policy) -> Iterator[None]:
-    """Within this context the policy is as in evaluation, and after it every module as it was."""
+    """Put the policy in evaluation mode within this context, and restore every module's mode after it."""
     training = [module for module in policy.model.modules() if module.training]
     policy.model.eval()
     try:
@@ -352,7 +352,7 @@ def eval_mode(policy: Policy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_it_was(policy: Policy) -> Iterator[None]:
-    """Take back, after the training, what TRL sets on the model beside its weights: mode, end token, adapters."""
+    """Undo, after the training, what TRL sets on the model beside its weights: mode, end token, adapters."""
     model: Any = policy.model
     ends = getattr(model.generation_config, "eos_token_id", None)
     adapters = set(getattr(model, "peft_config", ()))

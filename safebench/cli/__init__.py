@@ -1,1 +1,1 @@
-"""The command line: parse, call, print. Importing it imports no torch."""
+"""The command line: parse, call, print. Importing it does not import torch."""

@@ -1,4 +1,4 @@
-"""Runs side by side: one table, one row per arm, or rounds of seeds until the rule has decided."""
+"""Compares runs: one table, one row per arm, or rounds of seeds until the stopping rule has decided."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CompareOptions:
     """What counts as a crash."""
 
     def compare(self, gathered: RunGroups) -> Comparison:
-        """Compare what was gathered, all rows, and say who judged where that was not the runs' own judge."""
+        """Return the comparison of the gathered runs, all rows, with a note on the judge if it is not the runs' own."""
         made = compare_groups(
             gathered.groups,
             baseline=self.baseline,
@@ -80,13 +80,13 @@ def compare(request: RunRequest, selection: RunFilter, how: CompareOptions, outp
     except (ComparisonRefused, MissingResource) as error:
         if code == 0:
             raise
-        # What failed is why: that is the exit code to give.
+        # The failed runs are the cause, so their exit code is returned.
         tell(error)
     return code
 
 
 def _refuse_conflicting_options(selection: RunFilter, how: CompareOptions, output: Format) -> None:
-    """Refuse what only one of the two tables has, before any run is made."""
+    """Raise ``UsageError`` for options that the chosen table does not have, before any run is made."""
     if selection.root.is_file() and not how.brief:
         raise UsageError(f"{selection.root} keeps a line per run, not its curves", hint="Add --brief.")
     if how.brief and (how.metrics or selection.judge or output is Format.LATEX):
@@ -99,7 +99,7 @@ def _refuse_conflicting_options(selection: RunFilter, how: CompareOptions, outpu
 
 
 def refuse_replicates_of_others(selection: RunFilter) -> None:
-    """Raise ``UsageError`` where replicates are asked for beside runs or a judge that have none."""
+    """Raise ``UsageError`` if --replicate is combined with --judge or --where: such runs have no replicates."""
     if selection.replicate and (selection.judge or selection.where):
         raise UsageError("--replicate does not go with --judge or --where", hint="Leave one of them out.")
 
@@ -123,7 +123,7 @@ def _tables(request: RunRequest, selection: RunFilter, how: CompareOptions, outp
 
 
 def _options(request: RunRequest, selection: RunFilter) -> list[str]:
-    """Return the options of the command line that chose these runs."""
+    """Return the command-line options that selected these runs."""
     given = {
         "--seeds": request.seeds,
         "--preset": request.preset,
@@ -136,7 +136,7 @@ def _options(request: RunRequest, selection: RunFilter) -> list[str]:
 
 
 def _rendered(comparison: Comparison, metrics: Sequence[str], output: Format, options: Sequence[str]) -> str:
-    """Return the comparison in a format; the summary where rows are not chosen by hand."""
+    """Return the comparison in a format; with --metric, the table replaces the summary."""
     if output is Format.SUMMARY and not metrics:
         return summary.render(comparison, options)
     whole = Format.TABLE if output is Format.SUMMARY else output
@@ -165,7 +165,7 @@ def _with_notes(block: Block, notes: Sequence[str]) -> Block:
 
 
 def _lying(request: RunRequest, selection: RunFilter) -> Iterator[tuple[str, Arms, list[str]]]:
-    """Yield the runs that lie in the results, preset by preset, and what their tuning cost."""
+    """Yield each preset, its runs in the results by arm, and the cost of their tuning."""
     for preset in config.expand_preset(request.preset):
         try:
             (gathered,) = gather(replace(request, preset=preset), selection)
@@ -180,7 +180,7 @@ def _lying(request: RunRequest, selection: RunFilter) -> Iterator[tuple[str, Arm
 
 
 def _kept(request: RunRequest, selection: RunFilter) -> Iterator[tuple[str, Arms, list[str]]]:
-    """Yield the runs that a file keeps, preset by preset; it does not keep what tuning cost."""
+    """Yield each preset and its runs in a file by arm, without tuning costs, which the file does not hold."""
     if selection.where or selection.judge or request.overrides or request.files or request.steps is not None:
         raise UsageError(
             f"{selection.root} keeps runs as they were made: no --set, --config, --steps, --where, --judge",
@@ -209,7 +209,7 @@ def _kept(request: RunRequest, selection: RunFilter) -> Iterator[tuple[str, Arms
 
 
 def keep_lines(folders: Sequence[Path], out: Path) -> None:
-    """Write a line for each run into ``out`` and print its name."""
+    """Write a line for each run to the file ``out`` and print the path."""
     from safebench.analysis import runs
     from safebench.recording.files import write_atomic
 
@@ -218,7 +218,10 @@ def keep_lines(folders: Sequence[Path], out: Path) -> None:
 
 
 def rule(until_decided: bool, alpha: float | None, size: int | None, most: int | None) -> Rule | None:
-    """Return the rule asked for; None without --until-decided. Raises ``UsageError`` for its options without it."""
+    """Return the requested stopping rule; None without --until-decided.
+
+    Raises ``UsageError`` if an option of the rule is given without --until-decided.
+    """
     given = {"--alpha": alpha, "--round": size, "--max-seeds": most}
     if not until_decided:
         if alone := [option for option, value in given.items() if value is not None]:
@@ -231,9 +234,9 @@ def rule(until_decided: bool, alpha: float | None, size: int | None, most: int |
 def compare_until_decided(
     request: RunRequest, selection: RunFilter, how: CompareOptions, output: Format, rule: Rule, jobs: int
 ) -> int:
-    """Make and compare the runs round by round; stop when nothing is open, and print the comparison of all seeds.
+    """Make and compare the runs round by round until nothing is open, and print the comparison of all seeds.
 
-    Runs that are there are used, so the same command continues. What each round decided goes to stderr.
+    Existing runs are used, so the same command continues an earlier one. The decisions of each round go to stderr.
     """
     _refuse_without_rounds(request, selection, how)
     seeds: list[int] = []
@@ -251,7 +254,7 @@ def compare_until_decided(
         except (ComparisonRefused, MissingResource) as error:
             if failed == 0:
                 raise
-            # What failed is why: that is the exit code to give.
+            # The failed runs are the cause, so their exit code is returned.
             tell(error)
             return failed
         _tell(found, len(seeds))
@@ -292,7 +295,7 @@ def _tell(found: Stopping, seeds: int) -> None:
 
 
 def _refuse_without_rounds(request: RunRequest, selection: RunFilter, how: CompareOptions) -> None:
-    """Refuse what does not go together with rounds, before any run is made."""
+    """Raise ``UsageError`` for options that cannot be combined with rounds, before any run is made."""
     for given, option, why in (
         (request.seeds, "--seeds", "the rounds choose the seeds"),
         (selection.where, "--where", "it chooses among runs that are there"),

@@ -1,4 +1,4 @@
-"""What runs come to: claims, pages, pictures, alarms, other judges, other trainers' histories."""
+"""Commands on recorded runs: claims, pages, plots, alarms, other judges, other trainers' histories."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from safebench.report.cells import DASH, interval
 
 
 def print_claims(request: RunRequest, root: Path, output: str, spec: CrashSpec) -> None:
-    """Print the ledger of the claims, for one preset, of the experiments asked for (none: of those it is of)."""
+    """Print the ledger of the claims for one preset and the requested experiments (none: the ledger's own)."""
     made = find_claims(request, root, spec, request.experiments)
     if made is None:
         raise MissingResource(f"no runs for any claim in {root}", hint="`safebench compare ppo safe --run` makes some.")
@@ -39,9 +39,9 @@ def print_claims(request: RunRequest, root: Path, output: str, spec: CrashSpec) 
 
 
 def find_claims(request: RunRequest, root: Path, spec: CrashSpec, arms: Sequence[str] = ()) -> Ledger | None:
-    """Ask the claims of the runs that lie in the results; None where there are none for any of them.
+    """Return the ledger of the claims for the runs in the results; None if no claim has any runs.
 
-    ``arms`` are experiments to ask them of in place of those that the ledger is of by itself.
+    ``arms`` are the experiments to test the claims on, in place of the ledger's own.
     """
     if len(config.expand_preset(request.preset)) > 1:
         raise UsageError(f"claims are asked of one preset, and {request.preset} is several", hint="Give one.")
@@ -55,7 +55,7 @@ def find_claims(request: RunRequest, root: Path, spec: CrashSpec, arms: Sequence
 
 
 def _controlled(arms: Sequence[str], request: RunRequest) -> list[str]:
-    """Return the arms, each once; raises ``UsageError`` for one that the claims cannot be about."""
+    """Return the arms, each once; raise ``UsageError`` for one that the claims cannot be tested on."""
     for settings in replace(request, experiments=arms, preset=None).settings():
         if settings.penalty is None:
             raise UsageError(
@@ -69,7 +69,7 @@ def _controlled(arms: Sequence[str], request: RunRequest) -> list[str]:
 
 
 def _complete_runs(name: str, request: RunRequest, root: Path) -> list[Run]:
-    """Return the complete runs of an experiment, or of ``experiment@preset``; none where no file has that name yet."""
+    """Return the complete runs of an experiment, or of ``experiment@preset``; empty if no file has that name."""
     experiment, _, preset = name.partition("@")
     if locate_file(experiment) is None or (preset and (request.preset or locate_file(preset, "presets") is None)):
         return []
@@ -81,7 +81,7 @@ def _complete_runs(name: str, request: RunRequest, root: Path) -> list[Run]:
 def write_page(request: RunRequest, selection: RunFilter, how: CompareOptions, out: Path) -> None:
     """Write the page of the comparison, one per preset, and print its path.
 
-    Claims are asked of the experiments' own runs and judge: where others were chosen, the page has none.
+    Claims are tested only on the experiments' own runs and judge: if others were chosen, the page has no claims.
     """
     from safebench.report.html.write import write_report
 
@@ -96,7 +96,7 @@ def write_page(request: RunRequest, selection: RunFilter, how: CompareOptions, o
 
 
 def print_sensitivity(request: RunRequest, selection: RunFilter, spec: CrashSpec) -> None:
-    """Print how the result of two experiments moves with every choice, one table per preset."""
+    """Print how the result of two experiments changes with every analysis choice, one table per preset."""
     from safebench.analysis.sensitivity import sensitivity
     from safebench.report.small_tables import sensitivity_to_markdown
 
@@ -128,7 +128,7 @@ def diff(first: str, second: str, root: Path) -> None:
 
 
 def keep(names: Sequence[str], out: Path, root: Path) -> None:
-    """Copy what evidence needs of the runs and print the folders; into a CSV file, write a line each."""
+    """Copy the files of the runs that evidence needs and print the folders; to a CSV file, write a line per run."""
     if out.suffix == ".csv":
         from safebench.cli.compare import keep_lines
 
@@ -141,7 +141,7 @@ def keep(names: Sequence[str], out: Path, root: Path) -> None:
 
 
 def alarms(names: Sequence[str], root: Path) -> None:
-    """Print what each kind of alarm was worth over the runs; runs that cannot be read are told and left out."""
+    """Print how well each kind of alarm predicted harm over the runs; damaged runs are reported and left out."""
     from safebench.analysis.alarms import Worth, chance, course_of, worth
 
     found = [runs.read(folder) for folder in _folders(names, root)] if names else runs.find(root)
@@ -171,12 +171,12 @@ def _folders(names: Sequence[str], root: Path) -> list[Path]:
 
 
 Count = Callable[[str, int, int], None]
-"""Takes what is worked on, how much of it is done, and of how much."""
+"""Takes the name of the task, the number done, and the total number."""
 
 
 @contextmanager
 def counting() -> Iterator[Count]:
-    """Give what shows progress while the block runs."""
+    """Yield a function that shows progress while the block runs."""
     if not sys.stderr.isatty():
         yield _lines()
         return
@@ -215,9 +215,9 @@ def _lines() -> Count:
 def rescore(
     names: Sequence[str], reward: str, force: bool, root: Path, label: str | None, trust: Sequence[str]
 ) -> None:
-    """Score the runs' saved replies with another reward, and say how to compare by it."""
+    """Score the runs' saved replies with another reward, and print the command that compares by it."""
     folders = list(dict.fromkeys(folder for name in names for folder in locate_all(name, root)))
-    from safebench.scoring.rescore import rescore_all  # imports torch: not before the runs are found
+    from safebench.scoring.rescore import rescore_all  # imports torch, so only after the runs are found
 
     with counting() as count:
         done = rescore_all(
@@ -238,9 +238,9 @@ def rescore(
 
 
 def draw(request: RunRequest, draws: int, root: Path) -> None:
-    """Draw the initial policy's replies, and print its best of n: of the first experiment, for all share the policy."""
+    """Sample the initial policy's replies and print its best of n, for the first experiment: all share the policy."""
     chosen = replace(request, experiments=request.experiments[:1]).settings()
-    from safebench.scoring.best_of_n import sample_best_of_n  # imports torch: not before the settings are sound
+    from safebench.scoring.best_of_n import sample_best_of_n  # imports torch, so only after the settings are valid
 
     for settings in chosen:
         with counting() as count:
@@ -256,9 +256,9 @@ def draw(request: RunRequest, draws: int, root: Path) -> None:
 
 
 def check(request: RunRequest, draws: int, root: Path) -> None:
-    """Print what a reward says of pairs whose order is known, its best of n, and how it goes with the judge."""
+    """Print a reward's scores on pairs whose order is known, its best of n, and its agreement with the judge."""
     (settings,) = request.settings()
-    from safebench.scoring.reward_check import check_reward  # imports torch: not before the settings are sound
+    from safebench.scoring.reward_check import check_reward  # imports torch, so only after the settings are valid
 
     with counting() as count:
         found = check_reward(settings, root, draws, count)
@@ -298,7 +298,7 @@ def _rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def import_runs(path: Path, root: Path, known: Sequence[str], overwrite: bool, **options: Any) -> None:
-    """Import the history in ``path`` and print what was kept, converted and left."""
+    """Import the history in ``path`` and print what was kept, converted and left out."""
     exists: Literal["error", "overwrite"] = "overwrite" if overwrite else "error"
     command = ["safebench", *sys.argv[1:]]
     imported = import_history(path, root=root, known=_known(known), if_exists=exists, command=command, **options)

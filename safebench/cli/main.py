@@ -1,4 +1,4 @@
-"""Every command with its options and help, and what an error looks like at the end of one."""
+"""Defines every command with its options and help, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safebench.telemetry import quiet
 from safebench.user_code import blamed
 
 RESULTS = Path("results")
-"""Where runs lie unless told otherwise."""
+"""Default folder of the runs."""
 REPORT = "This is a fault of safebench: please report it, with the lines above and the command, to its issue tracker."
 
 FORMER = {
@@ -29,7 +29,7 @@ FORMER = {
     "sensitivity": "report FIRST SECOND --sensitivity",
     "best-of-n": "report EXPERIMENT --best-of-n N",
 }
-"""Commands of earlier versions, and what is typed in their place."""
+"""Commands of earlier versions, and the commands that replace them."""
 
 app = typer.Typer(
     name="safebench",
@@ -78,7 +78,7 @@ def run(
     dry_run: options.DryRun = False,
     results: options.Root = RESULTS,
 ) -> int:
-    """Run experiments: train, record, say how it ended. Called again, it continues what is unfinished."""
+    """Train experiments, record the runs and print how each ended. The same command continues unfinished runs."""
     from safebench.cli import train
     from safebench.cli.request import RunRequest
 
@@ -134,7 +134,7 @@ def compare(
     dry_run: options.DryRun = False,
     results: options.Root = RESULTS,
 ) -> int:
-    """Compare experiments over seeds, on what lies in the results; --run makes what is missing."""
+    """Compare experiments over seeds, from the runs in the results folder; --run makes the missing ones first."""
     from safebench.cli import train
     from safebench.cli.request import RunRequest
 
@@ -189,7 +189,7 @@ def tune(
     dry_run: options.PlanOnly = False,
     results: options.Root = RESULTS,
 ) -> int:
-    """Tune each experiment's own knobs on equally many pilot runs, and write the winner as an experiment file."""
+    """Tune each experiment's own knobs with equally many pilot runs, and write the winner as an experiment file."""
     from safebench.cli import train
     from safebench.cli.request import RunRequest
 
@@ -232,7 +232,7 @@ def report(
     trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
-    """Write one HTML page: table, curves, frontier, crashes, replies, fairness, claims. It loads nothing."""
+    """Write one self-contained HTML page: table, curves, frontier, crashes, replies, fairness, claims."""
     from safebench.cli import evidence
     from safebench.cli.compare import CompareOptions
     from safebench.cli.request import RunFilter, RunRequest
@@ -271,7 +271,7 @@ def claims(
     crash_spec: options.CrashSpecification = CrashVersion.HARMS,
     results: options.Root = RESULTS,
 ) -> None:
-    """Print the ledger: each claim of the paper, our figure with its interval, the verdict, the command."""
+    """Print the ledger: each claim of the paper, our figure with its interval, the verdict, and the command."""
     from safebench.cli import evidence
     from safebench.cli.request import RunRequest
 
@@ -283,7 +283,7 @@ def claims(
 def list_(
     kind: options.ListedKind = Listed.RUNS, model: options.ModelName = None, results: options.Root = RESULTS
 ) -> None:
-    """List the runs in the results, or the experiments, algorithms, models or rewards that there are."""
+    """List the runs in the results folder, or the available experiments, algorithms, models or rewards."""
     from safebench.cli import manage
 
     if kind is Listed.RUNS:
@@ -298,7 +298,7 @@ def list_(
 
 @app.command("show")
 def show(run: options.RunName, explain: options.Explain = False, results: options.Root = RESULTS) -> None:
-    """Show one run: what it is, how it differs from its experiment, its last figures, its crashes."""
+    """Show one run: its status, its differences from its experiment, its last figures and its crashes."""
     from safebench.cli import manage as lying
 
     (lying.explain if explain else lying.show)(run, results)
@@ -306,7 +306,7 @@ def show(run: options.RunName, explain: options.Explain = False, results: option
 
 @app.command("clean")
 def clean(run: options.RunNames = None, dry_run: options.Pretend = False, results: options.Root = RESULTS) -> None:
-    """Delete what ended runs no longer need: checkpoints and trackers' caches. Figures and adapters stay."""
+    """Delete the checkpoints and tracker caches of ended runs. Metrics and adapters are kept."""
     from safebench.cli.manage import clean
 
     clean(run or [], results, dry_run)
@@ -321,7 +321,7 @@ def check_reward(
     trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
-    """Say how far a reward can be believed, before anything is trained on it."""
+    """Check how reliable a reward is, before a policy is trained on it."""
     from safebench.cli import evidence
     from safebench.cli.request import RunRequest
 
@@ -342,9 +342,10 @@ def doctor(
     online: options.Online = False,
     results: options.Root = RESULTS,
 ) -> int:
-    """Say what this machine can run and why not; with a model, reward or prompts of yours, check these.
+    """Print what this machine can run, and the reasons where it cannot. With your own model, reward or prompts, check
+    these instead.
 
-    Ends with 3 where even the embedded run cannot be had, or where a check of yours fails.
+    The exit code is 3 if even the embedded run is not possible, or if a check of your own fails.
     """
     from safebench.cli import manage
 
@@ -376,14 +377,14 @@ def sample(
     trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
-    """Let a trained policy reply to a prompt."""
+    """Print replies of a trained policy to a prompt."""
     from safebench.cli.manage import locate
 
     folder = locate(run, results)
-    from safebench.scoring import talk  # imports torch: not before the run is found
+    from safebench.scoring import talk  # imports torch, so only after the run is found
 
     trust = trust_remote_code or ()
-    # Arguments are bytes, which a locale without UTF-8 leaves undecoded.
+    # A locale without UTF-8 leaves bytes of the arguments undecoded.
     prompt = prompt.encode(errors="surrogateescape").decode(errors="replace")
     for reply in talk.sample(
         folder, prompt, count=count, seed=seed, temperature=temperature, tokens=tokens, trust=trust
@@ -398,11 +399,11 @@ def export(
     trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
-    """Merge a run's adapter into its model and write it for plain transformers."""
+    """Merge a run's adapter into its model and write the result for plain transformers."""
     from safebench.cli.manage import locate
 
     folder = locate(run, results)
-    from safebench.scoring import talk  # imports torch: not before the run is found
+    from safebench.scoring import talk  # imports torch, so only after the run is found
 
     print(talk.export(folder, folder / "merged" if out is None else out, trust=trust_remote_code or ()))
 
@@ -411,7 +412,7 @@ def export(
 def plot(
     run: options.RunsOrExperiments, out: options.PlotFile = Path("curves"), results: options.Root = RESULTS
 ) -> None:
-    """Draw the curves of runs, those of one experiment together: mean and range of the seeds, as PNG and SVG."""
+    """Plot the curves of runs as PNG and SVG; runs of one experiment appear as mean and range over the seeds."""
     from safebench.cli.evidence import plot
 
     plot(run, out, results)
@@ -419,7 +420,7 @@ def plot(
 
 @app.command("diff")
 def diff(first: options.FirstRun, second: options.SecondRun, results: options.Root = RESULTS) -> None:
-    """Say how two runs differ: settings, environment, and the first step at which their curves part."""
+    """Print how two runs differ: settings, environment, and the first step at which their curves differ."""
     from safebench.cli.evidence import diff
 
     diff(first, second, results)
@@ -427,7 +428,7 @@ def diff(first: options.FirstRun, second: options.SecondRun, results: options.Ro
 
 @app.command("keep")
 def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: options.Root = RESULTS) -> None:
-    """Keep what evidence needs of runs, without weights: as folders, or a line each in one file (compare --brief)."""
+    """Copy runs without weights into another folder, or write a line per run to a CSV file (for compare --brief)."""
     from safebench.cli.evidence import keep
 
     keep(run, out, results)
@@ -435,7 +436,7 @@ def keep(run: options.RunsOrExperiments, out: options.KeepFolder, results: optio
 
 @app.command("alarms")
 def alarms(run: options.RunNames = None, results: options.Root = RESULTS) -> None:
-    """Say for each kind of alarm what it was worth over recorded runs: how often harm followed, and how much later."""
+    """Print, for each kind of alarm over recorded runs, how often harm followed and how many steps later."""
     from safebench.cli.evidence import alarms
 
     alarms(run or (), results)
@@ -450,7 +451,7 @@ def rescore(
     trust_remote_code: options.Trust = None,
     results: options.Root = RESULTS,
 ) -> None:
-    """Score the replies that runs saved with another reward, so that old runs can be judged again."""
+    """Score the saved replies of runs with another reward, so that old runs can be judged again."""
     from safebench.cli import evidence
 
     evidence.rescore(run, reward, force, results, label, trust_remote_code or ())
@@ -471,7 +472,7 @@ def import_(
     overwrite: options.Overwrite = False,
     results: options.Root = RESULTS,
 ) -> None:
-    """Read the history of a run of TRL, verl or OpenRLHF as a run of ours, so that it gets the same crash table."""
+    """Import the history of a TRL, verl or OpenRLHF run as a run here, so that it gets the same crash table."""
     from safebench.cli import evidence
 
     evidence.import_runs(
@@ -491,7 +492,7 @@ def import_(
 
 
 def _former(name: str, now: str) -> None:
-    """Let a command's former name say what to type now."""
+    """Register a command's former name, which raises ``UsageError`` with the command to type now."""
 
     @app.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def answer() -> None:
@@ -503,7 +504,7 @@ for _name, _now in FORMER.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors of ours are said in two lines, without a traceback."""
+    """Run one command and return its exit code; print errors of this package in two lines, without a traceback."""
     quiet()
     encode_anything()
     try:
@@ -520,13 +521,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(error)
         return error.exit_code
     except (BrokenPipeError, SystemExit) as error:
-        # The reader of our output has left (safebench list | head): nothing is wrong. Typer makes an exit of it.
+        # The reader closed the pipe (safebench list | head), which is no error. Typer turns it into SystemExit.
         if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        # What Python still wants to flush at its end goes nowhere, without a complaint.
+        # Send what Python still flushes at exit to the null device, so that the flush raises no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except Exception as error:  # the last boundary: everything we did not foresee
+    except Exception as error:  # the last boundary: all unforeseen errors
         if (blame := blamed(error)) is not None:
             tell(blame)
             return blame.exit_code
@@ -538,7 +539,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(error: typer.TyperException) -> None:
-    """Write a fault of the command line itself; such errors carry the usage line of their command."""
+    """Print an error in the command line itself; such errors carry the usage line of their command."""
     show = getattr(error, "show", None)
     if show is None:
         print(f"error: {error.format_message()}", file=sys.stderr)
@@ -551,9 +552,9 @@ def _code(returned: Any) -> int:
 
 
 def encode_anything() -> None:
-    """Let stdout and stderr write a question mark for what their encoding lacks, rather than raise."""
+    """Make stdout and stderr write a question mark for characters that their encoding lacks, rather than raise."""
     for stream in (sys.stdout, sys.stderr):
-        # A stream that someone put in their place need not be a file.
+        # A stream that replaces one of them may be of another type.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 

@@ -1,4 +1,4 @@
-"""What there is: catalogues, recorded runs and how they ended, and what this machine can run."""
+"""Lists catalogues, shows, finds and cleans recorded runs, and prints what this machine can run."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def algorithms() -> None:
 
 
 def things(group: Literal["models", "rewards"]) -> None:
-    """Print models or rewards: name, size, licence, where from, what it is."""
+    """Print models or rewards: name, size, licence, source, description."""
     title = group.removesuffix("s").upper()
     print(columns([(title, "SIZE", "LICENCE", "FROM", ""), *(_row(group, entry) for entry in registry.entries(group))]))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as columns, each as wide as its widest cell, the last one ragged."""
+    """Return rows of text as columns, each as wide as its widest cell, without trailing spaces."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def size(count: int | None) -> str:
-    """Return a number of parameters for people: ``2.0M``, ``3.1B``."""
+    """Return a number of parameters in readable form: ``2.0M``, ``3.1B``."""
     if count is None:
         return "?"
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
@@ -79,7 +79,7 @@ FIGURES = (
 
 
 def describe(result: Result) -> str:
-    """Return what a finished or unstable run came to: status, steps, last figures, crashes, files."""
+    """Return the summary of a finished or unstable run: status, steps, last figures, crashes, files."""
     last, steps = last_values(read(result.folder)), result.settings.update.steps
     before = "" if result.fresh else " before, nothing was done"
     lines = [f"{label(result.settings)}: {result.status}{before}, step {_figure(last.get('step', '?'))} of {steps}"]
@@ -98,7 +98,7 @@ def last_values(run: Run) -> dict[str, float | str]:
 
 
 def crashes(row: Mapping[str, Any]) -> str:
-    """Return the crash counts of a row of metrics in words: harms, alarms, and what nobody watched."""
+    """Return the crash counts of a row of metrics in words: harms, alarms, and kinds that were not watched."""
     counts = {kind: row.get(f"crash/{kind}") for kind in CRASH_KINDS}
     known = {kind: count for kind, count in counts.items() if isinstance(count, int | float)}
 
@@ -133,7 +133,7 @@ def list_runs(model: str | None, results: Path) -> None:
 
 
 def show(run: str, results: Path) -> None:
-    """Print one run: what it is, how it differs from its experiment, its last figures and its crashes."""
+    """Print one run: its status, its differences from its experiment, its last figures and its crashes."""
     found = runs.read(locate(run, results))
     print(f"{found.model} {found.variant} seed {found.seed}: {state(found)}, step {_steps(found)}")
     if found.message:
@@ -146,7 +146,7 @@ def show(run: str, results: Path) -> None:
     if found.status != "damaged":
         try:
             _print_differences(config.load(found.folder / "config.yaml"))
-        except BadResource as error:  # made by another version: its figures can be shown all the same
+        except BadResource as error:  # made by another version: its figures can still be shown
             print(f"\n{error}")
     last = last_values(found)
     print(f"\ncrashes: {crashes(last)}")
@@ -168,7 +168,7 @@ def explain(run: str, results: Path) -> None:
 
 
 def clean(names: Sequence[str], results: Path, dry_run: bool) -> None:
-    """Delete what ended runs no longer need, of those named or of all; say what was freed."""
+    """Delete the files that ended runs no longer need, of the named runs or of all; print the freed size."""
     chosen = [runs.read(locate(name, results)) for name in names] if names else runs.find(results)
     freed = 0
     for one in chosen:
@@ -186,7 +186,7 @@ def clean(names: Sequence[str], results: Path, dry_run: bool) -> None:
 
 
 def locate(name: str, root: Path) -> Path:
-    """Return the run folder that ``name`` means: a path, or the end of one below ``root``, where that is clear."""
+    """Return the run folder that ``name`` means: a path, or the unambiguous end of a path below ``root``."""
     for folder in (Path(name), root / name):
         if (folder / "config.yaml").is_file():
             return folder
@@ -207,8 +207,8 @@ def locate(name: str, root: Path) -> Path:
 def locate_all(name: str, root: Path) -> list[Path]:
     """Return every run folder that ``name`` means: one run as in ``locate``, or all seeds of an experiment's folder.
 
-    The folder of a tuned experiment, or of another that came from a file, has a hash behind its name: the name alone
-    means it where it is the only one.
+    The folder of a tuned experiment, or of another that came from a file, has a hash after its name. The name alone
+    means this folder if it is the only one with that name.
     """
     parts = Path(name).parts
     found = runs.find(root)
@@ -220,14 +220,14 @@ def locate_all(name: str, root: Path) -> list[Path]:
 
 
 def state(run: Run) -> str:
-    """Return a run's status; one that says it is running while nobody works on it was killed."""
+    """Return a run's status; a run that is marked as running but not locked by a process was killed."""
     if run.status == "running" and not is_locked(run.folder):
         return "killed (resumable)"
     return f"{run.status} (resumable)" if run.status == "interrupted" else run.status
 
 
 def _record(run: Run) -> StatusRecord | None:
-    """Return what status.json says; None where there is none, or none that this version reads."""
+    """Return the content of status.json; None if it is missing or this version cannot read it."""
     try:
         return None if run.status in ("damaged", "unknown") else layout.read_status(run.folder)
     except BadResource:
@@ -257,7 +257,7 @@ def _text(value: Any) -> str:
 
 
 def _needless(folder: Path) -> Iterator[Path]:
-    """Yield the folders an ended run can do without. W&B's own offline files are not among them: they await upload."""
+    """Yield the folders that an ended run no longer needs; W&B's offline files are kept, because they await upload."""
     places = [folder / "checkpoints"]
     places += sorted((folder / "trackers").glob("**/artifacts")) + sorted((folder / "trackers").glob("**/logs"))
     yield from (place for place in places if place.is_dir() and not place.is_symlink())
@@ -271,7 +271,7 @@ MARKS = {True: "ok", False: "no", None: "-"}
 
 
 def doctor(online: bool, results: Path) -> int:
-    """Print what this machine can run and why not; return 3 where even the embedded run cannot be had, else 0."""
+    """Print what this machine can run and why not; return 3 if even the embedded run is not possible, else 0."""
     found = list(diagnosis.checks(results, online))
     print(columns([(MARKS[check.ok], check.name, check.text) for check in found]))
     print()
@@ -287,7 +287,7 @@ def doctor(online: bool, results: Path) -> int:
 
 
 def own_things(settings: Settings) -> int:
-    """Print each check of the user's own model, reward and prompts as it is made; return 3 where one fails, else 0."""
+    """Print each check of the user's own model, reward and prompts as it is made; return 3 if one fails, else 0."""
     failed = False
     for check in diagnosis.own_checks(settings):
         print(f"{MARKS[check.ok]:2}  {check.name:22}  {check.text}", flush=True)

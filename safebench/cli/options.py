@@ -1,4 +1,4 @@
-"""The options of all commands, with their help. Light, so that ``--help`` is fast."""
+"""Options of all commands, with their help; imports nothing heavy, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safebench.crashes.signals import SPECS, CrashSpec
 
 
 class IfExists(StrEnum):
-    """What to do with a run whose folder is there already."""
+    """What to do with a run whose folder already exists."""
 
     RESUME = "resume"
     SKIP = "skip"
@@ -21,7 +21,7 @@ class IfExists(StrEnum):
 
 
 class Sampler(StrEnum):
-    """What chooses the points of a tuning."""
+    """How the points of a tuning are chosen."""
 
     HALTON = "halton"
     OPTUNA = "optuna"

@@ -1,4 +1,4 @@
-"""What the command line asks for, as settings of runs, and the runs in the results that it names."""
+"""Turns a request of the command line into settings of runs, and gathers the runs in the results that it names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the command line asks for, before it is resolved."""
+    """A request of the command line, before it is resolved to settings."""
 
     experiments: Sequence[str]
     seeds: str | None = None
@@ -36,7 +36,7 @@ class RunRequest:
     model: str | None = None
     reward: str | None = None
     judge: str | None = None
-    """Another judge; the empty string is none."""
+    """Another judge; the empty string means no judge."""
     prompts: str | None = None
     random_weights: bool = False
     steps: int | None = None
@@ -47,11 +47,11 @@ class RunRequest:
     replicate: int | None = None
 
     def settings(self) -> list[Settings]:
-        """Return the settings of each experiment and preset, once, with the first seed; every fault at once."""
+        """Return the settings of each experiment and preset, once, before seeds are set; raise all faults at once."""
         return self._each(config.resolve)
 
     def tunable(self) -> list[Tunable]:
-        """Return each experiment and preset with its knobs; every fault at once."""
+        """Return each experiment and preset with its knobs; raise all faults at once."""
         return self._each(tunable)
 
     def _each(self, resolve: Callable[..., T]) -> list[T]:
@@ -68,10 +68,10 @@ class RunRequest:
         return found
 
     def seeded(self, default: str) -> list[Settings]:
-        """Return the settings of every run: each experiment with each seed, seeds in the outer order.
+        """Return the settings of every run: each experiment with each seed, in an outer loop over seeds.
 
-        So a comparison that is cut short has as many pairs as can be. Every other seed goes through the experiments
-        backwards: with two runs at a time, where one arm takes longer, neither worker ends up with all its runs.
+        A comparison that is stopped early then has as many pairs as possible. Every other seed takes the experiments
+        in reverse order: with two runs at a time and one slower algorithm, neither worker gets all of its runs.
         """
         chosen, experiments = parse_seeds(self.seeds or default), self.settings()
         orders = (experiments, experiments[::-1])
@@ -94,9 +94,9 @@ class RunRequest:
         return resolve(experiment, preset=chosen, files=self.files, values=values, overrides=self.overrides)
 
     def _default_preset(self, experiment: str, values: Mapping[str, Any]) -> str | None:
-        """Return the preset of the model on this device where --model names another model than the embedded one.
+        """Return the model's preset for this device if --model names another model than the embedded one, else None.
 
-        The embedded world's precision and learning rate would serve no larger model.
+        The embedded world's precision and learning rate do not suit a larger model.
         """
         if self.model in (None, EMBEDDED) or "@" in experiment:
             return None
@@ -123,7 +123,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_trackers(names: Sequence[str]) -> list[str]:
-    """Return the trackers named, commas or repetition alike; ``csv`` is always on, ``none`` is nothing beside it."""
+    """Return the named trackers, separated by commas or given by repetition.
+
+    ``csv`` is always on and left out here; ``none`` means no tracker besides it.
+    """
     parts = [part.strip() for name in names for part in name.split(",")]
     found = [part for part in dict.fromkeys(parts) if part and part not in ("csv", "none")]
     if "none" in parts and found:
@@ -133,15 +136,15 @@ def parse_trackers(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class RunGroups:
-    """The complete runs of each experiment on ``seeds``; ``preset`` is what all of them were asked with."""
+    """The complete runs of each experiment on ``seeds``; all were requested with ``preset``."""
 
     preset: str | None
     groups: dict[str, list[Run]]
     seeds: list[int]
     judged: Judged | None = None
-    """By which other judge than the runs' own, and over which replies."""
+    """The reward that was requested as the judge, and the replies that it scored; None if none was requested."""
     replicates: dict[str, list[Run]] | None = None
-    """The same runs with sums in another order, where they were asked for."""
+    """The same runs with sums in another order; None if they were not requested."""
 
 
 @dataclass(frozen=True)
@@ -150,17 +153,17 @@ class RunFilter:
 
     root: Path
     where: Sequence[str] = ()
-    """Settings, ``key=value``, that runs must have; their variant does not matter then."""
+    """Settings, ``key=value``, that runs must have; runs of any variant are then taken."""
     judge: str | None = None
-    """Reward whose scores (`safebench rescore`) stand in for the judge's."""
+    """Reward whose scores (`safebench rescore`) replace the judge's."""
     replicate: int | None = None
-    """Which replicates of the runs to take beside them."""
+    """Number of the replicates to take in addition to the runs."""
 
 
 def gather(request: RunRequest, selection: RunFilter) -> Iterator[RunGroups]:
-    """Yield the runs of the experiments asked for, preset by preset, and name the missing ones on stderr.
+    """Yield the runs of the requested experiments, preset by preset, and name the missing ones on stderr.
 
-    Raises ``MissingResource`` where there are none at all.
+    Raises ``MissingResource`` if there are none at all.
     """
     for preset in config.expand_preset(request.preset):
         yield _gather(replace(request, preset=preset), selection)
@@ -185,7 +188,7 @@ def _gather(request: RunRequest, selection: RunFilter) -> RunGroups:
 
 
 def _replicates(request: RunRequest, selection: RunFilter, seeds: Sequence[int]) -> dict[str, list[Run]] | None:
-    """Return the replicates of each experiment on ``seeds``; None where none were asked for."""
+    """Return the replicates of each experiment on ``seeds``; None if none were requested."""
     if selection.replicate is None:
         return None
     wanted = _wanted(replace(request, replicate=selection.replicate), selection)
@@ -202,7 +205,7 @@ def _replicates(request: RunRequest, selection: RunFilter, seeds: Sequence[int])
 
 
 def _wanted(request: RunRequest, selection: RunFilter) -> dict[str, Settings | None]:
-    """Return the experiments by name with their settings; None for one that only the results know (imported)."""
+    """Return the experiments by name with their settings; None for one that only the results have (imported)."""
     wanted: dict[str, Settings | None] = {}
     for name in dict.fromkeys(request.experiments):
         if not is_path(name) and locate(name.split("@")[0]) is None and _imported(name, selection.root):
@@ -218,7 +221,7 @@ def _imported(name: str, root: Path) -> list[Run]:
 
 
 def _not_replicates(found: Sequence[Run], where: Sequence[str]) -> list[Run]:
-    """Leave out replicates unless they are asked for: their arm's own runs are others."""
+    """Return the runs without replicates, unless ``where`` asks for them; they are not among an arm's own runs."""
     asked = any(condition.partition("=")[0] == REPLICATE for condition in where)
     return [run for run in found if asked or not run.replicate]
 
@@ -235,7 +238,7 @@ def _place(name: str, settings: Settings | None, root: Path) -> str:
 
 
 def _complete(name: str, there: Sequence[Run], seeds: Sequence[int], selection: RunFilter) -> list[Run]:
-    """Return the runs that are results, and name the missing ones on stderr."""
+    """Return the complete runs on ``seeds``, and name the missing ones on stderr."""
     states = {seed: [run.status for run in there if run.seed == seed] or ["not there"] for seed in seeds}
     complete = [run for run in there if run.seed in seeds and run.complete]
     held = {run.seed for run in complete}
@@ -247,11 +250,11 @@ def _complete(name: str, there: Sequence[Run], seeds: Sequence[int], selection: 
 
 
 def _warn_of_stale(settings: Settings, found: Iterable[Run]) -> None:
-    """Say on stderr which runs were made when the experiment was another."""
+    """Print to stderr which runs were made with other settings than the experiment has now."""
     for run in found:
         try:
             made = config.load(run.folder / "config.yaml")
-        except BadResource as error:  # made by another version: its figures can be compared all the same
+        except BadResource as error:  # made by another version: its figures can still be compared
             print(f"warning: {error}", file=sys.stderr)
             continue
         if config.settings_hash(made) != config.settings_hash(settings):

@@ -1,4 +1,4 @@
-"""Make the runs that are asked for, say what they would need, and tune experiments on pilot runs."""
+"""Makes the requested runs, prints what they would need, and tunes experiments on pilot runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPARED_SEEDS = "0-4"
 
 
 def make(runs: Sequence[Settings], root: Path, jobs: int, if_exists: IfExists, *, summaries: bool = True) -> int:
-    """Do the runs, say how each ended (with ``summaries`` on stdout), and return the exit code."""
+    """Make the runs, print how each ended (on stdout with ``summaries``), and return the exit code."""
     outcomes = launch(runs, root, open_view(len(runs)), jobs=jobs, if_exists=if_exists.value)
     for outcome in outcomes:
         if summaries and is_main() and outcome.status in ("finished", "unstable"):
@@ -47,7 +47,7 @@ def make(runs: Sequence[Settings], root: Path, jobs: int, if_exists: IfExists, *
 
 
 def dry_run(request: RunRequest, root: Path, seeds: str = "0") -> int:
-    """Print each experiment's settings as YAML, what a run of it needs in comments."""
+    """Print each experiment's settings as YAML, with the needs of a run in comments."""
     chosen = parse_seeds(request.seeds or seeds)
     for number, settings in enumerate(request.settings()):
         print("---" if number else "# Nothing is run. YAML, with what a run needs in comments.")
@@ -91,19 +91,19 @@ def _disk(needs: Estimate, root: Path) -> list[str]:
 
 
 FOLDER = "tuning"
-"""Where pilot runs and outcomes lie, below the results: no other command looks for runs there."""
+"""Folder of pilot runs and outcomes, below the results; no other command looks for runs there."""
 FIRST_SEED = 1000
-"""Comparisons count their seeds from 0."""
+"""Smallest seed of a pilot run; the seeds of comparisons start at 0."""
 
 Made = Mapping[Settings, Result]
-"""What became of the pilot runs so far."""
+"""The results of the pilot runs so far, by settings."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An experiment to tune: how it was asked for, its knobs, its points, and each point's settings, seed by seed.
+    """An experiment to tune: its name as requested, its knobs, its points, and each point's settings, seed by seed.
 
-    Its points are those known so far: later ones may be chosen from the results of earlier ones.
+    Its points are those known so far; later ones may be chosen from the results of earlier ones.
     """
 
     name: str
@@ -130,17 +130,17 @@ class Plan:
 
     @property
     def left(self) -> int:
-        """Points of each experiment that are chosen from the results."""
+        """Number of points of each experiment that are still to be chosen from the results."""
         return self.count - len(self.candidates[0].points)
 
     @property
     def runs(self) -> int:
-        """Pilot runs of each experiment."""
+        """Number of pilot runs of each experiment."""
         return self.count * len(self.seeds)
 
     @property
     def told(self) -> str:
-        """The plan in a line."""
+        """The plan in one line of text."""
         seeds, several = ", ".join(map(str, self.seeds)), "s" if len(self.candidates) > 1 else ""
         chosen = f" ({self.left} of them chosen by Optuna)" if self.left else ""
         return (
@@ -150,9 +150,9 @@ class Plan:
 
 
 def plan(request: RunRequest, budget: int, key: str, sampler: Sampler = "halton") -> Plan:
-    """Return the pilot runs that a budget means, as far as no result chooses them.
+    """Return the plan of pilot runs for a budget, with the points that do not depend on results.
 
-    Raises ``UsageError`` for whatever is wrong, and ``MissingResource`` without the sampler's library, before any run.
+    Before any run, raises ``UsageError`` for a fault, and ``MissingResource`` without the sampler's library.
     """
     if len(config.expand_preset(request.preset)) > 1:
         raise UsageError(f"--preset {request.preset} is several presets", "Tune under one preset at a time.")
@@ -172,7 +172,7 @@ def plan(request: RunRequest, budget: int, key: str, sampler: Sampler = "halton"
 
 
 def dry_run_tuning(plan: Plan) -> int:
-    """Print every experiment's points, as far as no result chooses them."""
+    """Print every experiment's points that do not depend on results."""
     print(f"Nothing is run. {plan.told}")
     for candidate in plan.candidates:
         print(f"\n{candidate.title}")
@@ -185,7 +185,7 @@ def dry_run_tuning(plan: Plan) -> int:
 
 
 def tune(plan: Plan, root: Path, jobs: int, if_exists: IfExists) -> int:
-    """Make the pilot runs that are missing, write and print each experiment's outcome; return the exit code."""
+    """Make the missing pilot runs, write and print each experiment's outcome, and return the exit code."""
     folder = root / FOLDER
     if is_main():
         print(plan.told, file=sys.stderr)
@@ -222,7 +222,7 @@ def _pilot_seeds(text: str) -> list[int]:
 
 
 def _points_of(budget: int, seeds: int, sampler: Sampler) -> int:
-    """Return the number of points. A remainder is refused: the budget is what is reported as the cost."""
+    """Return the number of points; raise ``UsageError`` for a remainder, because the budget is reported as the cost."""
     least = tpe.LEAST if sampler == "optuna" else 2
     if budget % seeds or budget < least * seeds:
         nearest = max(least, round(budget / seeds)) * seeds
@@ -248,7 +248,7 @@ def _pilot_runs(request: RunRequest, name: str, point: Point, seeds: Sequence[in
 
 
 def _named(candidates: Sequence[Candidate]) -> Iterator[tuple[Settings, str]]:
-    """Yield every pilot run and its name on the screen; points in the outer order, experiments take turns."""
+    """Yield every pilot run and its display name; the outer loop is over points, the next over experiments."""
     for number in range(max(len(candidate.points) for candidate in candidates)):
         for candidate in candidates:
             for of_point in candidate.runs[number : number + 1]:
@@ -257,7 +257,7 @@ def _named(candidates: Sequence[Candidate]) -> Iterator[tuple[Settings, str]]:
 
 
 def _grown(plan: Plan, candidate: Candidate, made: Made) -> Candidate:
-    """Return a candidate with one more point, chosen from its results; as it is where it has all, or lacks a run."""
+    """Return a candidate with one more point, chosen from its results; unchanged if it has all, or lacks a run."""
     if len(candidate.points) == plan.count or not all(_ended(result) for result in _results(candidate, made)):
         return candidate
     point = tpe.propose(_search(plan, candidate, made))
@@ -270,19 +270,19 @@ def _results(candidate: Candidate, made: Made) -> list[Result]:
 
 
 def _ended(result: Result) -> bool:
-    """Say whether a run is a result, unstable or not."""
+    """Return whether a run is complete, whether unstable or not."""
     return result.status in runs.COMPLETE
 
 
 def _search(plan: Plan, candidate: Candidate, made: Made) -> Search:
-    """Return what the runs of a candidate's points came to, all of which have ended."""
+    """Return the search with the runs of a candidate's points, all of which must have ended."""
     read = ([runs.read(made[settings].folder) for settings in of_point] for of_point in candidate.runs)
     of_points = zip(candidate.points, read, strict=True)
     return search(candidate.name, candidate.tunable, plan.criterion, of_points, plan.sampler)
 
 
 def _settle(plan: Plan, candidate: Candidate, made: Made, folder: Path) -> Path | None:
-    """Write and print the outcome of one experiment; None where runs are missing or nothing can win."""
+    """Write and print the outcome of one experiment; None if runs are missing or no point can win."""
     if missing := plan.runs - sum(_ended(result) for result in _results(candidate, made)):
         text = f"{candidate.title}: no outcome, {missing} of {plan.runs} pilot runs are missing"
         print(text, file=sys.stderr)
@@ -337,12 +337,12 @@ def _values(point: Point) -> tuple[str, ...]:
 
 
 def _source(point: Point) -> str:
-    """Return where a point comes from, where that is to be seen: most are Halton's."""
+    """Return where a point comes from; empty for Halton's sequence, the usual source."""
     return "" if point.source == "halton" else point.source
 
 
 def _comparison(plan: Plan, files: list[Path], root: Path) -> str:
-    """Return the command that compares every experiment as published and as tuned, with what else was asked for."""
+    """Return the command that compares every experiment as published and as tuned, with the request's other options."""
     request = plan.request
     names = [word for one, file in zip(plan.candidates, files, strict=True) for word in (one.name, str(file))]
     words = ["safebench", "compare", *names, "--run"]

@@ -1,4 +1,4 @@
-"""Settings from YAML and the command line: layered, checked, hashed; all faults at once."""
+"""Resolves settings from YAML and the command line: layers, checks and hashes them; reports all faults at once."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Path_ = tuple[str, ...]
 BASE = "_base"
 
 _LONGEST_NAME = 200
-"""Characters; file systems end soon after, and say so by an error."""
+"""Characters. File systems raise an error for names that are not much longer."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with the settings."""
+    """One fault in the settings."""
 
     key: str
     message: str
@@ -48,14 +48,14 @@ class Fault:
 
 @dataclass
 class Stack:
-    """Layers laid on one another so far: the values, where each came from, and what was wrong."""
+    """The layers merged so far: the values, the source of each, and the faults."""
 
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[Path_, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
     def lay(self, layer: Mapping[str, Any], source: str) -> None:
-        """Lay ``layer`` on top: mappings merge key by key, anything else replaces."""
+        """Merge ``layer`` on top: mappings merge key by key, any other value replaces the one below."""
         _merge(self.values, layer, (), source, self.sources)
 
     def source(self, path: Path_) -> str:
@@ -67,7 +67,7 @@ class Stack:
         return ""
 
     def fault(self, key: str, message: str, source: str = "") -> None:
-        """Note what is wrong and go on."""
+        """Record a fault without raising it."""
         self.faults.append(Fault(key, message, source))
 
 
@@ -86,14 +86,14 @@ def _merge(
 
 
 def folders() -> list[Path]:
-    """Return the folders that hold experiments: the current one's, the package's, the repository's."""
+    """Return the folders of experiments in the current folder, the package and the repository, if they exist."""
     package = Path(__file__).parents[1]
     places = (Path.cwd() / "experiments", package / "experiments", package.parent / "experiments")
     return [place for place in dict.fromkeys(place.resolve() for place in places) if place.is_dir()]
 
 
 def is_path(name: str) -> bool:
-    """Say whether ``name`` is the path of a YAML file rather than a name."""
+    """Return whether ``name`` is the path of a YAML file rather than a name."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -109,7 +109,7 @@ def locate(name: str, kind: str = "") -> Path | None:
 
 
 def names(kind: str = "") -> dict[str, Path]:
-    """Return all experiments (or ``presets``) by name, in alphabetical order; a nearer folder wins."""
+    """Return all experiments (or ``presets``) by name, in alphabetical order; the first folder with a name wins."""
     found: dict[str, Path] = {}
     for folder in folders():
         for path in sorted((folder / kind).glob("*.yaml")):
@@ -119,7 +119,7 @@ def names(kind: str = "") -> dict[str, Path]:
 
 
 def read_mapping(path: Path, stack: Stack) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds; a file that holds none is a fault."""
+    """Return the mapping that a YAML file holds; record a fault if it cannot be read or holds something else."""
     try:
         value = yaml_text.read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -177,7 +177,7 @@ def _parent(parent: Any, child: Path, stack: Stack) -> Path | None:
 S = TypeVar("S", bound=BaseModel)
 
 UNKNOWN = "unknown key"
-"""How the message of a key that the schema lacks begins."""
+"""Start of the message for a key that the schema does not have."""
 
 _NAMED: tuple[tuple[Path_, Group], ...] = (
     (("algorithm",), "algorithms"),
@@ -190,21 +190,21 @@ _NAMED: tuple[tuple[Path_, Group], ...] = (
 
 
 def validate(model: type[Settings], stack: Stack) -> tuple[Settings | None, list[Fault]]:
-    """Return the settings, or None, and every fault: of the layers, of single keys and between keys."""
+    """Return the settings, or None if they are invalid, and every fault: of the layers, of keys and between keys."""
     found = [*stack.faults, *_truth_for_number(model, stack)]
     try:
         return model.model_validate(stack.values), found
     except ValidationError as error:
         details = error.errors()
     found += [_fault(detail, model, stack) for detail in details]
-    # Checks between keys run only where the keys themselves are sound: mend those, and look again.
+    # Checks between keys run only if the keys themselves are valid: remove the invalid ones and check again.
     if any(detail["loc"] for detail in details):
         found += _between_keys(model, stack, details)
     return None, found
 
 
 def of_section(model: type[S], value: Any, path: Path_, stack: Stack) -> tuple[S | None, list[Fault]]:
-    """Return ``value`` as the section ``model``, or None and every fault; ``path`` is where it stands."""
+    """Return ``value`` as the section ``model``, or None, and every fault; ``path`` is its place in the settings."""
     try:
         return model.model_validate(value), []
     except ValidationError as error:
@@ -212,7 +212,7 @@ def of_section(model: type[S], value: Any, path: Path_, stack: Stack) -> tuple[S
 
 
 def of_names(stack: Stack) -> list[Fault]:
-    """Return a fault for every name that the catalogue does not know."""
+    """Return a fault for every name that is not in the catalogue."""
     found = []
     for path, group in _NAMED:
         found += _name_fault(stack, path, group, _at(stack.values, path))
@@ -260,7 +260,7 @@ def _between_keys(model: type[Settings], stack: Stack, details: list[ErrorDetail
 
 
 def _truth_for_number(model: type[BaseModel], stack: Stack) -> list[Fault]:
-    """Return a fault for each ``true`` or ``false`` where a number belongs (pydantic takes it for 1 or 0)."""
+    """Return a fault for each ``true`` or ``false`` where a number belongs (pydantic reads it as 1 or 0)."""
     found = []
     for path, annotation in fields(model):
         value = _at(stack.values, path)
@@ -283,7 +283,7 @@ def _mentions(annotation: Any, *types: type) -> bool:
 
 
 def nearest_key(path: Path_, model: type[BaseModel]) -> str | None:
-    """Return the known key most like ``path``: a sibling, else one of that name elsewhere, else the likest path."""
+    """Return the known key closest to ``path``: a sibling, else one of that name elsewhere, else the closest path."""
     known = [".".join(field) for field, _ in fields(model)]
     section = path[:-1]
     siblings = [field[-1] for field, _ in fields(model) if field[:-1] == section]
@@ -303,7 +303,7 @@ def _at(values: Any, path: Path_) -> Any:
 
 
 def _remove(values: dict[str, Any], path: Path_) -> None:
-    """Take away the value at ``path``, or the list that holds it."""
+    """Remove the value at ``path``, or the list that holds it."""
     for end in range(len(path), 0, -1):
         section = _at(values, path[: end - 1])
         if isinstance(section, dict):
@@ -318,11 +318,11 @@ def _shown(value: Any) -> str:
 
 
 FORMER = {"arm": "algorithm"}
-"""Keys by their former names."""
+"""Present keys by their former names."""
 
 DEFAULT = "default"
 NOT_OF_THE_RUN = frozenset({"seed", "experiment", "description", "trust_remote_code", "recording", "compute", "tuned"})
-"""Keys that do not change what a run computes, so the hash leaves them out; of ``compute`` all but ``replicate``."""
+"""Keys that do not change what a run computes and are not hashed; of ``compute``, all except ``replicate``."""
 
 COMMAND_LINE = "command line"
 """What ``Layers.stack`` names as the source of an override."""
@@ -331,15 +331,15 @@ _RETIRED: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("critic", "reads"): {"safe-official": "last", "ppo-official": "last", "": "token"},
     ("loss", "entropy_over"): {"safe-official": "all", "": "reply"},
 }
-"""Settings that files of earlier versions have, and the value that says nothing, by algorithm: it is what the algorithm
-does."""
+"""Settings that only files of earlier versions have, and by algorithm (``""``: any other) the value to ignore, because
+the algorithm always behaves so."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._@+-]+")
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of an experiment, laid but not yet checked. ``tuning`` is a section that no run reads."""
+    """The merged layers of an experiment, not yet checked. ``tuning`` is a section that no run reads."""
 
     stack: Stack
     tuning: Any = None
@@ -356,9 +356,9 @@ def resolve(
 ) -> Settings:
     """Return the settings of ``experiment``: base < experiment < preset < files < values < overrides.
 
-    ``experiment`` is a name, ``name@preset`` or the path of a YAML file; ``values`` are typed, by ``key.path``; an
-    override is text and reads ``key.path=value``. Raises ``UsageError`` naming every fault with its key, value and
-    origin.
+    ``experiment`` is a name, ``name@preset`` or the path of a YAML file; ``values`` maps ``key.path`` to typed
+    values; an override is the text ``key.path=value``. Raises ``UsageError`` naming every fault with its key, value
+    and origin.
     """
     return validated(lay(experiment, preset, files, overrides, values or {}).stack, experiment, check_names)
 
@@ -370,7 +370,7 @@ def lay(
     overrides: Sequence[str],
     values: Mapping[str, Any],
 ) -> Layers:
-    """Return the layers of ``experiment`` as ``resolve`` lays them, its ``tuning`` section apart."""
+    """Return the layers of ``experiment``, merged in the order of ``resolve``, with its ``tuning`` section separate."""
     stack = Stack()
     name, preset = _split(experiment, preset)
     path = _experiment_path(name)
@@ -380,7 +380,7 @@ def lay(
     title = _title(name, stack)
     _lay_preset(stack, preset)
     if _tuned_with(preset, parts[-1][1]):
-        # The values were chosen under this preset, so that they stand in place of the preset's own.
+        # The values were tuned under this preset, so they replace the preset's own.
         content = {key: value for key, value in parts[-1][1].items() if key != "experiment"}
         stack.lay(content, parts[-1][0].name)
     for extra in files:
@@ -395,25 +395,25 @@ def lay(
 
 
 def own_preset(model: str, device: str) -> str:
-    """Return the preset that another model than the embedded one takes by itself on a device, ``cuda`` or ``cpu``."""
+    """Return the default preset of a model other than the embedded one on a device, ``cuda`` or ``cpu``."""
     known = next((entry.preset for entry in registry.entries("models") if entry.name == model), "large")
     return known if device == "cuda" else f"{known}-cpu"
 
 
 def settings_hash(settings: Settings) -> str:
-    """Return eight hex digits of what the run computes, whatever its seed, name, recording and device."""
+    """Return a hash (eight hex digits) of what the run computes, independent of seed, name, recording and device."""
     return digest(departures(settings))
 
 
 def departures(settings: Settings) -> dict[str, Any]:
-    """Return the settings that are not at the schema's defaults."""
+    """Return the settings that differ from the schema's defaults."""
     return settings.model_dump(mode="json", exclude_defaults=True)
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Return eight hex digits of what a run computes, of settings as ``departures`` gives them.
+    """Return a hash (eight hex digits) of what a run computes, from settings as ``departures`` returns them.
 
-    A setting that is new and off changes nothing: folders and kept lines keep their hash.
+    A new setting that is off does not change the hash, so existing folders and kept lines keep theirs.
     """
     kept = {key: value for key, value in settings.items() if key not in NOT_OF_THE_RUN}
     if replicate := settings.get("compute", {}).get("replicate"):
@@ -422,7 +422,7 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run's file without those of earlier versions that say nothing any more."""
+    """Return the settings of a run's file with former keys renamed, without retired settings that have no effect."""
     kept = {"algorithm" if key == "arm" else key: value for key, value in settings.items()}
     for (section, key), silent in _RETIRED.items():
         there = kept.get(section)
@@ -432,7 +432,7 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shipped(settings: Settings) -> Settings | None:
-    """Return the named experiment as its file has it, for the same model and seed; None if no file has that name."""
+    """Return the named experiment as its file defines it, for the same model and seed; None without such a file."""
     name, preset = _split(settings.experiment, None)
     if locate(name) is None or (preset is not None and locate(preset, "presets") is None):
         return None
@@ -441,7 +441,7 @@ def shipped(settings: Settings) -> Settings | None:
 
 
 def differs(settings: Settings) -> bool:
-    """Say whether the settings compute something else than the named experiment as shipped."""
+    """Return whether the settings compute something other than the named experiment as shipped."""
     original = shipped(settings)
     return original is None or settings_hash(original) != settings_hash(settings)
 
@@ -454,10 +454,10 @@ def changes(settings: Settings, original: Settings) -> list[tuple[str, Any, Any]
 
 
 def command(settings: Settings) -> list[str]:
-    """Return the command line that makes this run, whoever started it: experiment, seed, and what differs.
+    """Return the command line that makes this run, however it was started: experiment, seed, and what differs.
 
-    An experiment that no folder of experiments has, such as a tuned one, is told as one of the same arm that they have,
-    with every setting in which the two differ: the run is the same but for its name.
+    An experiment that is not in the folders of experiments, such as a tuned one, is expressed as one with the same
+    algorithm that is, with every setting in which the two differ. The run is then the same except for its name.
     """
     named, original = settings, shipped(settings)
     if original is None:
@@ -475,7 +475,7 @@ def command(settings: Settings) -> list[str]:
 
 
 def _relative(settings: Settings) -> str:
-    """Return the name of the experiment that a nameless one was tuned from, or of one with the same arm."""
+    """Return the name of the experiment that these settings were tuned from, or of one with the same algorithm."""
     if settings.tuned is not None:
         preset = f"@{settings.tuned.preset}" if settings.tuned.preset else ""
         return f"{settings.tuned.experiment}{preset}"
@@ -484,7 +484,7 @@ def _relative(settings: Settings) -> str:
 
 
 def run_folder(root: str | Path, settings: Settings) -> Path:
-    """Return <root>/<model>/<experiment>[-<hash>]/seed-<n>, the model and experiment made fit for a file system."""
+    """Return <root>/<model>/<experiment>[-<hash>]/seed-<n>, with model and experiment as safe file names."""
     name = safe_name(settings.experiment)
     if differs(settings):
         name += f"-{settings_hash(settings)}"
@@ -492,7 +492,7 @@ def run_folder(root: str | Path, settings: Settings) -> Path:
 
 
 def model_folder(model: str) -> str:
-    """Return the folder name of a model; a directory's carries a hash of its path, so that no two share one."""
+    """Return the folder name of a model; a directory's includes a hash of its path, so that no two share a name."""
     entry_name = safe_name(model.replace("/", "--"))
     if not Path(model).expanduser().is_dir() or any(entry.name == model for entry in registry.MODELS):
         return entry_name
@@ -501,7 +501,7 @@ def model_folder(model: str) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return ``text`` with everything but letters, digits and ``._@+-`` replaced, never hidden or empty."""
+    """Return ``text`` with all but letters, digits and ``._@+-`` replaced; it is never a hidden or an empty name."""
     return _UNSAFE.sub("-", text).lstrip(".-") or "unnamed"
 
 
@@ -513,7 +513,7 @@ def dump(settings: Settings) -> str:
 def load(path: str | Path) -> Settings:
     """Return the settings that a run's ``config.yaml`` holds.
 
-    Raises ``BadResource`` where the file is damaged, or of a version of safebench with other settings than this one.
+    Raises ``BadResource`` if the file is damaged, or comes from a version of safebench with other settings.
     """
     path, stack = Path(path), Stack()
     stack.lay(current(read_mapping(path, stack)), str(path))
@@ -527,7 +527,10 @@ def load(path: str | Path) -> Settings:
 
 
 def _other_version(folder: Path, found: Sequence[Fault]) -> BadResource:
-    """Return the error of a run folder whose settings are not those of this version: nobody wrote them by hand."""
+    """Return the error for a run folder whose settings are not valid in this version.
+
+    Such settings are not written by hand, so another version must have made them.
+    """
     here, made = version("safebench"), _made_by(folder)
     if made is None or made == here:
         also = ", though its manifest names the same" if made else ""
@@ -544,11 +547,11 @@ def _other_version(folder: Path, found: Sequence[Fault]) -> BadResource:
 
 
 def _made_by(folder: Path) -> str | None:
-    """Return the version of safebench that the run's manifest names; None where it names none."""
+    """Return the version of safebench that the run's manifest names; None if it names none."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         return str(manifest["versions"]["safebench"])
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not as this version writes it
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or not in the format of this version
         return None
 
 
@@ -578,7 +581,7 @@ def _family(name: str) -> list[str]:
 
 
 def _split(experiment: str, preset: str | None) -> tuple[str, str | None]:
-    """Separate ``name@preset`` and drop the empty preset."""
+    """Split ``name@preset`` into name and preset; the default preset becomes None."""
     if is_path(experiment):
         name, own = experiment, ""
     else:
@@ -604,7 +607,7 @@ def _experiment_path(name: str) -> Path:
 
 
 def _title(name: str, stack: Stack) -> str:
-    """Return the experiment's own name: the name asked for, or for a file what it says or is called."""
+    """Return the experiment's own name: the requested name, or for a file its ``experiment`` key or its file name."""
     said = stack.values.pop("experiment", None)
     if not is_path(name):
         return name
@@ -626,7 +629,7 @@ def _lay_preset(stack: Stack, preset: str | None) -> None:
 
 
 def _tuned_with(preset: str | None, content: Mapping[str, Any]) -> bool:
-    """Say whether a file holds settings that `safebench tune` chose under this very preset."""
+    """Return whether a file holds settings that `safebench tune` chose under this same preset."""
     record = content.get("tuned")
     return preset is not None and isinstance(record, Mapping) and record.get("preset") == preset
 
@@ -646,7 +649,7 @@ def _lay_override(stack: Stack, override: str) -> None:
 
 
 def _nested(path: Path_, value: Any) -> dict[str, Any]:
-    """Return ``value`` inside the sections that ``path`` names."""
+    """Return ``value`` nested in the sections that ``path`` names."""
     for part in reversed(path):
         value = {part: value}
     return dict(value)
@@ -669,7 +672,7 @@ def validated(stack: Stack, what: str, check_names: bool = True) -> Settings:
 
 
 def refusal(what: str, found: Sequence[Fault]) -> UsageError:
-    """Return the error that names every fault of ``what``, a line each."""
+    """Return the error that names every fault of ``what``, one per line."""
     count = f"{len(found)} faults" if len(found) > 1 else "a fault"
     lines = "\n".join(f"  {fault}" for fault in found)
     return UsageError(

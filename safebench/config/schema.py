@@ -1,7 +1,7 @@
 """Typed settings of one run: every key, its unit, its range and its default.
 
-The defaults here are neutral (a feature is off, a size is small). What the named
-experiments use stands in ``experiments/_base.yaml`` and the files that extend it.
+The defaults here are neutral (a feature is off, a size is small). The values of the named
+experiments are in ``experiments/_base.yaml`` and the files that extend it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, and a key it does not know is an error."""
+    """A group of settings. It is immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class Pid(Section):
 
 
 class Phase(Section):
-    """Training phase and the factor it puts on the threshold (SAFE, equation 8)."""
+    """Training phase, and the factor by which it multiplies the threshold (SAFE, equation 8)."""
 
     enabled: bool = True
     rule: Literal["published", "standardised"] = "published"
@@ -55,7 +55,7 @@ class Phase(Section):
     calm: NonNegative = 0.02
     good: Finite = 0.7
     sure: Positive = 2.0
-    """Standard errors that make a rise, in the standardised rule."""
+    """Number of standard errors that count as a rise in the standardised rule."""
     warmup: Positive = 1.5
     climbing: Positive = 1.2
     converged: Positive = 1.0
@@ -67,7 +67,7 @@ class Momentum(Section):
 
     coefficient: NonNegative = 5.0
     window: Annotated[int, Field(ge=2)] = 50
-    """Batches; the KL may rise freely until so many were seen."""
+    """Batches; the term is zero until this many batches have been seen."""
 
 
 class Penalty(Section):
@@ -83,7 +83,7 @@ class Penalty(Section):
     gate: bool = True
     gate_floor: NonNegative = 0.5
     gate_offset: NonNegative = 0.1
-    """Nats; added to the entropy in the gate, which as published is then below 1 at the entropy's floor."""
+    """Nats, added to the entropy in the gate. As published (0.1), the gate is then below 1 at the entropy floor."""
     gate_most: Positive | None = None
     entropy_floor: NonNegative = 2.0
     """Nats."""
@@ -102,7 +102,7 @@ class Penalty(Section):
 
 
 Sampler = Literal["halton", "optuna"]
-"""What chose the points: Halton's sequence alone, or it for the first half and Optuna for the others."""
+"""How points are chosen: by Halton's sequence only, or by it for the first half and by Optuna for the others."""
 
 
 class Knob(Section):
@@ -123,7 +123,7 @@ class Knob(Section):
 
 
 class Tuned(Section):
-    """How a tuned experiment was found, and what that cost. Nothing that a run computes depends on it."""
+    """How a tuned experiment was found, and the cost of the search. It does not change what a run computes."""
 
     experiment: str
     """The experiment as published."""
@@ -131,22 +131,22 @@ class Tuned(Section):
     criterion: str
     sampler: Sampler = "halton"
     seeds: tuple[NonNegativeInt, ...]
-    """Of the pilot runs."""
+    """Seeds of the pilot runs."""
     points: PositiveInt
-    """Settings tried, the published one included."""
+    """Number of settings tried, including the published one."""
     runs: PositiveInt
-    """Pilot runs, all points together; so are the costs below."""
+    """Number of pilot runs over all points; the costs below are totals over these runs."""
     steps: NonNegativeInt
     tokens: NonNegativeInt
     seconds: NonNegative
-    """Of training and evaluation, without the time to load."""
+    """Time of training and evaluation, without the time to load."""
 
 
 class Lora(Section):
     """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A.
 
-    Dropout, where asked for, is on in update passes alone, as in SAFE's released code: rollouts and updates then
-    see different policies, and the ratio is not 1 at the start.
+    Dropout is on only in update passes, as in SAFE's released code. With dropout, rollouts and updates use different
+    policies, and the ratio is not 1 at the start.
     """
 
     rank: PositiveInt = 8
@@ -161,16 +161,16 @@ class Model(Section):
     name: str = "embedded"
     random_weights: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Data type of the weights."""
     mixed_precision: bool = False
-    """Compute in bfloat16 where that is safe, weights as they are (torch's autocast)."""
+    """Compute in bfloat16 where that is safe, without converting the weights (torch's autocast)."""
     gradient_checkpointing: bool = False
     lora: Lora | None = Lora()
-    """The adapter that is trained; all weights when null, against a frozen copy as the reference."""
+    """The adapter that is trained. If null, all weights are trained, and a frozen copy is the reference."""
 
 
 class Reward(Section):
-    """What scores replies: ``name`` is trained on, ``judge`` is only ever measured."""
+    """The rewards that score replies: the policy is trained on ``name``; ``judge`` is only measured."""
 
     name: str = "embedded-proxy"
     judge: str | None = "embedded-judge"
@@ -181,7 +181,7 @@ class Reward(Section):
     normalise: bool = False
     """Running mean and variance of all rewards seen (SAFE, equation 15)."""
     kl_coefficient: NonNegative = 0.0
-    """Weight of the sampled KL that is taken off each token's reward (TRL's ``kl_coef``)."""
+    """Weight of the sampled KL that is subtracted from each token's reward (TRL's ``kl_coef``)."""
     kl_estimator: Literal["k1", "k3"] = "k1"
     noise: NonNegative = 0.0
     """Standard deviation, in sigma_0, of Gaussian noise added to the training reward (stress)."""
@@ -196,9 +196,9 @@ class Prompts(Section):
     name: str = "embedded"
     column: str | None = None
     limit: PositiveInt | None = None
-    """Use only the first so many prompts."""
+    """Use only the first prompts, up to this number."""
     max_tokens: PositiveInt = 48
-    """Longer prompts lose tokens on the left; how many did is counted and reported."""
+    """Longer prompts lose tokens on the left; the number of these prompts is counted and reported."""
 
 
 class Rollout(Section):
@@ -209,16 +209,16 @@ class Rollout(Section):
     reply_tokens: PositiveInt = 24
     temperature: Positive = 1.0
     chunk: PositiveInt | None = None
-    """Rows sampled at once; all when null."""
+    """Rows sampled at once; all if null."""
 
 
 class Preview(Section):
     """Ceiling on the KL that an optimizer step may reach on its batch (SAFE, equation 13)."""
 
     ceiling: Positive = 0.5
-    """Nats per token. A step may end above it only where it began above it, and then no higher."""
+    """Nats per token. A step may end above it only if it began above it, and then not above where it began."""
     trials: PositiveInt = 3
-    """Shorter steps tried, each a forward pass over the batch, before a step is taken back as a whole."""
+    """Number of shorter steps tried, each with a forward pass over the batch, before the whole step is undone."""
 
 
 class Update(Section):
@@ -228,17 +228,17 @@ class Update(Section):
     epochs: PositiveInt = 2
     minibatches: PositiveInt = 1
     microbatch: PositiveInt | None = None
-    """Rows per forward and backward pass, like lengths together; gradients add up to the mini-batch's."""
+    """Rows per forward and backward pass, grouped by length; the gradients add up to the mini-batch's."""
     learning_rate: Positive = 1e-3
     critic_learning_rate: Positive | None = None
-    """The policy's when null."""
+    """The policy's learning rate if null."""
     schedule: Literal["constant", "linear"] = "constant"
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive | None = 1.0
     critic_max_grad_norm: Positive | None = 0.5
     optimizer: str = "adamw"
     preview: Preview | None = None
-    """Shorten steps that would reach too much KL; steps are as the optimizer makes them when null."""
+    """Shorten steps that would exceed the KL ceiling. If null, the optimizer's steps are left as they are."""
 
 
 class Advantage(Section):
@@ -254,18 +254,18 @@ class Critic(Section):
     """The value function."""
 
     body: Literal["shared", "separate"] = "shared"
-    """On the policy's own hidden states, or a value model of its own."""
+    """Whether the heads read the policy's own hidden states or those of a separate value model."""
     heads: Literal["single", "double"] = "single"
     head: Literal["linear", "mlp"] = "linear"
     layer_norm: bool = False
     detach: bool = True
-    """Keep the value loss from moving the policy."""
+    """Stop the gradient of the value loss from reaching the policy."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     init: Literal["small", "torch"] = "small"
-    """First weights of the heads: no value far from zero, or torch's default for a linear layer."""
+    """Initial weights of the heads: small, so that values are near zero, or torch's default for a linear layer."""
     softmin_alpha: Positive = 0.3
     target_decay: Share | None = None
-    """Share of the target critic kept per update (SAFE, equation 14); no target when null."""
+    """Share of the target critic kept per update (SAFE, equation 14); no target if null."""
     target_follows: Literal["batch", "update"] = "batch"
     """Whether the target moves once per batch or with every update."""
 
@@ -277,11 +277,11 @@ class Loss(Section):
     value_coefficient: NonNegative = 0.1
     value_clip: Positive | None = 0.2
     value_huber: Positive | None = None
-    """Delta of the Huber loss; half the squared error when null."""
+    """Delta of the Huber loss; half the squared error if null."""
     value_combine: Literal["max", "mean"] = "max"
     """How the unclipped and the clipped value error are combined: PPO's maximum or SAFE's mean."""
     regress: Literal["heads", "softmin"] = "heads"
-    """What learns the return: each head by itself, or the heads' soft minimum."""
+    """What is fitted to the return: each head by itself, or the heads' soft minimum."""
     entropy_coefficient: NonNegative = 0.0
     kl_coefficient: NonNegative = 0.0
     """Weight of the sampled KL (k1) as a loss term; on-policy its expected gradient is zero."""
@@ -300,7 +300,7 @@ class Recording(Section):
     """What is written, and how often."""
 
     gradient_norms_every: PositiveInt | None = 10
-    """Steps between two measurements of each loss term's own gradient; never when null."""
+    """Steps between two measurements of each loss term's own gradient; never if null."""
     checkpoint_every: PositiveInt = 25
     keep_checkpoints: PositiveInt = 1
     samples: NonNegativeInt = 8
@@ -309,18 +309,18 @@ class Recording(Section):
 
 
 class Compute(Section):
-    """Device and threads. One thread by default: rows then do not depend on what runs beside."""
+    """Device and threads. By default one thread, so that a run's rows do not depend on other processes."""
 
     device: str = "auto"
     threads: PositiveInt | None = 1
-    """Threads of one process; the library's own choice when null."""
+    """Threads of one process; the library's own choice if null."""
     replicate: NonNegativeInt = 0
-    """Order of the rows in each pass and of the passes: by length, or from 1 on one of the others. Sums then round
-    otherwise, and nothing else changes."""
+    """Order of the rows in each pass and of the passes: 0 is by length, each number from 1 on is another order. Only
+    the rounding of sums changes."""
 
     @model_serializer(mode="wrap")
     def _leave_out_no_replicate(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write ``replicate`` only where it is on, so that files and hashes of other runs stay as they are."""
+        """Write ``replicate`` only if it is not 0, so that files and hashes of other runs do not change."""
         content: dict[str, Any] = handler(self)
         return {key: value for key, value in content.items() if key != "replicate" or value}
 
@@ -333,7 +333,7 @@ class Settings(Section):
     seed: NonNegativeInt = 0
     description: str = ""
     trust_remote_code: tuple[str, ...] = ()
-    """Models and rewards, by name, whose own Python code may run; nobody else's does."""
+    """Names of the models and rewards whose own Python code may run; the code of others does not run."""
     model: Model = Model()
     reward: Reward = Reward()
     prompts: Prompts = Prompts()
@@ -347,7 +347,7 @@ class Settings(Section):
     recording: Recording = Recording()
     compute: Compute = Compute()
     tuned: Tuned | None = None
-    """In an experiment that `safebench tune` wrote: how its settings were chosen."""
+    """How the settings were chosen, in an experiment that `safebench tune` wrote."""
 
     @model_serializer(mode="wrap")
     def _without_an_empty_record(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""YAML as people mean it: ``1e-5`` is a number, ``no`` is a word, a key stands once.
+"""Reads and writes YAML such that ``1e-5`` is a number, ``no`` is a word, and a key given twice is an error.
 
 PyYAML follows YAML 1.1, where ``1e-5`` is a string, ``010`` is eight and ``no`` is false.
-Here scalars are read by the core schema of YAML 1.2, and written so that both versions agree.
+Here scalars are read by the core schema of YAML 1.2, and written so that both versions read them alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _fault(message: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Core-schema scalars; a key given twice is an error."""
+    """Loads scalars by the core schema; a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -55,7 +55,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something other than a word."""
+    """Quotes text that either version of YAML would read as something other than a word."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -70,13 +70,13 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
         text = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     else:
         text = repr(value)
-        if "e" in text and "." not in text:  # YAML 1.1 wants the point: 1e-05 -> 1.0e-05
+        if "e" in text and "." not in text:  # YAML 1.1 requires the point: 1e-05 -> 1.0e-05
             text = text.replace("e", ".0e", 1)
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # Line breaks as escapes: PyYAML folds the rarer ones to spaces otherwise.
+    # Write line breaks as escapes, because PyYAML otherwise folds the rarer ones to spaces.
     style = '"' if any(mark in value for mark in "\n\r\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
@@ -102,7 +102,7 @@ def read(text: str) -> Any:
 
 
 def _refuse_cycles(value: Any, above: tuple[int, ...]) -> None:
-    """An alias (``*name``) may stand inside the very thing that it names."""
+    """Raise ``ValueError`` if an alias (``*name``) stands inside the value that it names."""
     if id(value) in above:
         raise ValueError("an alias stands inside of what it names")
     if isinstance(value, (dict, list)):

@@ -1,1 +1,1 @@
-"""The crash specification and its detectors, live and over files; pure."""
+"""The crash specification and its detectors, for live runs and for recorded files, without I/O."""

@@ -1,8 +1,8 @@
-"""Crash specification: pure, incremental detectors, live and over files alike.
+"""Detect crashes row by row, in live runs and in recorded files alike, without I/O.
 
-A kind of crash is a watched quantity, a limit, and a window: an *episode* begins at the first
-step at which the quantity is beyond the limit, counts once it has stayed there at every measured
-step for ``window`` steps, and ends at the last such step. ``docs/evidence.md`` has the reasons.
+A kind of crash has a watched quantity, a limit, and a window. An *episode* begins at the first step at which the
+quantity is beyond the limit. It counts once the quantity has stayed beyond the limit at every measured step for
+``window`` steps. It ends at the last such step. ``docs/evidence.md`` gives the reasons.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Event:
-    """One episode of ``kind``, from step ``start`` to step ``end``, both inside it.
+    """One episode of ``kind``, from step ``start`` to step ``end``, both inclusive.
 
-    ``end`` is None while the episode is open. ``peak`` is the watched quantity at its worst, ``depth``
-    how far beyond the limit that was, in the same unit.
+    ``end`` is None while the episode is open. ``peak`` is the worst value of the watched quantity, and ``depth`` is how
+    far that value was beyond the limit, in the same unit.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Survey:
-    """Every episode of a run by scale, and what of the specification its rows could not show."""
+    """Every episode of a run by scale, and the kinds that its rows could not show, or only in part."""
 
     events: dict[float, list[Event]]
     blind: tuple[Blind, ...]
@@ -65,7 +65,7 @@ class _Episode:
         return Event(self.kind, self._start, end, self._peak, self._depth)
 
     def beyond(self, step: int, value: float, excess: float) -> Event | None:
-        """The quantity is beyond its limit at ``step``; return the event if it opens here."""
+        """Extend the streak at ``step``, where the quantity is beyond its limit; return the event if it opens here."""
         if not self.streak:
             self._start = step
         self.streak, self._last = self.streak + 1, step
@@ -77,7 +77,7 @@ class _Episode:
         return self.event(None)
 
     def within(self) -> Event | None:
-        """The quantity is inside its limit; return the event if it closes here."""
+        """End the streak, because the quantity is within its limit; return the event if it closes here."""
         closed = self.event(self._last) if self.open else None
         self._clear()
         return closed
@@ -86,9 +86,9 @@ class _Episode:
 class Detectors:
     """Watches a run row by row.
 
-    ``sigma0`` and ``judge_sigma0`` are the reward's and the judge's spread under the initial policy,
-    ``vocabulary`` the number of tokens, ``reply_limit`` the longest reply in tokens. What is None cannot
-    be watched: ``unmeasured`` names the kinds. ``scale`` makes every threshold that much more severe.
+    ``sigma0`` and ``judge_sigma0`` are the reward's and the judge's spread under the initial policy, ``vocabulary`` is
+    the number of tokens, and ``reply_limit`` is the longest reply in tokens. A kind whose constant is None cannot be
+    watched; ``unmeasured`` names these kinds. ``scale`` makes every threshold more severe by this factor.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class Detectors:
             )
             for kind in CRASH_KINDS
         }
-        self._streaks: set[str] = set()  # kinds that are beyond their limit
+        self._streaks: set[str] = set()  # kinds that are currently beyond their limit
         self._step: int | None = None
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """Kinds that cannot be watched because a constant of the run is not known."""
+        """Kinds that cannot be watched because a constant of the run is unknown."""
         return self._signals.unmeasured
 
     @property
@@ -130,19 +130,19 @@ class Detectors:
 
     @property
     def beyond_before_training(self) -> tuple[Blind, ...]:
-        """Kinds of which a part is not watched because its first value was beyond a fixed limit already."""
+        """Kinds with a part that is not watched because its first value was already beyond a fixed limit."""
         return self._signals.beyond_before_training()
 
     def update(self, row: Row) -> list[Event]:
-        """Take in one row and return the events that open or close at it, open ones with ``end`` None.
+        """Process one row and return the events that open or close at it; an opening event has ``end`` None.
 
-        Raises ValueError when the row's step does not come after the last one's.
+        Raises ``ValueError`` if the row's step is not greater than the last one.
         """
         step = next_step(row, self._step)
         return self.take(step, self._signals.read(step, row))
 
     def take(self, step: int, readings: Sequence[Reading]) -> list[Event]:
-        """Do as ``update`` does, from readings: detectors of several scales may share one reader."""
+        """Do the same as ``update`` from readings, so that detectors of several scales can share one reader."""
         self._step = step
         beyond: dict[str, tuple[float, float]] = {}
         for reading in readings:
@@ -173,7 +173,7 @@ class Detectors:
         return events
 
     def counts(self) -> dict[str, int]:
-        """Return the episodes begun so far, for every kind."""
+        """Return the number of episodes begun so far, for every kind."""
         return {kind: episode.count for kind, episode in self._episodes.items()}
 
 
@@ -188,7 +188,7 @@ def detect(
     reply_limit: int | None = None,
     spec: CrashSpec = SPEC,
 ) -> list[Event]:
-    """Return every episode of a whole run once: those that closed, in that order, then those open at its end."""
+    """Return every episode of a whole run: first the closed ones in order of closing, then those open at its end."""
     found = detect_scales(
         rows, planned_steps, sigma0, vocabulary, (scale,), judge_sigma0=judge_sigma0, reply_limit=reply_limit, spec=spec
     )
@@ -206,7 +206,7 @@ def detect_scales(
     reply_limit: int | None = None,
     spec: CrashSpec = SPEC,
 ) -> dict[float, list[Event]]:
-    """Return what ``detect`` returns for each scale, reading the rows once."""
+    """Return the result of ``detect`` for each scale, reading the rows once."""
     return survey(
         rows, planned_steps, sigma0, vocabulary, scales, judge_sigma0=judge_sigma0, reply_limit=reply_limit, spec=spec
     ).events
@@ -223,7 +223,7 @@ def survey(
     reply_limit: int | None = None,
     spec: CrashSpec = SPEC,
 ) -> Survey:
-    """Return every episode for each scale, and what could not be watched, reading the rows once."""
+    """Return every episode for each scale, and the kinds that could not be watched, reading the rows once."""
     signals = Signals(spec, planned_steps, sigma0, vocabulary, judge_sigma0, reply_limit)
     watching = {scale: Detectors(spec, planned_steps, sigma0, vocabulary, scale) for scale in scales}
     events: dict[float, list[Event]] = {scale: [] for scale in watching}
@@ -238,7 +238,7 @@ def survey(
 
 
 def next_step(row: Row, last: float | None) -> int:
-    """Return the row's step; ValueError when it does not come after ``last``."""
+    """Return the row's step; raise ``ValueError`` if it is not greater than ``last``."""
     value = number(row.get("step"))
     if value is None or (last is not None and value <= last):
         raise ValueError(f"rows must come with rising steps: {value} after {last}")
@@ -246,7 +246,7 @@ def next_step(row: Row, last: float | None) -> int:
 
 
 def _windows(spec: CrashSpec) -> dict[str, int]:
-    """Steps that a kind's condition must last; one for the kinds not named."""
+    """Return the number of steps that each kind's condition must last; kinds that are not named need one step."""
     return {
         "reward_crash": spec.reward_window,
         "judge_crash": spec.reward_window,

@@ -1,4 +1,4 @@
-"""Inert loss terms: non-zero while their gradient is exactly zero, so that they steer nothing."""
+"""Find inert loss terms: terms that are nonzero while their gradient is exactly zero, so that they have no effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safebench.metrics import LOSS_TERMS
 
 
 class Run(Protocol):
-    """A recorded run, as far as these functions read one."""
+    """The part of a recorded run that these functions read."""
 
     def column(self, key: str) -> NDArray[np.float64]:
         """Return a column of metrics.csv, NaN where a cell is empty."""
@@ -21,11 +21,11 @@ class Run(Protocol):
 
 
 LOGGED_STEPS = 10
-"""Telling steps in a row before a term counts as inert."""
+"""Consecutive counted steps without a gradient after which a term counts as inert."""
 
 
 class Inert(NamedTuple):
-    """A term at its longest stretch without a gradient: first and last step, how many steps tell, largest size."""
+    """A term's longest stretch without a gradient: first and last step, number of counted steps, largest value."""
 
     term: str
     first: int
@@ -36,11 +36,11 @@ class Inert(NamedTuple):
 
 
 class Inertia:
-    """Watches the loss terms row by row, live or over a file.
+    """Watches the loss terms row by row, live or from a file.
 
-    A step tells of a term where ``loss/<term>`` and ``grad/<term>`` are both there and finite and the loss is not
-    zero. A term is inert when its gradient is exactly zero at ten telling steps in a row. Steps that do not tell
-    neither continue such a stretch nor end it; a gradient that is not zero ends it.
+    A step counts for a term if ``loss/<term>`` and ``grad/<term>`` are both present and finite and the loss is nonzero.
+    A term is inert if its gradient is exactly zero at ten counted steps in a row. Steps that do not count neither
+    continue such a stretch nor end it; a nonzero gradient ends it.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Inertia:
         self._acted: set[str] = set()
 
     def update(self, row: Mapping[str, object]) -> None:
-        """Take in one row of metrics.csv: numbers, or cells as text."""
+        """Process one row of metrics.csv, with cells as numbers or as text."""
         for term in LOSS_TERMS:
             value, gradient = finite(row, f"loss/{term}"), finite(row, f"grad/{term}")
             if not value or gradient is None:
@@ -69,12 +69,12 @@ class Inertia:
             self._found[term] = now
 
     def found(self) -> tuple[Inert, ...]:
-        """Return the terms that were inert so far, in the schema's order, each at its longest stretch."""
+        """Return the terms that were inert so far, in the schema's order, each with its longest stretch."""
         return tuple(self._found[term] for term in LOSS_TERMS if term in self._found)
 
     @property
     def acted(self) -> frozenset[str]:
-        """Terms that had a gradient at some telling step."""
+        """Terms that had a nonzero gradient at a counted step."""
         return frozenset(self._acted)
 
 
@@ -84,16 +84,16 @@ def inert_in(run: Run) -> tuple[Inert, ...]:
 
 
 def never_acted(run: Run, term: str) -> bool:
-    """Whether a term is inert and had no gradient at any other step that tells either: the run without it is the same.
+    """Return whether a term is inert and never had a gradient at a counted step: the run without it is the same.
 
-    False for a term that is zero throughout, or was seen too seldom to be called inert.
+    False for a term that is zero throughout, or that was measured too rarely to count as inert.
     """
     watch = watched(_rows(run))
     return term in {inert.term for inert in watch.found()} and term not in watch.acted
 
 
 def watched(rows: Iterable[Mapping[str, object]]) -> Inertia:
-    """Return what the rows show of the terms of the loss."""
+    """Return the loss terms as watched over all rows."""
     watch = Inertia()
     for row in rows:
         watch.update(row)
@@ -107,7 +107,7 @@ def _rows(run: Run) -> Iterator[Mapping[str, object]]:
 
 
 def sentence(inert: Inert) -> str:
-    """Say what was seen of an inert term."""
+    """Return a sentence that describes an inert term."""
     return (
         f"the loss term {inert.term} is inert: its gradient was exactly zero at {inert.logged} logged steps in a row "
         f"at which its value was not (steps {inert.first} to {inert.last}, as large as {inert.largest:.3g}), "

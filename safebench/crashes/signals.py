@@ -1,6 +1,6 @@
-"""The crash specification, thresholds with their units, and its watched quantities: from rows to readings.
+"""Define the crash specification, thresholds with units, and convert rows to readings of its watched quantities.
 
-``docs/evidence.md`` has the reasons. Windows and spans are in steps.
+``docs/evidence.md`` gives the reasons. Windows and spans are in steps.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Literal, NamedTuple
 from safebench.metrics import CRASH_KINDS, HARM_KINDS, KEYS
 
 SCALES: tuple[float, ...] = (0.5, 1.0, 2.0)
-"""Severities every count is shown at."""
+"""Severity scales at which every count is shown."""
 
 
 @dataclass(frozen=True)
 class CrashSpec:
-    """Every threshold of the specification, and what "crashed" means; a change of either is a new version."""
+    """Every threshold of the specification, and the definition of "crashed"; a change of either is a new version."""
 
     version: int = 2
     harms: tuple[str, ...] = HARM_KINDS
     """Kinds that mean that a run crashed; every other kind is an alarm."""
     smoothing_span: float = 20.0
-    """Steps; decay per step 1 - 2 / (span + 1). Never shrinks."""
+    """In steps; the decay per step is 1 - 2 / (span + 1). The span never shrinks."""
     full_length: int = 500
     """Planned steps below which windows shrink in proportion."""
     reward_drop: float = 1.0
     """Drawdown of the smoothed reward, in sigma_0."""
     reward_window: int = 20
     judge_points: int = 2
-    """Evaluation points that a ``judge_crash`` needs at least."""
+    """Minimum number of evaluation points of a ``judge_crash``."""
     spike_factor: float = 5.0
     spike_floor: float = 0.5
     """Nats per token."""
     spike_history: int = 100
     kl_target: float = 0.3
-    """Nats per token, for every arm."""
+    """Nats per token, for every algorithm."""
     runaway_factor: float = 3.0
     runaway_window: int = 50
     entropy_low: float = 0.2
@@ -53,7 +53,7 @@ class CrashSpec:
     length_low: float = 0.25
     """Share of the first value."""
     length_slack: float = 0.02
-    """Share of the limit that the mean length may lack and still be pinned at it."""
+    """Share of the limit by which the mean length may fall short and still count as being at the limit."""
     length_window: int = 50
     value_loss: float = 1.0
     """Minus the explained variance."""
@@ -61,7 +61,7 @@ class CrashSpec:
     ratio_high: float = 10.0
 
     def shrunk(self, window: int, planned_steps: int) -> int:
-        """Return ``window`` steps as they are in a run of ``planned_steps``: never below one."""
+        """Return ``window`` shrunk for a run of ``planned_steps``, at least one step."""
         return max(1, math.ceil(window * min(planned_steps, self.full_length) / self.full_length))
 
     def crashed(self, kinds: Collection[str]) -> bool:
@@ -70,20 +70,20 @@ class CrashSpec:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """Kinds that are counted and mean no crash by themselves."""
+        """Kinds that are counted but alone mean no crash."""
         return tuple(kind for kind in CRASH_KINDS if kind not in self.harms)
 
 
 SPEC = CrashSpec()
 SPECS = {1: CrashSpec(version=1, harms=CRASH_KINDS), 2: SPEC}
-"""Every version by its number. Their thresholds are equal: an event of one is an event of the other."""
+"""Every version by its number. Their thresholds are equal, so both find the same events."""
 
 
 Row = Mapping[str, object]
 Sense = Literal["above", "below", "at"]
 
 EMPTY = (None, "")
-"""How a row says "not measured at this step"."""
+"""Cells that mean "not measured at this step"."""
 
 NUMERIC_KEYS: tuple[str, ...] = (
     "reward/mean",
@@ -95,8 +95,8 @@ NUMERIC_KEYS: tuple[str, ...] = (
     "update/ratio_max",
     *(key for key in KEYS if key.startswith(("loss/", "grad/"))),
 )
-"""Losses, gradients, ratios and rewards, and the two measurements they rest on. A spread over one
-reply (``reward/std``) or a share of no variance (``critic/explained_variance``) may be NaN in health."""
+"""Columns of losses, gradients, ratios and rewards, and the two measurements that they depend on. In a healthy run, a
+spread over one reply (``reward/std``) or a share of zero variance (``critic/explained_variance``) may be NaN."""
 
 
 WATCHED: tuple[str, ...] = (
@@ -108,7 +108,7 @@ WATCHED: tuple[str, ...] = (
     "reply/distinct_2",
     "critic/explained_variance",
 )
-"""Columns that the specification looks at."""
+"""Columns that the specification reads."""
 
 PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "numeric": {
@@ -127,14 +127,17 @@ PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "value_divergence": {"critic/explained_variance": ("critic/explained_variance",)},
     "ratio_blowout": {"update/ratio_max": ("update/ratio_max",)},
 }
-"""What each kind is watched in: its parts by name, and the columns any of which serves."""
+"""The parts in which each kind is watched, by name, and their columns; any one of the columns is enough."""
 
 FOLLOWS = {"unrecovered": "reward_crash"}
-"""Kinds that are watched in another one."""
+"""Kinds that are derived from another kind."""
 
 
 class Blind(NamedTuple):
-    """A kind that was not watched, or only in part: the ``reasons``, one for each part, and whether all of it."""
+    """A kind that was not watched, or only in part.
+
+    ``reasons`` has one reason for each unwatched part; ``wholly`` is True if no part was watched.
+    """
 
     kind: str
     reasons: tuple[str, ...]
@@ -150,9 +153,9 @@ class Reading(NamedTuple):
     sense: Sense = "above"
 
     def excess(self, scale: float) -> float | None:
-        """Return how far the value is beyond the scaled limit, or None when it is not.
+        """Return how far the value is beyond the scaled limit, or None if it is within the limit.
 
-        A limit from above is multiplied by the scale, one from below divided by it; an exact one stays.
+        An upper limit is multiplied by the scale, a lower limit is divided by it, and an exact limit stays.
         """
         if self.sense == "at":
             return 0.0 if self.value == self.limit else None
@@ -161,22 +164,22 @@ class Reading(NamedTuple):
 
 
 def number(value: object) -> float | None:
-    """Return a cell as a float; None where it is empty. NaN stays NaN."""
+    """Return a cell as a float; None if it is empty. NaN stays NaN."""
     if value in EMPTY:
         return None
     return float(value)  # type: ignore[arg-type]
 
 
 def finite(row: Row, key: str) -> float | None:
-    """Return a cell as a finite float; None where it is empty or not finite."""
+    """Return a cell as a finite float; None if it is empty or not finite."""
     value = number(row.get(key))
     return value if value is not None and math.isfinite(value) else None
 
 
 class Smoothed:
-    """Exponential moving average in step time: a gap of n steps decays as n steps would.
+    """Exponential moving average in step time: a gap of n steps has the decay of n steps.
 
-    Starts at the first value. Points measured every twentieth step are thus hardly smoothed.
+    The average starts at the first value. Points that are measured every twentieth step are therefore hardly smoothed.
     """
 
     def __init__(self, span: float) -> None:
@@ -185,7 +188,7 @@ class Smoothed:
         self._value: float | None = None
 
     def update(self, step: int, value: float) -> float:
-        """Take in the value at ``step`` and return the average."""
+        """Add the value at ``step`` and return the average."""
         if self._value is None:
             self._value = value
         else:
@@ -202,7 +205,7 @@ class Drawdown:
         self._top = -math.inf
 
     def update(self, step: int, value: float) -> float:
-        """Take in the value at ``step`` and return the drawdown, at least 0, in the value's unit."""
+        """Add the value at ``step`` and return the drawdown, at least 0, in the value's unit."""
         level = self._smoothed.update(step, value)
         self._top = max(self._top, level)
         return self._top - level
@@ -224,7 +227,7 @@ class RollingMedian:
         return (self._sorted[(count - 1) // 2] + self._sorted[count // 2]) / 2.0
 
     def push(self, value: float) -> None:
-        """Take in one value and let the oldest go."""
+        """Add one value, and drop the oldest beyond the last ``size``."""
         self._order.append(value)
         insort(self._sorted, value)
         if len(self._order) > self._size:
@@ -232,7 +235,7 @@ class RollingMedian:
 
 
 class Signals:
-    """Turns rows into readings; what it remembers does not depend on the scale."""
+    """Converts rows to readings; its state does not depend on the scale."""
 
     def __init__(
         self,
@@ -262,15 +265,15 @@ class Signals:
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """Kinds that cannot be watched because a constant of the run is not known: so before the first row."""
+        """Kinds that cannot be watched because a constant of the run is unknown; this is known before the first row."""
         unknown = {kind for kind, (_, value) in self._constants.items() if not value}
         return tuple(kind for kind in CRASH_KINDS if FOLLOWS.get(kind, kind) in unknown)
 
     def blind(self) -> tuple[Blind, ...]:
-        """Return the kinds that no row so far could show, or only in part, and why.
+        """Return the kinds that no row so far could show, or only in part, with the reasons.
 
-        A constant or a column is missing, or the untouched policy was beyond the limit already. A count of 0 says
-        nothing about them: not watched is not "no crash".
+        A constant or a column is missing, or the initial policy was already beyond the limit. A count of 0 says nothing
+        about these kinds: they were not watched, which does not mean "no crash".
         """
         found = []
         for kind in CRASH_KINDS:
@@ -283,7 +286,7 @@ class Signals:
         return tuple(found)
 
     def beyond_before_training(self) -> tuple[Blind, ...]:
-        """Return the kinds of which a part was beyond its fixed limit at its first value, and those parts."""
+        """Return the kinds with a part whose first value was beyond its fixed limit, with these parts."""
         parts = {kind: [part for part in PARTS[kind] if (kind, part) in self._from_the_start] for kind in PARTS}
         return tuple(
             Blind(kind, tuple(self._reason(kind, part) for part in found), len(found) == len(PARTS[kind]))
@@ -295,9 +298,9 @@ class Signals:
         return f"{part} beyond its limit before training" if (kind, part) in self._from_the_start else f"no {part}"
 
     def _absolute(self, key: str, first: float, reading: Reading) -> list[Reading]:
-        """Return the reading of a quantity with a fixed limit, unless its ``first`` value was beyond that at scale 1.
+        """Return the reading of a quantity with a fixed limit, or none if its first value was beyond it at scale 1.
 
-        Training did not bring that about, so that being there says nothing of it.
+        Training did not cause such a value, so later values beyond the limit say nothing about training.
         """
         at_first = self._first.setdefault(key, first)
         if reading._replace(value=at_first).excess(1.0) is None:
@@ -306,7 +309,7 @@ class Signals:
         return []
 
     def read(self, step: int, row: Row) -> list[Reading]:
-        """Return the readings of one row, none for what it did not measure."""
+        """Return the readings of one row; a quantity that was not measured has none."""
         cells = [row.get(key) for key in NUMERIC_KEYS]
         broken = [cell for cell in cells if cell not in EMPTY and not math.isfinite(float(cell))]  # type: ignore[arg-type]
         readings = [Reading("numeric", len(broken), 0.0)]
@@ -327,7 +330,7 @@ class Signals:
         return readings
 
     def _note(self, row: Row, kinds: set[str]) -> None:
-        """Strike off what this row has shown. A NaN shows that ``numeric`` is watched, and nothing else."""
+        """Mark the parts that this row shows as watched. A NaN shows that ``numeric`` is watched, and nothing else."""
         for (kind, part), keys in list(self._waiting.items()):
             there = kind in kinds and (kind, part) not in self._from_the_start
             if there and any(_told(row, key, kind) for key in keys):
@@ -343,7 +346,7 @@ class Signals:
         if kl is None:
             return []
         spec = self._spec
-        usual = self._kl_before.median()  # of the steps before this one: a spike does not raise its own limit
+        usual = self._kl_before.median()  # over earlier steps only: a spike does not raise its own limit
         self._kl_before.push(kl)
         return [
             Reading("kl_spike", kl, max(spec.spike_factor * usual, spec.spike_floor)),

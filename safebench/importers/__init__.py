@@ -1,1 +1,1 @@
-"""Histories of other trainers, read into run folders."""
+"""Reads metric histories of other trainers into run folders."""

@@ -1,4 +1,4 @@
-"""Metric histories as other trainers leave them (JSONL, trainer_state.json, CSV, W&B offline), as one row per step."""
+"""Reads other trainers' metric histories (JSONL, trainer_state.json, CSV, W&B offline) as one row per step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from safebench.errors import BadResource, MissingResource, UsageError
 _MAGIC = b":W&B"
 _BLOCK = 32768
 _HEAD = 7
-"""Bytes of the file's own header, and of each fragment's: checksum, length, kind."""
+"""Bytes of the file's own header, and of each fragment's header: checksum, length, kind."""
 
 _WHOLE, _LAST = 1, 4
 
-# Numbers of the fields that are read, as in W&B's wandb_internal.proto; a test compares them with the installed one's.
+# Field numbers as in W&B's wandb_internal.proto; a test compares them with those of the installed release.
 RECORD = {"history": 2, "config": 5, "run": 17}
 HISTORY = {"item": 1, "step": 2}
 ITEM = {"key": 1, "nested_key": 2, "value_json": 16}
@@ -36,7 +36,7 @@ CONFIG = {"update": 1}
 
 
 class Content(NamedTuple):
-    """What the file holds: one mapping per logged step, the run's settings, and whether the end was cut off."""
+    """Content of a file: one mapping per logged step, the run's settings, and whether the end was cut off."""
 
     rows: list[dict[str, Any]]
     config: dict[str, Any]
@@ -46,7 +46,7 @@ class Content(NamedTuple):
 def read_wandb_file(path: Path) -> Content:
     """Return the metric history and the settings in ``path``; ``_step`` is W&B's own count of steps.
 
-    Raises ``BadResource`` where the file is not one of W&B's or is damaged before its end.
+    Raises ``BadResource`` if the file is not one of W&B's or is damaged before its end.
     """
     rows: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
@@ -63,9 +63,9 @@ _HINT = "Give the run-*.wandb file of an offline run, or its folder."
 
 
 def frames(path: Path) -> tuple[list[bytes], bool]:
-    """Return the records of ``path`` as bytes, and whether the last one was cut off and left out.
+    """Return the records of ``path`` as bytes, and whether the last record was cut off and left out.
 
-    Raises ``BadResource`` where the file is not one of W&B's, or where a checksum is wrong.
+    Raises ``BadResource`` if the file is not one of W&B's, or if a checksum is wrong.
     """
     data = path.read_bytes()
     if data[:4] != _MAGIC:
@@ -79,7 +79,7 @@ def frames(path: Path) -> tuple[list[bytes], bool]:
             continue
         checksum, length, kind = struct.unpack_from("<IHB", data, position)
         fragment = data[position + _HEAD : position + _HEAD + length]
-        if kind == 0 or len(fragment) < length:  # space that was never written, or not to its end
+        if kind == 0 or len(fragment) < length:  # space that was never written, or written only in part
             return records, True
         if zlib.crc32(bytes([kind]) + fragment) != checksum:
             raise BadResource(f"{path} is damaged at byte {position}: wrong checksum", _HINT)
@@ -96,9 +96,9 @@ def _take(record: bytes, rows: list[dict[str, Any]], config: dict[str, Any]) -> 
         if number == RECORD["history"]:
             row = _items(value, HISTORY["item"])
             steps = [field for found, field in _fields(value) if found == HISTORY["step"]]
-            if steps and "_step" not in row:  # the field of a zero is not written
+            if steps and "_step" not in row:  # a field with the value 0 is not written
                 row["_step"] = next((int(num) for found, num in _fields(steps[0]) if found == STEP["num"]), 0)
-            rows.append(dict(sorted(row.items())))  # W&B keeps no order
+            rows.append(dict(sorted(row.items())))  # W&B does not keep the order of keys
         elif number == RECORD["config"]:
             config |= _items(value, CONFIG["update"])
         elif number == RECORD["run"]:
@@ -108,7 +108,7 @@ def _take(record: bytes, rows: list[dict[str, Any]], config: dict[str, Any]) -> 
 
 
 def _items(message: bytes, wanted: int) -> dict[str, Any]:
-    """Return the key-value items of a message, nested keys joined by slashes as W&B shows them."""
+    """Return the key-value items of a message; nested keys are joined by slashes as in W&B."""
     found: dict[str, Any] = {}
     for number, item in _fields(message):
         if number != wanted:
@@ -131,7 +131,7 @@ def _typed(field: int, content: Any, before: Any) -> Any:
     if field == TYPED["boolean"]:
         return bool(content)
     if field == TYPED["integer"]:
-        return (content >> 1) ^ -(content & 1)  # signs are folded into the lowest bit
+        return (content >> 1) ^ -(content & 1)  # the lowest bit holds the sign
     if field == TYPED["number"]:
         return struct.unpack("<d", content)[0]
     if field == TYPED["text"]:
@@ -173,7 +173,7 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 Raw = dict[str, Any]
-"""One logged mapping, values as the file has them."""
+"""One logged mapping, with the values as in the file."""
 
 FORMS = "a JSONL file (one object per line), a trainer_state.json, a CSV with a header, or a W&B offline-run folder"
 _STATE = "trainer_state.json"
@@ -181,7 +181,7 @@ _STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class History:
-    """What a file holds. ``config`` are the trainer's settings where the file has them (W&B, trainer_state.json)."""
+    """Content of a file; ``config`` are the trainer's settings if the file has them (W&B, trainer_state.json)."""
 
     path: Path
     rows: Sequence[Raw]
@@ -190,10 +190,10 @@ class History:
 
 
 def read(path: Path) -> History:
-    """Return the history in ``path``, a file or a folder of one.
+    """Return the history in ``path``, a file or a folder with one.
 
-    Raises ``MissingResource`` where there is nothing, ``UsageError`` where it is no history or several,
-    ``BadResource`` where it is damaged or empty.
+    Raises ``MissingResource`` if there is nothing, ``UsageError`` if it is no history or holds several, and
+    ``BadResource`` if it is damaged or empty.
     """
     if not path.exists():
         raise MissingResource(f"there is no {path}", f"Give {FORMS}.")
@@ -205,9 +205,9 @@ def read(path: Path) -> History:
 
 
 def number(value: object) -> float | None:
-    """Return a logged value as a float, None where it is none: text, a truth value, a table, nothing.
+    """Return a logged value as a float, or None if it is no number: a text, a truth value, a table, nothing.
 
-    "NaN", "Infinity" and "-Infinity" are numbers, since JSON has no other way to say them.
+    "NaN", "Infinity" and "-Infinity" are numbers, because JSON cannot write them in another way.
     """
     if isinstance(value, bool) or value is None:
         return None
@@ -231,7 +231,7 @@ def _file_in(folder: Path) -> Path:
     states = [path for path in folder.glob(f"checkpoint-*/{_STATE}") if path.parent.name[11:].isdigit()]
     if (folder / _STATE).is_file():
         return folder / _STATE
-    if states:  # each checkpoint's file has the whole history up to it
+    if states:  # each checkpoint's file holds the history up to that checkpoint
         return max(states, key=lambda path: int(path.parent.name[11:]))
     raise UsageError(f"{folder} holds no W&B run and no {_STATE}", f"Give {FORMS}.")
 
@@ -291,7 +291,7 @@ def _mappings(path: Path, rows: Sequence[Any]) -> list[Raw]:
 
 
 def _unwrapped(row: Raw) -> Raw:
-    """Lift the metrics of ``{"step": n, "data": {...}}``, the form of verl's file logger."""
+    """Return the metrics of ``{"step": n, "data": {...}}``, the form of verl's file logger, as one flat row."""
     data = row.get("data")
     if isinstance(data, dict) and set(row) <= {"step", "data"}:
         return {**({"step": row["step"]} if "step" in row else {}), **data}
@@ -322,20 +322,20 @@ def _read_csv(path: Path, text: str) -> History:
 
 
 def whole(value: object) -> int | None:
-    """Return a logged value as an integer, None where it is not a whole number."""
+    """Return a logged value as an integer, or None if it is not a whole number."""
     found = number(value)
     return int(found) if found is not None and math.isfinite(found) and found.is_integer() else None
 
 
 LARGEST = 1_000_000
-"""Steps beyond which a column of steps is more likely one of replies or tokens."""
+"""Number of steps above which a column of steps more likely counts replies or tokens."""
 
 
 @dataclass(frozen=True)
 class Steps:
     """A history by step: merged ``rows``, and the ``entries`` as they were logged, each with its step.
 
-    ``counted`` is the key that the steps were read from, None where rows were numbered.
+    ``counted`` is the key that the steps were read from, or None if the rows were numbered.
     """
 
     rows: dict[int, Raw]
@@ -343,7 +343,7 @@ class Steps:
     counted: str | None
     notices: tuple[str, ...] = ()
     every: int = 1
-    """Median distance of two logged training steps."""
+    """Median distance between two logged training steps."""
 
     @property
     def last(self) -> int:
@@ -352,16 +352,16 @@ class Steps:
 
     @property
     def keys(self) -> list[str]:
-        """Every key that was logged, in the order in which it came up."""
+        """Every key that was logged, in the order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows.values() for key in row))
 
 
 def by_step(history: History, counters: Sequence[str], matters: Callable[[str], bool] = lambda key: True) -> Steps:
-    """Return ``history`` by step: the first of ``counters`` that it has counts, else rows are numbered from 1.
+    """Return ``history`` by step, read from the first of ``counters`` that it has; without one, rows count from 1.
 
-    Rows of one step are merged; a row without a step belongs to the one before. Raises ``BadResource`` where
-    steps fall, or where a step has two values of a key that ``matters``: which of them the run kept, the file does
-    not say. Of other keys, such as times that are logged at each call, the last value of a step is taken, and said.
+    Rows of one step are merged. A row without a step belongs to the step before it. Raises ``BadResource`` if steps
+    fall, or if a step has two values of a key that ``matters``: the file does not say which of them the run kept. For
+    other keys, such as times that are logged at each call, the last value of a step is used, and a notice says so.
     """
     counter = next((key for key in counters if any(key in row for row in history.rows)), None)
     merged: dict[int, Raw] = {}
@@ -399,7 +399,7 @@ def by_step(history: History, counters: Sequence[str], matters: Callable[[str], 
 
 
 def gaps(steps: Steps) -> list[str]:
-    """Return a sentence for each stretch of steps that was not logged, at most five and then how many more."""
+    """Return a sentence for each stretch of steps that was not logged: at most five, then the number of the others."""
     logged = [0, *sorted(step for step in steps.rows if step > 0)]
     said = [
         f"steps {before + 1}–{after - 1} were not logged"
@@ -431,8 +431,8 @@ def _step(history: History, place: int, row: Raw, counter: str) -> int | None:
 
 
 def _merge(into: Raw, row: Raw) -> list[str]:
-    """Add a row to that of its step and return the keys that had another value there."""
-    # Underscored keys are W&B's own (time of the call), and differ between two calls of one step.
+    """Merge a row into the row of its step, and return the keys that had another value there."""
+    # Keys with an underscore are W&B's own (time of the call), and differ between two calls of one step.
     other = [key for key, value in row.items() if key in into and key[:1] != "_" and not _same(into[key], value)]
     into.update(row)
     return other

@@ -31,12 +31,12 @@ from safebench.recording.layout import Status, StatusRecord
 from safebench.recording.metrics_csv import MetricsWriter
 
 FOREIGN = "foreign.csv"
-"""The history as it was read, every key under the trainer's own name."""
+"""The history as it was read, with every key under the trainer's own name."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """Rows with their crash columns, events by step with those still open, and what could not be watched."""
+    """Rows with their crash columns, events by step, events still open, and kinds of crash that were not watched."""
 
     rows: list[dict[str, Value]]
     events: list[tuple[int, list[Event]]]
@@ -45,9 +45,10 @@ class Watched:
 
 
 def watch(rows: Mapping[int, Mapping[str, Value]], settings: Settings, manifest: Mapping[str, Any]) -> Watched:
-    """Return every step from the first possible one to the last with its crash counts.
+    """Return all steps, from the first possible one to the last, with their crash counts.
 
-    Steps that were not logged are empty rows. A kind that was never watched has no count: 0 would look like health.
+    A step that was not logged is an empty row. A kind of crash that was never watched has no count, because 0 would
+    mean that none occurred.
     """
     known = settings.model_dump(exclude_unset=True)
     detectors = Detectors(
@@ -82,10 +83,10 @@ def write(
     *,
     overwrite: bool,
 ) -> None:
-    """Write the run folder; status.json comes last, so that a folder without it is not whole.
+    """Write the run folder; status.json is written last, so that a folder without it is known to be incomplete.
 
-    ``config.yaml`` has the settings that were given and no others: a default would say of a foreign run what nobody
-    knows. Raises ``UsageError`` where the folder holds a run, unless it is an import and may be overwritten.
+    ``config.yaml`` has only the settings that were given: a default would state something unknown about a foreign
+    run. Raises ``UsageError`` if the folder holds a run, unless it is an import and may be overwritten.
     """
     _refuse_existing(folder, overwrite)
     make_folder(folder)
@@ -116,7 +117,7 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
 
 
 def _table(entries: Sequence[tuple[int, Raw]]) -> str:
-    """Return all that was logged as CSV, a line per entry; ``#`` is the step that it was put with."""
+    """Return all that was logged as CSV, with a line per entry; column ``#`` is the step assigned to the entry."""
     keys = list(dict.fromkeys(key for _, row in entries for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -168,11 +169,12 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a history.
+    """The result of an import.
 
-    ``kept`` columns have the trainer's own numbers, ``converted`` ones are made from them. ``left``: each key that
-    no column took, with the reason; foreign.csv has it. ``gaps``: what the rows lack. ``blind``: kinds of crash that
-    could not be watched, or only in part. ``assumed``: settings that the history does not say.
+    ``kept`` columns have the trainer's own numbers; ``converted`` columns are computed from them. ``left``: each key
+    that no column uses, with the reason; foreign.csv has these keys. ``gaps``: what is missing from the rows.
+    ``blind``: kinds of crash that could not be watched, or only in part. ``assumed``: settings that the history does
+    not state.
     """
 
     folder: Path
@@ -207,15 +209,16 @@ def import_history(
 ) -> Imported:
     """Read the history in ``path`` and write ``<root>/<model>/<name>/seed-<seed>``.
 
-    ``trainer``: one of ``trainers.NAMES``, else told from the keys. ``name``: the experiment, by default the trainer's
-    algorithm (with ``-imported`` where the bench has an experiment of that name). ``sigma0`` (reward's spread under the
-    initial policy), ``reply_limit`` (tokens), ``vocabulary`` (tokens) and ``steps`` (planned): where neither given nor
-    in the history's own settings they stay unknown (``steps``: the last one), and what needs them is not watched.
-    ``known``: settings of the trainer that its history does not hold, by dotted name, such as ``{"vf_coef": 0.1}``.
-    Everything is checked before a file is written.
+    ``trainer``: one of ``keys.NAMES``; by default it is recognised by the keys. ``name``: the experiment; by
+    default the trainer's algorithm (with ``-imported`` if the bench has an experiment of that name). ``sigma0``
+    (spread of the reward under the initial policy), ``reply_limit`` (tokens), ``vocabulary`` (tokens) and ``steps``
+    (planned) are taken from the history's own settings if they are not given. If they are not there either, they stay
+    unknown (``steps``: the last step), and crashes that need them are not watched. ``known``: settings of the trainer
+    that its history does not hold, by dotted name, such as ``{"vf_coef": 0.1}``. Everything is checked before a file
+    is written.
 
-    Raises ``MissingResource``, ``BadResource`` or ``UsageError`` where ``path`` cannot be read, is no such history or
-    several, is of no known trainer, or where the folder holds a run.
+    Raises ``MissingResource``, ``BadResource`` or ``UsageError`` if ``path`` cannot be read, holds no such history or
+    several, is of no known trainer, or if the folder holds a run.
     """
     _refuse_impossible(sigma0, vocabulary)
     history = read(path)
@@ -276,7 +279,7 @@ def import_history(
 def _settings(
     *, experiment: str, arm: str, seed: int, model: str, reply_limit: int | None, steps: int, source: str
 ) -> Settings:
-    """Return settings in which only what is known is set."""
+    """Return settings that set only what is known."""
     known: dict[str, Any] = {
         "experiment": experiment,
         "algorithm": arm,
@@ -298,9 +301,9 @@ def _settings(
 
 
 def _planned(rows: Steps, given: int | None, trainer: Trainer, config: Mapping[str, Any]) -> int:
-    """Return the planned steps: given, or the history's own, or the last step.
+    """Return the planned steps: those given, or those of the history's settings, or the last step.
 
-    A plan that ends before the next log was due counts as done.
+    A plan that ends before the next log was due counts as completed.
     """
     if given is not None and given < rows.last:
         raise UsageError(f"--steps {given}, but the history goes to step {rows.last}", "Leave --steps out.")
@@ -330,7 +333,7 @@ def _refuse_own_name(name: str) -> None:
 
 
 def _provenance(trainer: Trainer, file: Path, converted: Converted) -> dict[str, Any]:
-    """Return what the manifest says of an import; that it is there marks the run as foreign."""
+    """Return the manifest's entry on the import; its presence marks the run as foreign."""
     columns = {one.ours: one.formula for one in (*converted.kept, *converted.converted)}
     return {
         "trainer": trainer.name,
@@ -343,7 +346,7 @@ def _provenance(trainer: Trainer, file: Path, converted: Converted) -> dict[str,
 
 
 def _told(imported: Imported) -> list[str]:
-    """Return what a reader of the run must know: it stands in status.json."""
+    """Return what a reader of the run must know; status.json holds it."""
     missing = [f"{one.kind} ({', '.join(one.reasons)})" for one in imported.blind if one.wholly]
     parts = [f"not watched: {', '.join(missing)}"] if missing else []
     parts += [f"assumed: {text}" for text in imported.assumed]
@@ -351,7 +354,7 @@ def _told(imported: Imported) -> list[str]:
 
 
 def describe(imported: Imported) -> str:
-    """Return the report of an import: columns with their source, keys left out and why, crashes that nobody can see."""
+    """Return the report of an import: columns with their source, keys left out and why, crashes not watched."""
     lines = [f"imported {imported.trainer} as {imported.arm}, {_steps(imported)}: {imported.folder}"]
     lines += _section("kept", [_taken(one) for one in imported.kept])
     lines += _section("converted", [_taken(one) for one in imported.converted])

@@ -1,4 +1,4 @@
-"""Log keys of the trainers whose histories can be read: unit, column of ours, how it converts, or why not."""
+"""Maps the log keys of the supported trainers to columns: unit, column, conversion, or the reason for none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_NUMBER = "no number"
 
 @dataclass(frozen=True)
 class Taken:
-    """One column of ours and where it comes from. ``formula`` is in the trainer's own keys."""
+    """One column of ours and its source; ``formula`` is in the trainer's own keys."""
 
     ours: str
     keys: tuple[str, ...]
@@ -29,7 +29,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Converted:
-    """Rows of ours by step, and what became of every key: ``kept`` as it was, ``converted``, or ``left``."""
+    """Rows of ours by step, and the use of every key: ``kept`` as it was, ``converted``, or ``left``."""
 
     rows: Mapping[int, Mapping[str, Value]]
     kept: tuple[Taken, ...]
@@ -41,7 +41,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A usable line of the table: ``raw`` keys by the trainer's names, and the factor's value."""
+    """A usable line of the table: ``raw`` has the logged keys by the trainer's names, ``factor`` the factor's value."""
 
     line: Key
     raw: Mapping[str, str]
@@ -49,12 +49,12 @@ class _Plan:
 
     @property
     def keeps(self) -> bool:
-        """Whether our number is the trainer's own."""
+        """Whether our number equals the trainer's own."""
         line = self.line
         return (line.scale, line.offset, line.factor) == (1.0, 0.0, None) and len(self.raw) == 1
 
     def value(self, row: Raw) -> Value:
-        """Return our value in a row, None where it was not logged."""
+        """Return our value for a row, or None if it was not logged."""
         logged = [number(row.get(self.raw[name])) for name in self.line.names if name in self.raw]
         parts = [part for part in logged if part is not None]
         if not parts:
@@ -68,7 +68,7 @@ class _Plan:
 
 
 def convert(steps: Steps, trainer: Trainer, config: Mapping[str, Any]) -> Converted:
-    """Return the history in our columns. ``config``: what is known of the trainer's settings."""
+    """Return the history in our columns; ``config`` holds the known settings of the trainer."""
     numeric = [key for key in steps.keys if any(number(row.get(key)) is not None for row in steps.rows.values())]
     raw: dict[str, str] = {}
     for key in numeric:
@@ -94,7 +94,7 @@ def convert(steps: Steps, trainer: Trainer, config: Mapping[str, Any]) -> Conver
 
 
 def _plans(trainer: Trainer, raw: Mapping[str, str], config: Mapping[str, Any]) -> tuple[dict[str, _Plan], list[str]]:
-    """Choose the first usable line for each column, and tell what had to be assumed for it."""
+    """Choose the first usable line for each column; return them and the assumptions that they rest on."""
     plans: dict[str, _Plan] = {}
     assumed: list[str] = []
     for line in trainer.keys:
@@ -112,7 +112,7 @@ def _plans(trainer: Trainer, raw: Mapping[str, str], config: Mapping[str, Any]) 
 
 
 def _refused(line: Key, config: Mapping[str, Any]) -> str | None:
-    """Return why a line cannot be used with these settings, None where it can."""
+    """Return why a line cannot be used with these settings, or None if it can."""
     if line.factor and number(setting(config, line.factor)[1]) is None:
         return f"{line.why}; the history does not say what {line.factor} was"
     for path, allowed in line.needs.items():
@@ -150,7 +150,7 @@ def _left(
 
 
 def _mixed(steps: Steps, numeric: list[str]) -> list[str]:
-    """Say which keys are numbers in some rows and something else in others."""
+    """Return a sentence for each key that is a number in some rows and something else in others."""
     said = []
     for key in numeric:
         cells = [row[key] for row in steps.rows.values() if key in row and row[key] is not None]
@@ -171,11 +171,12 @@ Needs = Mapping[str, tuple[Any, ...]]
 class Key:
     """One line of a trainer's table.
 
-    ``names`` are its keys (``*`` stands for anything): the value is the sum of those logged, less the sum of
-    ``less``. Then ours = ``offset`` + ``scale`` · value, times the setting ``factor``. ``ours`` None: it stays
-    empty for the reason ``why``; otherwise ``why`` is what to know of it. ``needs``: settings of the trainer that
-    must have one of these values; where the history does not say, the first is assumed, and that is said.
-    ``only_broken``: the unit is not ours, but that a value is not finite needs none: only such values are taken.
+    ``names`` are its keys (``*`` matches anything). The value is the sum of those that were logged, minus the sum of
+    ``less``. Then ours = ``offset`` + ``scale`` · value, times the setting ``factor``. If ``ours`` is None, no column
+    uses the keys, for the reason ``why``; otherwise ``why`` is a note on the column. ``needs``: settings of the
+    trainer that must have one of these values; if the history does not state the setting, the first value is assumed,
+    and the report says so. ``only_broken``: the unit is not ours, so only values that are not finite are used,
+    because these need no unit.
     """
 
     names: tuple[str, ...]
@@ -190,7 +191,7 @@ class Key:
     only_broken: bool = False
 
     def formula(self, logged: Collection[str] | None = None) -> str:
-        """Return how our value is made, as text: of all its keys, or of those ``logged``."""
+        """Return the formula of our value as text, with all its keys or only those ``logged``."""
         names, less = ([n for n in all_ if logged is None or n in logged] for all_ in (self.names, self.less))
         value = " + ".join(names) + "".join(f" − {name}" for name in less)
         if self.scale == -1.0:
@@ -200,18 +201,18 @@ class Key:
         return f"{value} · {self.factor}" if self.factor else value
 
     def matches(self, key: str) -> bool:
-        """Whether the trainer's key is this line's."""
+        """Return whether the trainer's key belongs to this line."""
         return any(key == name or fnmatchcase(key, name) for name in (*self.names, *self.less))
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """One trainer's table. Lines further up win where several fit a key or a column.
+    """One trainer's table. If several lines fit a key or a column, the first is used.
 
-    ``marks``: keys by one of which its histories are told from others'. ``counters``: keys that count steps, the
-    first one logged counts. ``prefixes``: what a tracker puts before a key, and what stands there without it.
-    ``limit``, ``vocabulary``, ``plan``: settings that say the longest reply, the number of tokens, the planned steps;
-    ``estimator``: the one that names the algorithm. ``critic``: keys that only an algorithm with a critic logs.
+    ``marks``: keys, any one of which distinguishes its histories from others. ``counters``: keys that count steps;
+    the first one logged is used. ``prefixes``: what a tracker puts before a key, and its replacement. ``limit``,
+    ``vocabulary``, ``plan``: settings with the longest reply, the number of tokens and the planned steps;
+    ``estimator``: the setting that names the algorithm. ``critic``: keys that only an algorithm with a critic logs.
     """
 
     name: str
@@ -230,31 +231,31 @@ class Trainer:
     critic: tuple[str, ...] = ()
 
     def arm_of(self, keys: Collection[str], config: Mapping[str, Any]) -> str:
-        """Return the name of the algorithm that left these keys: PPO's, another's, or the trainer's where unclear."""
+        """Return the name of the algorithm that logged these keys: PPO's, another's, or the trainer's if unclear."""
         known, estimator = setting(config, self.estimator)
         if known and isinstance(estimator, str):
             return self.arm if estimator == "gae" else f"{self.family}-{estimator.replace('_', '-')}"
         return self.arm if not self.critic or any(key in keys for key in self.critic) else self.family
 
     def plain(self, key: str) -> str:
-        """Return the trainer's own name of a logged key, without what a tracker put before it."""
+        """Return the trainer's own name of a logged key, without a tracker's prefix."""
         for prefix, instead in self.prefixes.items():
             if key.startswith(prefix):
                 return instead + key.removeprefix(prefix)
         return key
 
     def takes(self, key: str) -> bool:
-        """Whether a logged key may become a column of ours."""
+        """Return whether a logged key may become a column of ours."""
         line = self.line(self.plain(key))
         return line is not None and line.ours is not None
 
     def line(self, key: str) -> Key | None:
-        """Return the first line of the table for the trainer's key."""
+        """Return the first line of the table that matches the trainer's key, or None."""
         return next((line for line in self.keys if line.matches(key)), None)
 
 
 def left(why: str, unit: str, *names: str) -> Key:
-    """Return a line for keys that no column of ours takes."""
+    """Return a line for keys that no column of ours uses."""
     return Key(names, unit, why=why)
 
 
@@ -605,13 +606,13 @@ OPENRLHF = Trainer(
 TRAINERS: tuple[Trainer, ...] = (PPO, GRPO, RLOO, VERL, OPENRLHF)
 
 NAMES: tuple[str, ...] = tuple(dict.fromkeys([t.family for t in TRAINERS] + [t.name for t in TRAINERS]))
-"""What ``--from`` takes: a family, or one trainer of it."""
+"""Values that ``--from`` accepts: a family, or one trainer of it."""
 
 
 def recognise(keys: Iterable[str], name: str | None = None) -> Trainer:
     """Return the trainer that logged ``keys``, among those that ``name`` allows.
 
-    Raises ``UsageError`` with the keys that were seen where none or several fit, or where ``name`` is unknown.
+    Raises ``UsageError`` with the keys that were seen if none or several fit, or if ``name`` is unknown.
     """
     seen = list(keys)
     allowed = [trainer for trainer in TRAINERS if name in (None, trainer.name, trainer.family)]
@@ -632,7 +633,7 @@ def recognise(keys: Iterable[str], name: str | None = None) -> Trainer:
 
 
 def _checked(trainer: Trainer, seen: list[str]) -> Trainer:
-    """Refuse a name by which nothing at all could be read."""
+    """Return the trainer; refuse it if none of the keys can be converted with its table."""
     lines = [trainer.line(trainer.plain(key)) for key in seen]
     if not any(line and line.ours for line in lines):
         raise UsageError(f"none of these keys is one of {trainer.name}'s that convert: {_shown(seen)}", "Check --from.")

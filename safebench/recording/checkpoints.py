@@ -1,4 +1,4 @@
-"""Checkpoints: all state of a run in one file per step, whole or not there, loaded without running code from it."""
+"""Save and load checkpoints: all state of a run, one atomic file per step, loaded without running code from it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SCALARS = (int, float, str, bool, type(None))
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of ``step`` lies in ``folder``."""
+    """Return the path of the checkpoint of ``step`` in ``folder``."""
     return folder / f"step-{step}.pt"
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps ``folder`` has a checkpoint of, in order; none where there is no such folder."""
+    """Return the steps that have a checkpoint in ``folder``, in order; an empty list if there is no such folder."""
     if not folder.is_dir():
         return []
     matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
@@ -37,10 +37,11 @@ def steps(folder: Path) -> list[int]:
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write ``state`` after ``step`` and return its path; the file appears under its name once it is on the disk.
+    """Save ``state`` after ``step`` and return the path; the file gets its name only once it is on the disk.
 
-    ``state`` is made of dicts, lists, tuples, tensors, numbers, text, truth values and None, nothing else: what is
-    saved must load again without trusting the file. Raises ``MissingResource`` where the folder is full or closed.
+    ``state`` must consist of dicts, lists, tuples, tensors, numbers, text, truth values and None only, because a
+    checkpoint must load without trust in the file. Raises ``MissingResource`` if the folder is full or cannot be
+    written.
     """
     import torch
 
@@ -56,14 +57,14 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
                 os.fsync(file.fileno())
             os.replace(part, path)
         finally:
-            with suppress(OSError):  # gone where all went well; where not, the first fault is the one to tell
+            with suppress(OSError):  # absent on success; on failure, report the first error
                 part.unlink(missing_ok=True)
         sync_folder(folder)
     return path
 
 
 class _Watched:
-    """A file that remembers the fault behind what torch then reports as a fault of its own."""
+    """A file that keeps the ``OSError`` of a write, which torch then reports as an error of its own."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -91,7 +92,7 @@ def _dump(content: dict[str, Any], file: IO[bytes], write: Any) -> None:
 
 
 def load(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return step and state of one checkpoint, tensors on the CPU; ``BadResource`` where the file is damaged."""
+    """Return step and state of a checkpoint, tensors on the CPU; raise ``BadResource`` if the file is damaged."""
     import torch
 
     fault = damage(path)
@@ -105,7 +106,7 @@ def load(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with the archive by its own checksums (which torch does not look at), None if nothing."""
+    """Check the archive by its own checksums, which torch ignores; return the fault, or None if there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -115,9 +116,9 @@ def damage(path: Path) -> str | None:
 
 
 def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Return step and state of the newest whole checkpoint, None where there is none.
+    """Return step and state of the newest undamaged checkpoint, or None if there is none.
 
-    A damaged one is passed over with a warning in the log.
+    A damaged checkpoint is skipped, and a warning is logged.
     """
     for step in reversed(steps(folder)):
         try:
@@ -128,7 +129,7 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what a killed write left behind."""
+    """Delete all but the newest ``keep`` checkpoints, and the partial files of killed writes."""
     for step in steps(folder)[:-keep] if keep else steps(folder):
         path_of(folder, step).unlink()
     for part in folder.glob(f"step-*.pt{_PART}"):
@@ -136,7 +137,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints later than ``step``: the run goes on from there and will write them anew."""
+    """Delete the checkpoints after ``step``; the resumed run writes them again."""
     for later in steps(folder):
         if later > step:
             path_of(folder, later).unlink()
@@ -145,7 +146,7 @@ def drop_after(folder: Path, step: int) -> None:
 def _check(value: Any, where: str) -> None:
     import torch
 
-    # Exact types: a numpy number or a named tuple passes for its parent here, but not when it is loaded.
+    # Check exact types: a numpy number or a named tuple is an instance of its parent type, but would not load.
     if type(value) in _SCALARS or isinstance(value, torch.Tensor):
         return
     if type(value) in (dict, OrderedDict):

@@ -1,4 +1,4 @@
-"""Writes files so that what lies on the disk is whole at every moment, and names the fault when it cannot."""
+"""Write files so that the files on the disk are complete at all times, and name the cause if a write fails."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from safebench.errors import MissingResource, UsageError
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST})
 
-# Some network file systems know no locks on folders. A run there goes unguarded rather than not at all.
+# Some network file systems do not support locks on folders. A run there continues without a lock.
 _NO_LOCKS = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF, errno.EINVAL})
 
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn "no room" and "not allowed" inside the block into a ``MissingResource`` that names ``path``."""
+    """Convert "no space" and "not permitted" errors in the block to a ``MissingResource`` that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -41,13 +41,13 @@ def now() -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Create ``folder`` and those above it; raise ``MissingResource`` where that is refused."""
+    """Create ``folder`` and its parents; raise ``MissingResource`` if that is refused."""
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Replace ``path`` by ``data`` in one step: a reader sees the old file or the new one, never half.
+    """Replace ``path`` by ``data`` atomically: a reader sees the old file or the new one, never a part of it.
 
     ``durable`` waits for the disk, so that the new file also survives a power cut.
     """
@@ -61,7 +61,7 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = False) -> None:
                     os.fsync(file.fileno())
             os.replace(part, path)
         finally:
-            with suppress(OSError):  # gone where all went well; where not, the first fault is the one to tell
+            with suppress(OSError):  # absent on success; on failure, report the first error
                 part.unlink(missing_ok=True)
         if durable:
             sync_folder(path.parent)
@@ -77,12 +77,12 @@ def sync_folder(folder: Path) -> None:
 
 
 class Appender:
-    """A file that grows line by line.
+    """A file to which lines are appended.
 
-    Each line goes to the system at once and unbuffered, so it outlives this process however that ends.
-    It does not wait for the disk: that costs milliseconds a step and helps only against a power cut, after
-    which a run resumes from its last checkpoint anyway; ``sync`` is called there. A line that cannot be
-    written whole is taken back.
+    Each line goes to the operating system at once and unbuffered, so that it survives any end of this process.
+    ``write`` does not wait for the disk: that costs milliseconds per step and helps only against a power cut, after
+    which a run resumes from its last checkpoint. ``sync`` is called at checkpoints. A line that cannot be written
+    completely is removed again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,11 +93,11 @@ class Appender:
 
     @property
     def empty(self) -> bool:
-        """Whether the file holds nothing yet."""
+        """Whether the file is still empty."""
         return self._end == 0
 
     def write(self, line: str) -> None:
-        """Append ``line``, which holds no line break, and a line break."""
+        """Append ``line`` and a line break; ``line`` must not contain a line break."""
         data = f"{line}\n".encode()
         written = False
         try:
@@ -123,7 +123,7 @@ class Appender:
 
 
 class FolderLock:
-    """Holds a run folder against a second writer; the system lets go of it when the process ends."""
+    """A lock that keeps a second writer out of a run folder; the system releases it when the process ends."""
 
     def __init__(self, folder: Path) -> None:
         self._handle = os.open(folder, os.O_RDONLY)
@@ -148,7 +148,7 @@ class FolderLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether some process is writing the run in ``folder`` right now."""
+    """Return whether a process is writing the run in ``folder`` right now."""
     if not folder.is_dir():
         return False
     try:

@@ -1,4 +1,4 @@
-"""samples.jsonl and events.jsonl: one JSON object per line, each with the step it belongs to."""
+"""Write and read samples.jsonl and events.jsonl: one JSON object per line, each with its step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safebench.recording.files import Appender, storing, write_atomic
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with the floats JSON has no number for as their names ("nan", "inf", "-inf"), at any depth.
+    """Return ``value`` with non-finite floats, at any depth, as the texts "nan", "inf" and "-inf", which JSON can hold.
 
-    metrics.csv writes them so too; ``float(x)`` reads either form back.
+    metrics.csv uses the same texts; ``float(x)`` reads both numbers and these texts.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -29,14 +29,15 @@ def plain(value: Any) -> Any:
 
 
 def format_line(record: Mapping[str, object]) -> str:
-    """Return ``record`` as one line of strict JSON in ASCII: no text can break it or the line."""
+    """Return ``record`` as one line of strict JSON in ASCII; no text in it can break the JSON or the line."""
     return json.dumps(plain(record), allow_nan=False)
 
 
 def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Cut the file behind the last line of ``step`` and return the records that stay.
+    """Truncate the file after the last line of ``step`` and return the remaining records.
 
-    A half-written last line goes; any other damage before the cut is a ``BadResource``. A missing file is an empty one.
+    An incomplete last line is removed. Any other damage before the cut raises ``BadResource``. A missing file counts as
+    empty.
     """
     if not path.exists():
         return []
@@ -64,7 +65,7 @@ def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One reply: its row in the batch, its texts, its proxy reward, and the judge's where it was asked."""
+    """One reply: its row in the batch, its texts, its proxy reward, and its judge reward if the judge scored it."""
 
     row: int
     prompt: str
@@ -74,7 +75,7 @@ class Sample:
     split: str = "train"
     """``train``, or ``heldout`` at an evaluation."""
     messages: list[dict[str, Any]] | None = None
-    """The conversation that ``prompt`` is the transcript of; a line has it only where there is one."""
+    """The conversation whose transcript is ``prompt``; a line has this key only if there is a conversation."""
 
 
 class SamplesWriter:
@@ -101,7 +102,7 @@ class SamplesWriter:
 
 
 def drop_samples_after(path: Path, step: int) -> dict[int, list[Sample]]:
-    """Cut samples.jsonl behind ``step`` and return what stays, by step."""
+    """Truncate samples.jsonl after ``step`` and return the remaining samples by step."""
     kept: dict[int, list[Sample]] = {}
     for record in drop_after(path, step):
         judge = record["judge"]
@@ -122,16 +123,17 @@ What = Literal["begins", "ends", "open"]
 
 
 def format_event(step: int, event: Event, what: What | None = None) -> str:
-    """Return the line of an event that came up at ``step``.
+    """Return the line of an event that was detected at ``step``.
 
-    ``what`` is "begins" or "ends" as the event's own end says; "open" is for those the run's end finds open.
+    ``what`` defaults to "begins" if the event has no end yet, else to "ends". "open" is for episodes that are still
+    open at the end of the run.
     """
     found = what or ("begins" if event.end is None else "ends")
     return format_line({"step": step, "what": found, **asdict(event)})
 
 
 class EventsWriter:
-    """Writes events.jsonl: first what a replay of the kept rows found (nothing on a new run), then what comes."""
+    """Writes events.jsonl: first the events of a replay of the kept rows (none for a new run), then new events."""
 
     def __init__(self, path: Path, replayed: Iterable[tuple[int, Sequence[Event]]] = ()) -> None:
         lines = [format_event(step, event) for step, events in replayed for event in events]

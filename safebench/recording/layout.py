@@ -1,4 +1,4 @@
-"""A run folder: its status, what a new or resumed run finds there, and the part of it that evidence needs."""
+"""Manage a run folder: its status, the files of a new or resumed run, and the copy of it that serves as evidence."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ FILE = "status.json"
 
 
 class Status(StrEnum):
-    """What a run is: under way, or ended in one of four ways."""
+    """State of a run: running, or ended in one of four ways."""
 
     RUNNING = "running"
     FINISHED = "finished"
     UNSTABLE = "unstable"
-    """A non-finite number ended it; a result."""
+    """A non-finite number ended the run; this is a result."""
     INTERRUPTED = "interrupted"
     """Stopped by the user; resumable."""
     FAILED = "failed"
-    """A fault ended it."""
+    """An error ended the run."""
 
     @property
     def exit_code(self) -> int | None:
-        """The process's exit code for a single run that ended so; None while it runs."""
+        """Exit code of the process for a single run that ended in this state; None while the run is running."""
         return {"running": None, "finished": 0, "unstable": 4, "interrupted": 130, "failed": 1}[self.value]
 
 
 @dataclass(frozen=True)
 class StatusRecord:
-    """The content of status.json. Times are UTC, ISO 8601. ``summary`` is the caller's, set at the end.
+    """The content of status.json. Times are UTC, ISO 8601. ``summary`` comes from the caller and is set at the end.
 
-    A run that was killed still says ``running``: ``files.is_locked`` tells whether anybody works on it.
+    A killed run keeps the state ``running``; ``files.is_locked`` tells whether a process is still writing it.
     """
 
     state: Status
@@ -60,13 +60,13 @@ class StatusRecord:
 
 
 def write_status(folder: Path, record: StatusRecord, *, durable: bool = False) -> None:
-    """Replace status.json in ``folder``. Non-finite numbers of the summary become their names."""
+    """Replace status.json in ``folder``. Non-finite numbers in the summary are written as text."""
     data = json.dumps(plain(asdict(record)), indent=2, allow_nan=False)
     write_atomic(folder / FILE, f"{data}\n".encode(), durable=durable)
 
 
 def read_status(folder: Path) -> StatusRecord | None:
-    """Return what status.json in ``folder`` says, None where there is none; raise ``BadResource`` if it is no such."""
+    """Return the content of status.json in ``folder``, None if there is none; raise ``BadResource`` if damaged."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -83,7 +83,7 @@ def read_status(folder: Path) -> StatusRecord | None:
 
 CONFIG = "config.yaml"
 _ELSEWHERE = frozenset({"recording", "compute", "description", "trust_remote_code", "tuned"})
-"""Sections that may change between the parts of a run: they do not touch what its rows say."""
+"""Sections that may change when a run is resumed, because they do not affect its rows."""
 
 _FIXED = ("sigma0", "judge_sigma0", "vocabulary", "hashes")
 _HINT = "Start this run again with --if-exists overwrite, or with the settings it was started with."
@@ -92,7 +92,7 @@ _HINT = "Start this run again with --if-exists overwrite, or with the settings i
 def begin(folder: Path, settings: Settings, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write config.yaml and manifest.json of a new run; return the manifest with the run's id.
 
-    Raises ``UsageError`` where the folder holds a run already.
+    Raises ``UsageError`` if the folder already holds a run.
     """
     if (folder / "metrics.csv").exists():
         hint = "Resume it, or overwrite it, with --if-exists."
@@ -104,9 +104,9 @@ def begin(folder: Path, settings: Settings, manifest: Mapping[str, Any]) -> dict
 
 
 def go_on(folder: Path, settings: Settings, manifest: Mapping[str, Any], after_step: int) -> dict[str, Any]:
-    """Check that settings and manifest are those of the run in ``folder``, note the new start, return its manifest.
+    """Check that settings and manifest match the run in ``folder``, record the new start, return its manifest.
 
-    Raises ``BadResource`` with every difference where they are not: rows of two runs do not belong in one file.
+    Raises ``BadResource`` with every difference if they do not match, because one file must not hold rows of two runs.
     """
     kept = manifest_file.read(folder)
     faults = _changed_settings(_read_config(folder), settings) + _changed_constants(kept, manifest)
@@ -120,12 +120,12 @@ def go_on(folder: Path, settings: Settings, manifest: Mapping[str, Any], after_s
 
 
 def clear(folder: Path) -> None:
-    """Delete what a recorder left in ``folder``, and nothing else: an overwritten run starts from nothing."""
+    """Delete the files that a recorder wrote to ``folder``, and no others, so that an overwritten run starts empty."""
     with storing(folder):
         for name in ("checkpoints", "adapter", "model", "trackers"):
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
-        # metrics.csv last: while it is there, ``begin`` refuses the half-cleared folder
+        # metrics.csv is deleted last: while it exists, ``begin`` refuses the half-cleared folder
         for name in (CONFIG, "manifest.json", "samples.jsonl", "events.jsonl", "status.json", "metrics.csv"):
             (folder / name).unlink(missing_ok=True)
 
@@ -164,14 +164,14 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 WHOLE = ("config.yaml", "manifest.json", "metrics.csv", "events.jsonl", "status.json")
 BEST_OF_N = "best-of-n"
 REPLIES = 16
-"""Held-out prompts whose replies are kept, at every evaluation."""
+"""Number of held-out prompts whose replies are kept at every evaluation."""
 
 
 def keep(folder: Path, root: Path, replies: int = REPLIES) -> Path:
-    """Copy the run in ``folder`` to the same place below ``root`` and return its folder there.
+    """Copy the run in ``folder`` to the same relative path below ``root`` and return the new folder.
 
-    The best of n of its model goes along. Weights, checkpoints, trackers, training samples and other judges' scores
-    stay behind. Raises ``UsageError`` where both are one place.
+    The best-of-n records of its model are copied too. Weights, checkpoints, trackers, training samples and other
+    judges' scores are not copied. Raises ``UsageError`` if source and target are the same folder.
     """
     target = root.joinpath(*folder.resolve().parts[-3:])
     if target.resolve() == folder.resolve():

@@ -1,4 +1,4 @@
-"""manifest.json: what made a run: versions, commit, hardware, command, hashes, and constants measured at its start."""
+"""Write and read manifest.json: versions, commit, hardware, command, hashes, constants measured at a run's start."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SOURCES = ("safebench", "experiments", "pyproject.toml")
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
-    """Return the installed version of each package by its metadata, None where it is not installed."""
+    """Return the installed version of each package by its metadata, None if it is not installed."""
     found: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -54,8 +54,8 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's answer, None where there is no git, no repository, or no answer in time."""
-    # A hook's GIT_DIR would point at another repository than the folder's.
+    """Return git's output, or None if there is no git, no repository, or no output in time."""
+    # Drop git's variables: the GIT_DIR of a hook would point at another repository than the folder's.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]
     try:
@@ -68,10 +68,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def checkout(package: Path | None = None) -> dict[str, Any] | None:
-    """Return commit and dirtiness of the checkout that the package runs from; None for an installed copy.
+    """Return the commit of the checkout that the package runs from and its dirtiness; None for an installed copy.
 
-    Dirty: code or experiments differ from the commit. A package that lies in somebody else's repository
-    without being tracked there (an environment in a project's folder) is an installed copy.
+    A checkout is dirty if code or experiments differ from the commit. A package that lies in another repository without
+    being tracked there (an environment in a project's folder) is an installed copy.
     """
     folder = package or Path(safebench.__file__).parent
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
@@ -99,14 +99,14 @@ def _cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Return the cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Return processor, cores, memory in MiB and the name of the training device as the caller knows it."""
+    """Return processor, cores, memory in MiB, and the training device's name as given by the caller."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu_model(),
@@ -118,7 +118,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def hashes_of(settings: Settings) -> dict[str, str]:
-    """Return the sha256 of model, reward, judge and prompts, wherever they lie on this machine."""
+    """Return the sha256 of model, reward, judge and prompts, wherever they are stored on this machine."""
     named = {
         "model": None if settings.model.random_weights else registry.model_source(settings.model.name),
         "reward": registry.reward_source(settings.reward.name),
@@ -132,7 +132,7 @@ def hashes_of(settings: Settings) -> dict[str, str]:
 
 
 def hash_of_entry(entry: registry.Entry) -> str:
-    """Return the sha256 of the entry's files, or its hub id where no copy of them lies here.
+    """Return the sha256 of the entry's files, or its hub id if this machine has no copy of them.
 
     Weights in another package are checked against their sha256 whenever they are loaded.
     """
@@ -161,10 +161,10 @@ def collect(
 ) -> dict[str, Any]:
     """Return the manifest of a run that starts now on the device named ``device`` ("cpu", "NVIDIA H100", …).
 
-    ``hashes``: sha256 by what was hashed: model, reward, judge, prompts, … (see ``hash_folder``).
-    ``sigma0``: standard deviation of the proxy reward under the initial policy, in reward units.
-    ``vocabulary``: number of tokens the policy chooses from. ``measured``: whatever else was measured before
-    the first step, ``judge_sigma0`` for one; it stands beside the two. ``command``: ``sys.argv`` by default.
+    ``hashes``: sha256 by name: model, reward, judge, prompts, … (see ``hash_folder``). ``sigma0``: standard deviation
+    of the proxy reward under the initial policy, in reward units. ``vocabulary``: number of tokens the policy chooses
+    from. ``measured``: other values that were measured before the first step, such as ``judge_sigma0``; the manifest
+    holds them next to ``sigma0`` and ``vocabulary``. ``command``: ``sys.argv`` by default.
     """
     return {
         **(measured or {}),
@@ -188,9 +188,9 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return manifest.json of ``folder``; ``BadResource`` where there is none or it is damaged.
+    """Return manifest.json of ``folder``; raise ``BadResource`` if it is missing or damaged.
 
-    A resumed run takes ``sigma0`` and what else was measured from here rather than measure it anew.
+    A resumed run reads ``sigma0`` and the other measured values from here and does not measure them again.
     """
     path = folder / FILE
     hint = "Start this run again with --if-exists overwrite."
@@ -208,8 +208,8 @@ def read(folder: Path) -> dict[str, Any]:
 def hash_folder(path: Path) -> str:
     """Return the sha256 (hex) of a file, or of a folder's files with their relative names.
 
-    Hidden files and ``__pycache__`` are left out. Moving or touching a folder does not change its hash; renaming
-    a file in it does. Raises ``MissingResource`` where there is nothing to hash.
+    Hidden files and ``__pycache__`` are left out. Moving or touching a folder does not change its hash; renaming a file
+    in it does. Raises ``MissingResource`` if ``path`` is neither a file nor a folder.
     """
     if path.is_file():
         return _hash_file(path)
@@ -224,7 +224,7 @@ def hash_folder(path: Path) -> str:
 
 
 LARGE = 2**26
-"""Bytes from which a file is read once in a process, unless its size or its times change meanwhile."""
+"""Size in bytes from which a file's hash is cached in the process, until the file's size or times change."""
 
 
 def _hash_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""metrics.csv: one line per step, the schema's columns in the schema's order, numbers that read back bit for bit."""
+"""Write and read metrics.csv: one line per step, columns in the schema's order, numbers that read back bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADER = ",".join(KEYS)
 
 
 def is_text(metric: Metric) -> bool:
-    """Whether the column holds a name rather than a number."""
+    """Return whether the column holds a name rather than a number."""
     return metric.unit == "name"
 
 
@@ -35,7 +35,7 @@ def _is_number(value: object) -> TypeGuard[SupportsFloat]:
 def cell(metric: Metric, value: object) -> str:
     """Return the text of one value: shortest digits that read back to the same float, nan, inf, or nothing for None.
 
-    Any number of Python or numpy will do; a truth value, a tensor or an empty name is a fault of the caller.
+    Any Python or numpy number is accepted. A truth value, a tensor or an empty name raises ``SafebenchError``.
     """
     if value is None:
         return ""
@@ -51,14 +51,14 @@ def cell(metric: Metric, value: object) -> str:
 
 
 def value_of(metric: Metric, text: str) -> Value:
-    """Return the value behind a cell: what ``cell`` was given, as a float where it was a number."""
+    """Return the value of a cell, the inverse of ``cell``; numbers are returned as floats."""
     if text == "":
         return None
     return text if is_text(metric) else float(text)
 
 
 def format_row(row: Row) -> str:
-    """Return the line of one row, without line break; refuse a row that is not exactly the schema's."""
+    """Return the line of one row, without line break; raise ``SafebenchError`` if its keys are not the schema's."""
     unknown = sorted(set(row) - set(KEYS))
     missing = [key for key in KEYS if key not in row]
     if unknown or missing:
@@ -73,7 +73,7 @@ def format_row(row: Row) -> str:
 
 
 def parse_row(line: str) -> dict[str, Value]:
-    """Return the row of one line; raise ``ValueError`` where it is none of this schema."""
+    """Return the row of one line; raise ``ValueError`` if the line does not fit the schema."""
     cells = next(csv.reader([line], strict=True), [])
     if len(cells) != len(METRICS):
         raise ValueError(f"{len(cells)} cells where the schema has {len(METRICS)}")
@@ -81,7 +81,7 @@ def parse_row(line: str) -> dict[str, Value]:
 
 
 def step_of(row: Row) -> int:
-    """Return the row's step; it is the one value that may not be empty."""
+    """Return the row's step, the only value that must not be empty."""
     step = row.get("step")
     if step is None or isinstance(step, str) or not float(step).is_integer():
         raise SafebenchError(f"the step of a row must be a whole number, not {step!r}")
@@ -106,7 +106,7 @@ class MetricsWriter:
         return parse_row(line)
 
     def check_order(self, row: Row) -> None:
-        """Raise ``SafebenchError`` where the row is not of the step that is due."""
+        """Raise ``SafebenchError`` if the row's step is not the next one."""
         step = step_of(row)
         due = _due(self._last)
         if step not in due:
@@ -126,16 +126,16 @@ def _due(last: int | None) -> tuple[int, ...]:
 
 
 def drop_after(path: Path, step: int) -> list[dict[str, Value]]:
-    """Cut metrics.csv behind the row of ``step`` and return the rows that stay; -1 drops them all.
+    """Truncate metrics.csv after the row of ``step`` and return the remaining rows; -1 drops all rows.
 
-    Whatever lies further down, half-written lines too, goes unread. Raises ``BadResource`` where the file
-    is of another schema or lacks a row up to ``step``.
+    Later lines, including incomplete ones, are dropped unread. Raises ``BadResource`` if the file has another schema or
+    lacks a row up to ``step``.
     """
     data = b""
     if path.exists():
         with storing(path):
             data = path.read_bytes()
-    lines = data.split(b"\n")[:-1]  # what follows the last line break was never finished
+    lines = data.split(b"\n")[:-1]  # text after the last line break is an incomplete line
     if step < 0:
         lines = lines[:1] if lines[:1] == [HEADER.encode()] else []
         rows: list[dict[str, Value]] = []

@@ -1,4 +1,4 @@
-"""Records one run: the only writer of its folder; completes rows with the crash columns."""
+"""Record one run as the only writer of its folder, and add the crash columns to its rows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ CRASH_KEYS = tuple(f"crash/{kind}" for kind in CRASH_KINDS)
 
 
 class Watch:
-    """Detectors with the constants of one run: planned steps and reply limit from its settings, the spreads
-    ``sigma0`` and, where measured, ``judge_sigma0``, and the size of the ``vocabulary`` from its manifest.
+    """Detectors with the constants of one run.
+
+    Planned steps and reply limit come from its settings. The spreads ``sigma0`` and, if measured, ``judge_sigma0``, and
+    the size of the ``vocabulary`` come from its manifest.
     """
 
     def __init__(self, settings: Settings, manifest: Mapping[str, Any]) -> None:
@@ -46,20 +48,20 @@ class Watch:
         self._inertia = Inertia()
 
     def complete(self, row: Row) -> tuple[dict[str, Value], list[Event]]:
-        """Return the row with its crash columns (which it may not bring along), and the events that begin or end."""
+        """Add the crash columns, which ``row`` must not have; return the row and the events that begin or end."""
         given = [key for key in CRASH_KEYS if key in row]
         if given:
             raise SafebenchError(f"crash columns are the recorder's to fill: {', '.join(given)}")
-        read_back = parse_row(format_row({**row, **dict.fromkeys(CRASH_KEYS)}))  # what a replay will see
+        read_back = parse_row(format_row({**row, **dict.fromkeys(CRASH_KEYS)}))  # the values that a replay reads
         events = self._detectors.update(read_back)
         self._inertia.update(read_back)
         return {**row, **self._columns()}, events
 
     def replay(self, rows: Iterable[Row]) -> list[tuple[int, list[Event]]]:
-        """Feed rows that were recorded before and return their events by step.
+        """Process rows that were recorded before and return their events by step.
 
-        Raises ``BadResource`` where the recorded crash columns are not what these detectors find: the rows were
-        recorded under another specification, or for another number of steps.
+        Raises ``BadResource`` if the recorded crash columns differ from the counts of these detectors: the rows were
+        then recorded under another specification, or for another number of steps.
         """
         found = []
         for row in rows:
@@ -75,15 +77,15 @@ class Watch:
         return found
 
     def finish(self) -> list[Event]:
-        """Return the episodes that the run's end finds open."""
+        """Return the episodes that are still open at the end of the run."""
         return self._detectors.finish()
 
     def beyond_before_training(self) -> tuple[Blind, ...]:
-        """Return the kinds that are not watched, or only in part, because the untouched policy was beyond a limit."""
+        """Return the kinds that are not watched, or only in part, because the initial policy was beyond a limit."""
         return self._detectors.beyond_before_training
 
     def inert(self) -> tuple[Inert, ...]:
-        """Return the loss terms that moved nothing so far."""
+        """Return the loss terms that have been inert so far."""
         return self._inertia.found()
 
     def _columns(self) -> dict[str, Value]:
@@ -91,12 +93,12 @@ class Watch:
 
 
 def to_stderr(text: str) -> None:
-    """Print a line for the user where progress goes."""
+    """Print a line for the user to stderr, where progress is printed."""
     print(text, file=sys.stderr, flush=True)
 
 
 class NullRecorder:
-    """Writes nothing, but sees the same events: for the processes of a data-parallel run that do not record."""
+    """Writes nothing, but detects the same events; for the processes of a data-parallel run that do not record."""
 
     def __init__(self, settings: Settings, manifest: Mapping[str, Any], rows: Sequence[Row] = ()) -> None:
         self._watch = Watch(settings, manifest)
@@ -114,7 +116,7 @@ class NullRecorder:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Nothing is kept."""
+        """Always empty."""
         return ()
 
     def notice(self, text: str) -> None:
@@ -125,7 +127,7 @@ class NullRecorder:
 
 
 class Recorder:
-    """Writes everything a run leaves behind, and passes it on to the trackers; made by ``open``."""
+    """Writes all files of a run and passes the data to the trackers; create it with ``open``."""
 
     @classmethod
     def open(
@@ -139,15 +141,15 @@ class Recorder:
         limits: Limits | None = None,
         notify: Callable[[str], None] = to_stderr,
     ) -> Recorder:
-        """Open the folder of a new run, or, with ``after_step``, of one that goes on.
+        """Open the folder of a new run or, with ``after_step``, of a run to resume.
 
-        Going on after step n drops every row, sample, event and checkpoint later than n, brings the crash
-        detectors to where they were by replaying the rows that stay, and appends; -1 goes on from nothing.
-        ``trackers`` by name replace those that ``settings.recording.trackers`` names; ``limits`` bound
-        what any tracker may take. ``notify`` is given each line that is for the user.
+        Resuming after step n drops every row, sample, event and checkpoint later than n, restores the crash detectors
+        by a replay of the remaining rows, and appends; -1 drops everything. ``trackers`` by name replace those in
+        ``settings.recording.trackers``. ``limits`` bound the time and the waiting calls of every tracker. ``notify`` is
+        called with each line for the user.
 
-        Raises ``UsageError`` where a new run's folder holds one already or somebody else is writing it,
-        ``BadResource`` where what is there cannot be gone on with, ``MissingResource`` where it cannot be written.
+        Raises ``UsageError`` if the folder of a new run already holds one or another process is writing it,
+        ``BadResource`` if the run in it cannot be resumed, ``MissingResource`` if it cannot be written.
         """
         check_names(settings.recording.trackers)
         make_folder(folder)
@@ -225,20 +227,20 @@ class Recorder:
             state, code, message = ending(error)
             try:
                 self._finish(state, {}, message, code)
-            except MissingResource as second:  # a full disk ended the run: it is the first fault that counts
+            except MissingResource as second:  # a full disk ended the run: the first error is reported
                 if error is None:
                     raise
                 error.add_note(f"The run's status could not be written either: {second}")
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know of so far."""
+        """Notices for the user so far."""
         return self._status.notices
 
     def step(self, row: Row) -> list[Event]:
-        """Record one row, which has every key of the schema but the crash columns; return the events it begins or ends.
+        """Record one row with every key of the schema but the crash columns; return the events that begin or end at it.
 
-        The row is with the system, safe from the end of this process, when this returns.
+        When this returns, the operating system has the row, so that it survives the end of this process.
         """
         self._csv.check_order(row)
         full, events = self._watch.complete(row)
@@ -257,15 +259,15 @@ class Recorder:
         return events
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:
-        """Record replies of one step; call it beside ``step`` for the same step, before or after."""
+        """Record replies of one step; call it before or after ``step`` for the same step."""
         self._samples.write(step, rows)
         for tracker in self._trackers:
             tracker.samples(step, rows)
 
     def checkpoint(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Save all state after ``step`` (see ``checkpoints.save``), prune older ones, return the new one's path.
+        """Save all state after ``step`` (see ``checkpoints.save``), prune older checkpoints, and return the new path.
 
-        Rows and samples reach the disk first: a checkpoint never knows of more than they do.
+        Rows and samples are synced to the disk first, so that a checkpoint is never ahead of them.
         """
         self._sync()
         place = self.folder / "checkpoints"
@@ -274,25 +276,25 @@ class Recorder:
         return path
 
     def notice(self, text: str) -> None:
-        """Tell the user something and keep it in the status."""
+        """Show a notice to the user and keep it in the status."""
         self._status = replace(self._status, notices=(*self._status.notices, text))
         self._notify(text)
         self._write_status()
 
     def finish(self, state: Status, summary: Mapping[str, Any] | None = None, message: str = "") -> None:
-        """Record how the run ended, once. Trackers get their time to close; their closing lines go to the user."""
+        """Record how the run ended, once. Trackers get time to close; their closing lines are shown to the user."""
         if self._finished:
             raise SafebenchError(f"the run in {self.folder} is finished already: {self._status.state}")
         self._finish(state, summary or {}, message, state.exit_code)
 
     def _finish(self, state: Status, summary: Mapping[str, Any], message: str, code: int | None) -> None:
-        if state in (Status.FINISHED, Status.UNSTABLE):  # the others may go on, and their episodes with them
+        if state in (Status.FINISHED, Status.UNSTABLE):  # other runs may resume, with their open episodes
             self._events.write(self._status.step, self._watch.finish(), "open")
             for term in self._watch.inert():
                 self.notice(inert.sentence(term))
         self._sync()
         self._status = replace(self._status, state=state, summary=summary, message=message, exit_code=code)
-        self._write_status(durable=True)  # before the trackers, which may take their time
+        self._write_status(durable=True)  # before the trackers close, which may take long
         self._finished = True
         told = {**summary, "status": state.value, "step": self._status.step, "message": message}
         for tracker in self._trackers:
@@ -323,7 +325,7 @@ class Recorder:
 
 
 def ending(error: BaseException | None) -> tuple[Status, int | None, str]:
-    """Return final status, exit code and message of a run that its recorder was left with, before ``finish``."""
+    """Return final status, exit code and message of a run whose recorder was exited before ``finish``."""
     if error is None:
         return Status.INTERRUPTED, Status.INTERRUPTED.exit_code, "left before its last step"
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

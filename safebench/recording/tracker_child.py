@@ -1,4 +1,4 @@
-"""The child process of a tracker (W&B, TensorBoard, trackio): one call per line in, one line per call out."""
+"""Run a tracker (W&B, TensorBoard, trackio) in a child process: one call per input line, one answer line per call."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _COLUMNS = ["step", "row", "prompt", "reply", "reward", "judge"]
 
 
 class WandbTracker(NullTracker):
-    """One W&B run per run of ours: group = experiment, name = experiment and seed, W&B's step = ours.
+    """One W&B run per recorded run: group = experiment, name = experiment and seed, W&B's step = the run's step.
 
-    A resumed run is told again from its first row under the same id, so that one offline folder holds all of it;
-    online, the server leaves out the steps it has.
+    A resumed run is sent again from its first row under the same id, so that one offline folder holds the whole run.
+    Online, the server ignores the steps that it already has.
     """
 
     def __init__(self, online: bool) -> None:
@@ -36,11 +36,11 @@ class WandbTracker(NullTracker):
         self._step = 0
 
     def start(self, info: RunInfo) -> None:
-        """Begin the W&B run under ``trackers/wandb``; what an earlier part of this run left there is replaced."""
+        """Start the W&B run under ``trackers/wandb``; it replaces the files of an earlier part of this run."""
         place = info.place("wandb")
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        # Tables are staged for upload in the data folder: an offline run is complete only together with it.
+        # W&B stages tables for upload in the data folder: an offline run is complete only together with it.
         os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(place.resolve())
         import wandb
 
@@ -65,14 +65,14 @@ class WandbTracker(NullTracker):
         )
 
     def log(self, step: int, row: Row) -> None:
-        """Log what the row measured."""
+        """Log the measured values of the row."""
         self._step = step
         self._run.log(present(row), step=step)
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:
         """Add to the table of samples; it is logged each time it has doubled, and at the end.
 
-        A table per step would be a file per step, and W&B shows one table better than a thousand.
+        One table per step would be one file per step, and W&B shows one table better than a thousand.
         """
         self._step = max(self._step, step)
         self._table += [[step, one.row, one.prompt, one.reply, one.reward, one.judge] for one in rows]
@@ -80,7 +80,7 @@ class WandbTracker(NullTracker):
             self._show()
 
     def finish(self, summary: Mapping[str, Any]) -> str | None:
-        """Log the whole table, write the summary, close the run; return how to upload it, or where it is."""
+        """Log the whole table, write the summary, close the run; return the command that uploads it, or its address."""
         if len(self._table) > self._shown:
             self._show()
         self._run.summary.update(dict(summary))
@@ -95,10 +95,10 @@ class WandbTracker(NullTracker):
 
 
 class TensorBoardTracker(NullTracker):
-    """Scalars for numbers, texts for names, samples, settings and the summary, under ``trackers/tensorboard``."""
+    """Writes numbers as scalars, and names, samples, settings and summary as texts, under ``trackers/tensorboard``."""
 
     def start(self, info: RunInfo) -> None:
-        """Open a new event file in place of what an earlier part of this run left."""
+        """Open a new event file; it replaces the files of an earlier part of this run."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.text import summary_v2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -113,7 +113,7 @@ class TensorBoardTracker(NullTracker):
         self._text("config", f"```json\n{json.dumps(info.config, indent=2)}\n```", 0)
 
     def log(self, step: int, row: Row) -> None:
-        """Write what the row measured, names only where they change."""
+        """Write the measured values of the row; write a name only when it changes."""
         self._step = step
         values = []
         for key, value in present(row).items():
@@ -132,7 +132,7 @@ class TensorBoardTracker(NullTracker):
         self._text("samples", "\n\n---\n\n".join(texts), step)
 
     def finish(self, summary: Mapping[str, Any]) -> str | None:
-        """Write the summary and close the file; return how to look at it."""
+        """Write the summary and close the file; return the command that shows it."""
         self._text("summary", f"```json\n{json.dumps(summary, indent=2)}\n```", self._step)
         self._writer.close()
         return f"TensorBoard: tensorboard --logdir {self._place}"
@@ -149,13 +149,13 @@ _TABLE = ["row", "prompt", "reply", "reward", "judge"]
 
 
 class TrackioTracker(NullTracker):
-    """A trackio project in the run's own folder, ``trackers/trackio``. Wants a process of its own: see ``start``."""
+    """A trackio project in the run's own folder, ``trackers/trackio``. It needs its own process: see ``start``."""
 
     def start(self, info: RunInfo) -> None:
-        """Begin the trackio run in place of what an earlier part of this run left.
+        """Start the trackio run; it replaces the files of an earlier part of this run.
 
-        trackio fixes its folder when it is imported, sends to a Space or server that the environment names, and
-        asks the hub for the user's name when it finds a token: the environment is cleared of all that first.
+        trackio fixes its folder at import, sends data to a Space or server that the environment names, and asks the hub
+        for the user's name if it finds a token. These variables are therefore removed from the environment first.
         """
         place = info.place("trackio")
         shutil.rmtree(place, ignore_errors=True)
@@ -177,9 +177,9 @@ class TrackioTracker(NullTracker):
         )
 
     def log(self, step: int, row: Row) -> None:
-        """Log what the row measured."""
+        """Log the measured values of the row."""
         measured = present(row)
-        del measured["step"]  # a word that trackio keeps for itself
+        del measured["step"]  # trackio reserves this key
         self._run.log(measured, step=step)
 
     def samples(self, step: int, rows: Sequence[Sample]) -> None:
@@ -192,7 +192,7 @@ class TrackioTracker(NullTracker):
         self._run.log({"samples": self._trackio.Table(dataframe=frame)}, step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> str | None:
-        """Log the summary's numbers under ``summary/`` and close the run; return how to look at it."""
+        """Log the summary's numbers under ``summary/`` and close the run; return the command that shows it."""
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         if numbers:
             self._run.log({f"summary/{key}": value for key, value in numbers.items()})
@@ -212,7 +212,7 @@ def make(name: str) -> Tracker:
 
 
 def dispatch(tracker: Tracker, message: dict[str, Any]) -> str | None:
-    """Make the call that ``message`` holds; return the closing line of ``finish``, else None."""
+    """Make the call that ``message`` describes; return the closing line of ``finish``, else None."""
     call = message["call"]
     if call == "finish":
         return tracker.finish(message["summary"])
@@ -226,13 +226,13 @@ def dispatch(tracker: Tracker, message: dict[str, Any]) -> str | None:
 
 
 def _sendable(sample: Sample) -> Sample:
-    """Replace what UTF-8 cannot say (half a character, from a byte-level tokenizer): libraries stumble over it."""
+    """Replace text that UTF-8 cannot encode (half a character, from a byte-level tokenizer): libraries fail on it."""
     prompt, reply = (text.encode(errors="replace").decode() for text in (sample.prompt, sample.reply))
     return replace(sample, prompt=prompt, reply=reply)
 
 
 def _tell(answers: TextIO) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
-    """Return a hook for uncaught exceptions that names them to the parent, after the trace on stderr."""
+    """Return a hook for uncaught exceptions that reports them to the parent, after the traceback on stderr."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.__excepthook__(kind, error, trace)
@@ -242,9 +242,9 @@ def _tell(answers: TextIO) -> Callable[[type[BaseException], BaseException, Trac
 
 
 def main(name: str) -> None:
-    """Serve until ``finish`` or the end of the input; an exception ends the process and is the last answer."""
+    """Answer calls until ``finish`` or the end of the input; an exception ends the process and is the last answer."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not pass for an answer
+    os.dup2(2, 1)  # output of a library must not be read as an answer
     sys.excepthook = _tell(answers)
     tracker = make(name)
     started = False

@@ -1,6 +1,7 @@
-"""Trackers: what there is by name, and how each is kept from reaching the training, in a thread and a child process.
+"""Run each tracker in a thread and a child process, so that a failing tracker cannot affect the training.
 
-A thread inside a hanging library cannot be ended, and such libraries wait at the process's exit besides; a process can.
+A thread inside a hanging library cannot be ended, and such libraries also block the exit of the process. A child
+process can be ended.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ TRACKERS: dict[str, str] = {
     "tensorboard": "tensorboard",
     "trackio": "trackio",
 }
-"""Names that ``recording.trackers`` takes, and the package each needs."""
+"""Names that ``recording.trackers`` accepts, and the package that each needs."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told of the run at its start. ``config`` is the resolved settings."""
+    """Data about the run that a tracker receives at its start. ``config`` holds the resolved settings."""
 
     folder: str
     experiment: str
@@ -55,15 +56,15 @@ class RunInfo:
         return f"{self.experiment}/seed-{self.seed}"
 
     def place(self, tracker: str) -> Path:
-        """Folder of the run that the tracker's files go to."""
+        """Return the folder of the run for the tracker's files."""
         return Path(self.folder) / "trackers" / tracker
 
 
 class Tracker(Protocol):
-    """Somewhere else that a run's metrics go. All but ``abandon`` are called from one thread, in this order."""
+    """Another destination of a run's metrics. All but ``abandon`` are called from one thread, in this order."""
 
     def start(self, info: RunInfo) -> None:
-        """Begin with nothing: of a resumed run all that was kept is told again."""
+        """Start empty; the kept rows and samples of a resumed run are sent again."""
 
     def log(self, step: int, row: Row) -> None:
         """Take the row of one step."""
@@ -75,11 +76,11 @@ class Tracker(Protocol):
         """Close the run, whose final status is ``summary["status"]``; return a line for the user or None."""
 
     def abandon(self) -> None:
-        """End at once, from another thread, whatever is under way."""
+        """End all running work at once; called from another thread."""
 
 
 class NullTracker:
-    """Tracks nothing; also the base of trackers that care for some calls only."""
+    """Tracks nothing; also the base class of trackers that implement only some calls."""
 
     def start(self, info: RunInfo) -> None:
         """Do nothing."""
@@ -91,7 +92,7 @@ class NullTracker:
         """Do nothing."""
 
     def finish(self, summary: Mapping[str, Any]) -> str | None:
-        """Say nothing."""
+        """Return None."""
         return None
 
     def abandon(self) -> None:
@@ -99,7 +100,7 @@ class NullTracker:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ``UsageError`` for a tracker we do not know, ``MissingResource`` for one whose package is not installed."""
+    """Raise ``UsageError`` for an unknown tracker, ``MissingResource`` for one whose package is not installed."""
     for name in names:
         if name not in TRACKERS:
             close = difflib.get_close_matches(name, TRACKERS, n=1)
@@ -114,7 +115,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def present(row: Row) -> dict[str, float | int | str]:
-    """Return what the row measured."""
+    """Return the measured values of the row."""
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -123,7 +124,7 @@ History = Sequence[tuple[int, Row, Sequence[Sample]]]
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds a call may take, and how many calls may wait, before a tracker is dropped."""
+    """Seconds that a call may take, and number of calls that may wait, before a tracker is dropped."""
 
     start: float = 90.0
     call: float = 60.0
@@ -132,10 +133,10 @@ class Limits:
 
 
 class Guarded:
-    """A tracker in a thread of its own. No method but ``finish`` ever waits, and none raises.
+    """A tracker in its own thread. Only ``finish`` waits, and no method raises.
 
-    When a call raises, takes too long, or too many calls wait, the tracker is abandoned and ``failure`` says
-    why; every later call does nothing.
+    If a call raises, if it takes too long, or if too many calls wait, the tracker is abandoned and ``failure`` holds
+    the reason. Every later call does nothing.
     """
 
     def __init__(self, name: str, tracker: Tracker, limits: Limits | None = None) -> None:
@@ -152,7 +153,7 @@ class Guarded:
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
 
     def start(self, info: RunInfo, history: History = ()) -> None:
-        """Start the tracker, then tell it the rows and samples of the steps that a resumed run kept."""
+        """Start the tracker, then send it the rows and samples of the steps that a resumed run kept."""
 
         def begin() -> None:
             self._call("start", self._limits.start, lambda: self._tracker.start(info))
@@ -173,7 +174,7 @@ class Guarded:
         self._submit(lambda: self._samples(step, rows))
 
     def finish(self, summary: Mapping[str, Any]) -> str | None:
-        """Finish the tracker, waiting no longer than the limit; return its closing line, None if none or failed."""
+        """Finish the tracker within the time limit; return its closing line, None if it has none or failed."""
 
         def end() -> None:
             def call() -> None:
@@ -216,7 +217,7 @@ class Guarded:
             task = self._queue.get()
             try:
                 task()
-            except Exception as error:  # whatever a tracker's library may throw: none of it may end a training
+            except Exception as error:  # no exception of a tracker's library may end a training
                 self._drop(f"{type(error).__name__}: {error}")
 
     def _drop(self, reason: str) -> None:
@@ -229,13 +230,13 @@ class Guarded:
 
 
 class TrackerEnded(Exception):
-    """The child process is gone; the message is its exception or the last line of its log."""
+    """The child process has ended; the message is its exception or the last line of its log."""
 
 
 class ProcessTracker:
-    """Runs the tracker ``name`` in a child; each call waits for the child's answer. What it prints goes to a log file.
+    """Runs the tracker ``name`` in a child process; each call waits for the answer. Its output goes to a log file.
 
-    Should this process be killed, the child sees its input end, closes the run as interrupted, and ends.
+    If this process is killed, the child reads the end of its input, closes the run as interrupted, and exits.
     """
 
     def __init__(self, name: str) -> None:
@@ -260,7 +261,7 @@ class ProcessTracker:
                 stderr=log,
                 encoding="utf-8",
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the training, which then finishes its trackers
+                start_new_session=True,  # Ctrl-C must reach only the training, which then finishes its trackers
             )
         self._ask("start", info=asdict(info))
 
@@ -279,7 +280,7 @@ class ProcessTracker:
         return closing
 
     def abandon(self) -> None:
-        """Kill the child and what it started."""
+        """Kill the child and the processes that it started."""
         child = self._child
         if child is not None and child.poll() is None:
             with suppress(ProcessLookupError):

@@ -1,1 +1,1 @@
-"""What people read: tables, summary, ledger, plots, one HTML page."""
+"""Output for readers: tables, summary, ledger, plots, one HTML page."""

@@ -1,4 +1,4 @@
-"""The words and digits of a comparison, shared by every format that is read by people."""
+"""Labels, numbers and sentences of a comparison, shared by all human-readable formats."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from safebench.analysis.statistics import NEWCOMBE, PAIRED, WELCH, Estimate, sma
 from safebench.crashes.detect import Event
 
 PLAIN_WIDTH = 100
-"""Columns where standard output is no terminal."""
+"""Width in columns if standard output is not a terminal."""
 
 
 def fitted(width: int | None, color: bool | None) -> tuple[int, bool]:
-    """Return width and colour: the caller's, else the terminal's own; none without a terminal or with NO_COLOR."""
+    """Return the width and whether to use colour; None stands for the default.
+
+    The default width is the terminal's, or PLAIN_WIDTH without a terminal. By default there is colour only in a
+    terminal and without NO_COLOR.
+    """
     terminal = sys.stdout.isatty()
     if color is None:
         color = terminal and not os.environ.get("NO_COLOR")
@@ -30,7 +34,7 @@ def fitted(width: int | None, color: bool | None) -> tuple[int, bool]:
 
 
 ENOUGH = 6
-"""Pairs from which the sign-flip test can fall below 0.05: no output of fewer calls anything significant."""
+"""Fewest pairs for which the sign-flip test can give p < 0.05; with fewer, no output reports significance."""
 P_VALUES_VOID = (
     "The p-values, Holm's included, and the intervals of this table are not valid: they take the number of seeds as "
     "fixed, and it was chosen by looking. The decisions above account for every look."
@@ -41,18 +45,18 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table as text: label with unit and arrow, a cell per arm, a difference per arm but the first."""
+    """One row of a table as text: label with unit and arrow, a cell per arm, a difference per arm except the first."""
 
     label: str
     primary: bool
     cells: tuple[str, ...]
     differences: tuple[str, ...]
     rounding: tuple[str, ...] = ()
-    """One text where replicates were asked for, else none."""
+    """One text if replicates were requested, else empty."""
 
 
 def headings(comparison: Comparison, arms: Sequence[str]) -> list[str]:
-    """Name of every column but the first, for the arms given."""
+    """Return the names of all columns except the first, for the given arms."""
     return [
         *(heading(comparison, arm) for arm in arms),
         *(difference_heading(comparison, arm) for arm in arms[1:]),
@@ -61,18 +65,18 @@ def headings(comparison: Comparison, arms: Sequence[str]) -> list[str]:
 
 
 def heading(comparison: Comparison, arm: str) -> str:
-    """Name of an arm's column, with its number of runs and whether they are unpaired."""
+    """Return the name of an arm's column, with its number of runs and a mark if they are unpaired."""
     mark = ", unpaired" if arm in comparison.unpaired else ""
     return f"{arm} (n={len(comparison.summaries[arm])}{mark})"
 
 
 def difference_heading(comparison: Comparison, arm: str) -> str:
-    """Name of the column of differences to the baseline."""
+    """Return the name of the column of an arm's differences to the baseline."""
     return f"{arm} − {comparison.baseline}{'' if comparison.paired(arm) else ' (unpaired)'}"
 
 
 def line(comparison: Comparison, row: Row, arms: Sequence[str]) -> Line:
-    """Return one row as text, for the arms given."""
+    """Return one row as text, for the given arms."""
     scalar = row.scalar
     label = f"{scalar.label} [{scalar.unit}]{ARROWS[scalar.direction]}"
     differences = tuple(_difference(row.differences.get(arm)) for arm in arms[1:])
@@ -81,7 +85,7 @@ def line(comparison: Comparison, row: Row, arms: Sequence[str]) -> Line:
 
 
 def number(value: float, margin: float = math.nan, sign: bool = False) -> str:
-    """Return a number with as many digits as its margin deserves: two of the margin's, at most four of its own."""
+    """Return a number rounded to two significant digits of its margin, and to at most four of its own."""
     if math.isnan(value):
         return DASH
     if math.isinf(value):
@@ -90,7 +94,7 @@ def number(value: float, margin: float = math.nan, sign: bool = False) -> str:
 
 
 def interval(estimate: Estimate, sign: bool = False) -> str:
-    """Return ``value ± margin``, ``value [low, high]`` where the two sides differ, or the value alone without one."""
+    """Return ``value ± margin``, ``value [low, high]`` if the two sides differ, or only the value without a margin."""
     margin = estimate.margin
     text = number(estimate.value, margin, sign)
     if estimate.method == NEWCOMBE and math.isfinite(margin):
@@ -102,14 +106,14 @@ def interval(estimate: Estimate, sign: bool = False) -> str:
 
 
 def tests(comparison: Comparison) -> list[str]:
-    """Return a sentence per primary metric and arm, and what so many seeds can and cannot tell."""
+    """Return a sentence per primary metric and arm, then what this number of seeds can and cannot show."""
     if not comparison.tests:
         return []
     return [_test(comparison, test) for test in comparison.tests] + [_verdict(comparison)]
 
 
 def stopping(comparison: Comparison) -> list[str]:
-    """Return the rule by which seeds were added, a line per decision, and what it means for the p-values."""
+    """Return the rule by which seeds were added, a line per decision, and the consequence for the p-values."""
     found = comparison.stopping
     if found is None:
         return []
@@ -117,8 +121,9 @@ def stopping(comparison: Comparison) -> list[str]:
 
 
 def crashes_by_seed(comparison: Comparison) -> list[str]:
-    """Return, per arm and seed, the events at scale 1: each kind with its episodes and the step of the first, harms
-    before alarms.
+    """Return the events at scale 1 per arm and seed, harms before alarms.
+
+    Each kind is given with its number of episodes and the first step of the earliest one.
     """
     lines = []
     for arm, summaries in comparison.summaries.items():
@@ -143,7 +148,7 @@ def _told_events(events: Sequence[Event]) -> str:
 
 
 def fairness(comparison: Comparison) -> list[str]:
-    """Return a line per differing setting; a group that only some arms have is one line."""
+    """Return a line per differing setting; a group of settings that only some arms have takes one line."""
     lines: dict[str, None] = {}
     for unequal in comparison.fairness:
         group = unequal.key.rsplit(".", 1)[0]
@@ -178,7 +183,7 @@ def _difference(estimate: Estimate | None) -> str:
 
 
 def _rounding(row: Row) -> str:
-    """Return how far rounding moves a seed and the mean, each in the arm where it is larger."""
+    """Return by how much rounding moves one seed and the mean, each for the arm where this is largest."""
     each, mean = (
         max((value for value in values if not math.isnan(value)), default=math.nan)
         for values in ([found.each for found in row.rounding.values()], [found.mean for found in row.rounding.values()])
@@ -200,7 +205,7 @@ def _format(value: float, margin: float) -> str:
 
 
 def _nothing(margin: float, value: float) -> bool:
-    """Tell whether a margin is what rounding leaves of none."""
+    """Return whether a margin is zero up to rounding error."""
     return margin <= 1e-12 * abs(value)
 
 
@@ -224,7 +229,7 @@ def _method(estimate: Estimate) -> str:
 
 
 def _sizes(comparison: Comparison, test: Test) -> str:
-    """Return the number of pairs, or of the runs on either side."""
+    """Return the number of pairs, or for unpaired arms the number of runs of each."""
     if comparison.paired(test.arm):
         return str(test.difference.n)
     cells = comparison.row(test.scalar.key).cells

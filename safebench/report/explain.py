@@ -1,4 +1,4 @@
-"""When and why a run's penalty acted, in plain sentences that say no more than its log."""
+"""Explains when and why a run's penalty acted, in sentences based only on its log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safebench.analysis.runs import Run
 from safebench.crashes.inert import inert_in, sentence
 
 AGREE = 1e-6
-"""Relative difference up to which two figures count as the same."""
+"""Largest relative difference at which two figures count as equal."""
 PARTS = ("controller/pid_p", "controller/pid_i", "controller/pid_d")
 
 
@@ -24,7 +24,7 @@ def number(value: float) -> str:
 
 
 def span(values: NDArray[np.float64]) -> str:
-    """Return the least and the largest of the finite values, or the one there is."""
+    """Return the smallest and the largest finite value as text, or one figure if the two are equal."""
     known = values[np.isfinite(values)]
     if not known.size:
         return "not logged"
@@ -33,7 +33,7 @@ def span(values: NDArray[np.float64]) -> str:
 
 
 def threshold(log: Log, rows: Sequence[int]) -> str:
-    """Say how the threshold of the first row was made, and where it and the PID lay over all."""
+    """Return how the first row's threshold was computed, and the ranges of threshold and PID over all rows."""
     settings, row, held = log.penalty_settings, rows[0], list(rows)
     limit = log.column("controller/threshold")
     if settings is None or not math.isfinite(limit[row]):
@@ -61,7 +61,7 @@ def threshold(log: Log, rows: Sequence[int]) -> str:
 
 
 def clamped(log: Log, rows: Sequence[int]) -> str:
-    """Say at how many of the rows the threshold lay at an edge of its clamp; empty where at none."""
+    """Return at how many of the rows the threshold was at a limit of its clamp; empty if at none."""
     settings, limit = log.penalty_settings or {}, log.column("controller/threshold")[list(rows)]
     if not log.has("controller/phase_factor"):
         return ""
@@ -75,7 +75,7 @@ def clamped(log: Log, rows: Sequence[int]) -> str:
 
 
 def gate(log: Log, rows: Sequence[int]) -> str:
-    """Say what the entropy gate did to the penalty."""
+    """Return how the entropy gate changed the penalty."""
     held, settings = list(rows), log.penalty_settings or {}
     values = log.column("controller/gate")[held]
     if not np.isfinite(values).any():
@@ -97,9 +97,9 @@ def gate(log: Log, rows: Sequence[int]) -> str:
 
 
 def sized(log: Log, rows: Sequence[int]) -> str:
-    """Say how large the penalty was, what made the largest one, and the policy term beside it.
+    """Return the size of the penalty, the factors of the largest one, and the policy term at the same step.
 
-    The terms' values do not compare: on-policy the policy term is zero, whatever its gradient.
+    The values of the two terms are not comparable: on-policy, the policy term is zero whatever its gradient is.
     """
     penalty, policy = log.column("loss/penalty"), log.column("loss/policy")
     row = max(rows, key=lambda at: penalty[at])
@@ -112,7 +112,7 @@ def sized(log: Log, rows: Sequence[int]) -> str:
 
 
 def _made(log: Log, row: int) -> str:
-    """Return the product that gives the penalty, where the log has its parts and they do give it."""
+    """Return the formula of the penalty with its figures; empty if the log lacks a part or the result differs."""
     settings = log.penalty_settings or {}
     tracked, limit = log.column(log.tracked)[row], log.column("controller/threshold")[row]
     strength = float(settings.get("coefficient", math.nan))
@@ -132,7 +132,7 @@ def _made(log: Log, row: int) -> str:
 
 
 def gradients(log: Log, rows: Sequence[int]) -> str:
-    """Say how large the penalty's gradient was where it was measured, and what that is against the policy term's."""
+    """Return the penalty's gradient norm where it was measured, and its ratio to the policy term's."""
     own, policy = (log.column(f"grad/{term}")[list(rows)] for term in ("penalty", "policy"))
     known = np.isfinite(own)
     if not known.any():
@@ -146,12 +146,12 @@ def gradients(log: Log, rows: Sequence[int]) -> str:
 
 
 DETAILED = 12
-"""Episodes told one by one: those with the largest sums of penalty."""
+"""Number of episodes described one by one: those with the largest sums of penalty."""
 UNITS = "KL, thresholds and entropy in nats per token; all figures from metrics.csv and config.yaml."
 
 
 def explain(run: Run) -> str:
-    """Return what the log says of the run's penalty; for a run without one, what stands in its place."""
+    """Return what the log shows of the run's penalty; for a run without one, what it has instead."""
     log = Log(run)
     lines = [f"{run.model} {run.variant} seed {run.seed}: what its penalty did. {UNITS}", ""]
     if not log.steps.size:
@@ -290,7 +290,7 @@ def _after(log: Log, episode: Episode) -> str:
 
 
 def _without(log: Log) -> list[str]:
-    """Say what a run without penalties has in their place."""
+    """Return what a run without penalties has instead."""
     if log.penalty_settings is not None:
         return ["Its settings have a penalty and its log has none: whether it acted cannot be told."]
     reward, loss = log.run.settings.get("reward", {}), log.run.settings.get("loss", {})

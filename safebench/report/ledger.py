@@ -1,4 +1,4 @@
-"""A ledger of claims: terminal table, Markdown, CSV with a line per figure, JSON with everything in it."""
+"""Renders a ledger of claims as terminal table, Markdown, CSV (a line per figure) or JSON (everything)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def to_csv(ledger: Ledger) -> str:
-    """Return one line per figure of each entry, one for an entry without any; what is not defined is empty."""
+    """Return one line per figure of each entry, or one for an entry without figures; undefined values are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -37,7 +37,7 @@ def to_csv(ledger: Ledger) -> str:
 
 
 def to_json(ledger: Ledger) -> str:
-    """Return the whole ledger; numbers that are not defined are null, infinite ones "inf"."""
+    """Return the whole ledger; undefined numbers are null, infinite ones "inf"."""
     content = {
         "crash_specification": asdict(ledger.spec),
         "seeds": ledger.seeds,
@@ -117,7 +117,7 @@ STYLES = {"holds": "bold green", "fails": "bold red", "not shown": ""}
 
 @dataclass(frozen=True)
 class Line:
-    """One row as text: its label, the cells under HEADINGS, and how deep it is indented."""
+    """One row as text: its label, the cells under HEADINGS, and its depth of indentation."""
 
     label: str
     cells: tuple[str, ...]
@@ -127,8 +127,8 @@ class Line:
 def render(ledger: Ledger, fmt: str = "table", *, width: int | None = None, color: bool | None = None) -> str:
     """Return the ledger as ``fmt``: table, md, csv or json, ending with a line break.
 
-    ``width`` and ``color`` are for the terminal's table; by default the terminal's own, and 100 columns
-    without colour where standard output is none or NO_COLOR is set.
+    ``width`` and ``color`` apply to the terminal's table and are the terminal's own by default. If standard output
+    is not a terminal, the width is 100 columns and there is no colour; NO_COLOR also turns colour off.
     """
     width, color = fitted(width, color)
     renderers: dict[str, Callable[[], str]] = {
@@ -143,13 +143,13 @@ def render(ledger: Ledger, fmt: str = "table", *, width: int | None = None, colo
 
 
 def told(entry: Entry) -> bool:
-    """Whether the entry has something of its own to say: those that only lack runs are named together."""
+    """Return whether the entry gets rows of its own; entries that only lack runs are named together."""
     lacking = any(text.endswith(NO_RUN) for text in entry.missing)
     return bool(entry.parts) or entry.verdict != "not shown" or not lacking
 
 
 def lines(entry: Entry) -> list[Line]:
-    """Return the entry's rows: one figure beside its question, several below it."""
+    """Return the entry's rows: a single deciding figure beside the question, other figures below it."""
     own = _single(entry)
     cells = _figure_text(own) if own else ("",) * (len(HEADINGS) - 1)
     below = [Line(_label(part), (*_figure_text(part), ""), 2) for part in entry.parts if part is not own]
@@ -157,7 +157,7 @@ def lines(entry: Entry) -> list[Line]:
 
 
 def _single(entry: Entry) -> Part | None:
-    """Return the only figure that decides; None where none or several do."""
+    """Return the only deciding figure; None if none or several decide."""
     deciding = [part for part in entry.parts if part.decides]
     return deciding[0] if len(deciding) == 1 else None
 
@@ -185,26 +185,26 @@ def _label(part: Part) -> str:
 
 
 def _title(claim: Claim, entries: Sequence[Entry]) -> str:
-    """Name the claim, and the figure where all its entries show one and the same."""
+    """Return the name of the claim, with the figure if all its entries show the same one."""
     figures = {_label(part) for part in map(_single, entries) if part}
     return f"{claim.number} {claim.title}" + (f": {figures.pop()}" if len(figures) == 1 else "")
 
 
 def _silent(entries: Sequence[Entry]) -> str:
-    """Name the entries of one claim that lack runs; empty where there are none."""
+    """Return a line that names the entries of one claim that lack runs; empty if there are none."""
     questions = [entry.question for entry in entries if not told(entry)]
     return f"no runs yet: {', '.join(questions)}" if questions else ""
 
 
 def _why(ledger: Ledger) -> Iterator[tuple[str, str]]:
-    """Yield, for each entry that has something to say, whom and what it is about, and the reason."""
+    """Yield, for each entry with rows of its own, its claim, question and verdict, and the reason."""
     for entry in ledger.entries:
         if told(entry):
             yield f"{entry.claim.number} {entry.question}: {entry.verdict}", entry.why
 
 
 def _commands(ledger: Ledger, *, missing: bool) -> Iterator[tuple[str, str]]:
-    """Yield each command once, with the entries that it made, or (``missing``) that wait for it."""
+    """Yield each command once, with the entries whose runs it made, or (``missing``) that need its runs."""
     found: dict[str, dict[str, list[str]]] = {}
     for entry in ledger.entries:
         if bool(entry.missing) == missing:

@@ -1,4 +1,4 @@
-"""Figures, PNG and SVG: curves of runs, and differences between experiments. The one place that imports matplotlib."""
+"""Draws curves of runs and differences of experiments as PNG and SVG; the only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ FORMATS = (".png", ".svg")
 
 
 def files(path: Path | str) -> list[Path]:
-    """Return the files that ``path`` stands for: itself, or where it has no ending, one of each format.
+    """Return the files that ``path`` stands for: itself, or one of each format if it has no suffix.
 
-    Raises ``UsageError`` for an ending that is not of FORMATS.
+    Raises ``UsageError`` for a suffix that is not in FORMATS.
     """
     path = Path(path)
     if path.suffix and path.suffix not in FORMATS:
@@ -44,7 +44,10 @@ def files(path: Path | str) -> list[Path]:
 
 @contextmanager
 def drawn(wanted: Sequence[Path], size: tuple[float, float]) -> Iterator[Any]:
-    """Yield a figure of ``size`` inches, and write it to the files when the block ends; same content, same bytes."""
+    """Yield a figure of ``size`` inches and write it to the files when the block ends.
+
+    The same content gives the same bytes.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -74,18 +77,19 @@ def patch_key(**look: Any) -> Any:
 
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's palette: told apart with any colour vision. Further arms repeat it with other dashes."""
+"""Okabe and Ito's palette, distinguishable with any colour vision. Further arms repeat it with other dashes."""
 DASHES = ("-", "--", "-.", ":")
 GREY = "#555555"
 PHASES = {"warmup": "#DDDDDD", "climbing": "#F0E442", "plateau": "#8C8C8C", "converged": "#262626"}
-"""Colours of the phases, apart in lightness but for climbing's, which is the only one that is no grey."""
+"""Colours of the phases: greys that differ in lightness, except for climbing, the only one that is not grey."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. ``gain``: from the first value, in the sigma_0 of the ``proxy`` or the ``judge``.
+    """One pair of axes.
 
-    ``instead`` is shown where no run has the column.
+    With ``gain``, values are relative to the first one, in the sigma_0 of the ``proxy`` or the ``judge``. ``instead``
+    is shown if no run has the column.
     """
 
     key: str
@@ -93,12 +97,12 @@ class Panel:
     unit: str
     gain: str = ""
     least: float | None = 0.0
-    """Lower end of the axis; the data's where None."""
+    """Lower end of the axis; the data's if None."""
     most: float | None = None
     cut: float | None = None
-    """Below this, curves leave the panel."""
+    """Lowest value that the axis shows; curves below it are cut off."""
     sparse: bool = False
-    """Measured at evaluation points: these are marked."""
+    """Whether it is measured only at evaluation points, which get markers."""
     instead: Panel | None = None
 
 
@@ -120,14 +124,14 @@ PANELS = (
     Panel("reply/length", "Reply length", "tokens"),
     Panel("reply/distinct", "Distinct replies in a batch", "share", least=-0.02, most=1.04),
 )
-"""Eight; the figure's ninth place has the keys."""
+"""Eight panels; the figure's ninth place holds the legend."""
 
 
 Array = NDArray[np.float64]
 Curve = tuple[Array, Array]
 Groups = Mapping[str, Sequence[Run]]
 Spans = list[tuple[str, int, int]]
-"""What holds from a step to a step, both included."""
+"""Name, first step and last step (included) of each span."""
 
 
 def curve(run: Run, panel: Panel) -> Curve:
@@ -147,7 +151,7 @@ def known(steps: Array, values: Array) -> Curve:
 
 
 def band(curves: Sequence[Curve]) -> tuple[Array, Array, Array, Array]:
-    """Steps that any run has, with mean, least and largest value of the runs that have them."""
+    """Return the steps that any run has, with mean, smallest and largest value over the runs that have them."""
     steps = np.unique(np.concatenate([at for at, _ in curves])) if curves else np.empty(0)
     tables = [dict(zip(at.tolist(), values.tolist(), strict=True)) for at, values in curves]
     held = [[table[step] for table in tables if step in table] for step in steps.tolist()]
@@ -156,14 +160,14 @@ def band(curves: Sequence[Curve]) -> tuple[Array, Array, Array, Array]:
 
 
 def drawable(panel: Panel, groups: Groups) -> Panel:
-    """Return the panel, or the one to show instead of it where no run has its column."""
+    """Return the panel, or the one to show instead if no run has its column."""
     if panel.instead is None or any(curve(run, panel)[0].size for runs in groups.values() for run in runs):
         return panel
     return panel.instead
 
 
 def controlled(groups: Groups) -> str | None:
-    """Return the arm with a controller, where there is one and no other."""
+    """Return the only arm with a controller; None if there is none or several."""
     found = [arm for arm, runs in groups.items() if any(_has_penalty(run) for run in runs)]
     return found[0] if len(found) == 1 else None
 
@@ -174,7 +178,7 @@ def _has_penalty(run: Run) -> bool:
 
 
 def phases(runs: Sequence[Run]) -> Spans:
-    """Return the phases over the steps, of several runs the most frequent one; a tie goes to the earlier in PHASES."""
+    """Return the phases over the steps: the most frequent one of the runs; a tie goes to the earlier in PHASES."""
     held: dict[int, Counter[str]] = {}
     for run in runs:
         for step, name in zip(run.column("step").tolist(), run.cells.get("controller/phase", ()), strict=False):
@@ -186,7 +190,7 @@ def phases(runs: Sequence[Run]) -> Spans:
 
 
 def penalties(runs: Sequence[Run]) -> Spans:
-    """Return the steps at which a penalty acted, of several runs in more than half of those that measured one."""
+    """Return the steps at which a penalty acted in more than half of the runs that measured one."""
     held: dict[int, list[bool]] = {}
     for run in runs:
         for step, value in zip(*known(run.column("step"), run.column("loss/penalty")), strict=True):
@@ -196,7 +200,7 @@ def penalties(runs: Sequence[Run]) -> Spans:
 
 
 def floors(groups: Groups) -> list[float]:
-    """Return the entropy floors that the runs' gates have, in nats; none where no gate is on."""
+    """Return the entropy floors of the runs' gates, in nats; empty if no gate is on."""
     found = []
     for run in (run for runs in groups.values() for run in runs):
         settings = run.settings.get("penalty")
@@ -216,14 +220,14 @@ def _spans(named: Iterable[tuple[int, str]]) -> Spans:
 
 
 SIZE = (10.0, 8.6)
-"""Inches: 10 pt are 8.6 pt on a screen that shows the figure 830 pixels wide."""
+"""Inches. Text of 10 pt appears at 8.6 pt on a screen that shows the figure 830 pixels wide."""
 LIMIT, TARGET = (0, (4, 2)), (0, (1, 2))
-"""Dashes of the threshold and of fixed levels."""
+"""Dash patterns of the threshold and of fixed levels."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """What the one arm with a controller did: phases, and periods with a penalty."""
+    """Phases and penalty periods of the only arm with a controller."""
 
     arm: str = ""
     runs: int = 0
@@ -234,9 +238,9 @@ class Control:
 def plot_runs(groups: Groups, path: Path | str) -> list[Path]:
     """Draw the groups' curves, mean over seeds with the seeds' range, and return the files written.
 
-    ``path`` ends in .png or .svg, or in neither for both. Runs that ended unstable are marked where they did.
-    Phases and penalty periods are drawn where one group alone has a controller.
-    Raises ``UsageError`` for another ending, or when no run has a step.
+    ``path`` ends in .png or .svg, or in neither for both. Runs that ended unstable are marked at their last point.
+    Phases and penalty periods are drawn if exactly one group has a controller.
+    Raises ``UsageError`` for another suffix, or if no run has a step.
     """
     wanted = files(path)
     if not any(run.last_step for runs in groups.values() for run in runs):
@@ -282,7 +286,7 @@ def _panel(axes: Any, panel: Panel, groups: Groups, control: Control) -> None:
 
 
 def _levels(axes: Any, panel: Panel, groups: Groups, control: Control) -> None:
-    """Draw what a panel's curves are read against, and set the ends of its axis."""
+    """Draw a panel's reference lines and penalty periods, and set the limits of its axis."""
     if panel.key == "kl/mean":
         axes.axhline(SPEC.kl_target, color=GREY, linewidth=1.2, linestyle=TARGET)
         for _, first, last in control.penalties:
@@ -300,7 +304,7 @@ def _levels(axes: Any, panel: Panel, groups: Groups, control: Control) -> None:
 
 
 def _arm(axes: Any, panel: Panel, arm: str, runs: Sequence[Run], index: int) -> bool:
-    """Draw one arm's mean and range, its broken runs and, in the panel of KL, its threshold."""
+    """Draw one arm's mean and range, the ends of its unstable runs and, in the KL panel, its threshold."""
     color, dash = COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
     held = [(run, *curve(run, panel)) for run in runs]
     steps, middle, low, high = band([(at, values) for _, at, values in held])
@@ -337,7 +341,7 @@ def _phase_strip(axes: Any, control: Control) -> None:
 
 
 def _keys(axes: Any, groups: Groups, control: Control) -> None:
-    """Fill the last place with the keys of everything but the arms, and with how to read them."""
+    """Fill the last place with the legend of everything except the arms, and with the caption."""
     axes.set_axis_off()
     runs = [run for found in groups.values() for run in found]
     keys: list[Any] = []
@@ -370,7 +374,7 @@ def _keys(axes: Any, groups: Groups, control: Control) -> None:
 
 
 def _caption(groups: Groups, control: Control) -> str:
-    """Say of which arm and how the phases and penalty periods are taken, and what a panel leaves out."""
+    """Return of which arm and how phases and penalty periods are taken, and what a panel leaves out."""
     parts = []
     if control.arm and (control.phases or control.penalties):
         if control.runs > 1:
@@ -392,7 +396,7 @@ def _short(arm: str) -> str:
 
 
 WIDTH, ROW_HEIGHT, BLOCK_HEIGHT = 10.0, 0.24, 0.95
-"""Inches: of the figure, of a row, and of a block's title and axis."""
+"""Inches: width of the figure, height of a row, and height of a block's title and axis."""
 BETTER = {"up": "better →", "down": "← better", "none": ""}
 
 
@@ -400,7 +404,7 @@ def plot_differences(blocks: Sequence[Block], path: Path | str) -> list[Path]:
     """Draw each block's differences to its baseline, with their intervals, and return the files written.
 
     A block is a row of panels, one for each figure of COMPARED; ``path`` as in ``plot_runs``. An arm without the
-    figure has an empty row. Raises ``UsageError`` for another ending, or where no block has a difference.
+    figure has an empty row. Raises ``UsageError`` for another suffix, or if no block has a difference.
     """
     wanted = files(path)
     rows = [[row for row in block.rows if row.differences] for block in blocks]
@@ -431,7 +435,7 @@ def _difference_panel(axes: Any, key: str, block: Block, rows: Sequence[ArmRow],
 
 
 def _interval(axes: Any, place: int, row: ArmRow, key: str) -> None:
-    """Draw the difference, full where its interval leaves zero out, hollow where it does not."""
+    """Draw the difference: a filled marker if its interval excludes zero, else a hollow one."""
     found = row.differences[key]
     if not math.isfinite(found.value):
         return

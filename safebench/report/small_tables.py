@@ -1,4 +1,4 @@
-"""Smaller tables: a row per experiment, what moves a result, and how two runs differ."""
+"""Renders smaller tables: a row per experiment, the sensitivity of a result, the differences of two runs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ BRIEF_FORMATS = ("table", "md", "csv", "json")
 def render_brief(
     blocks: Sequence[Block], fmt: str = "table", *, width: int | None = None, color: bool | None = None
 ) -> str:
-    """Return the blocks as ``fmt``: table, md, csv or json, ending with a line break; one table per preset where people
-    read it, one in all for programs.
+    """Return the blocks as ``fmt``: table, md, csv or json, ending with a line break.
+
+    ``table`` and ``md`` have one table per preset; ``csv`` and ``json`` hold all presets together.
     """
     width, color = fitted(width, color)
     renderers: dict[str, Callable[[], str]] = {
@@ -54,7 +55,7 @@ def _title(block: Block) -> str:
 
 
 def _heads(block: Block) -> dict[str, str]:
-    """Return the columns by their key: what stands above each."""
+    """Return the heading of each column, by its key."""
     figures = {key: f"{SHORT[key]}{ARROWS[BY_KEY[key].direction]}" for key in FIGURES}
     differences = {f"{key} −": f"{SHORT[key]} − {block.baseline}" for key in COMPARED}
     return {
@@ -87,7 +88,7 @@ def _figure(estimate: Estimate, runs: int) -> str:
 
 
 def _difference_cell(row: ArmRow, estimate: Estimate | None) -> str:
-    """Return the difference, with the number of pairs where some run has none, and a mark where there are no pairs."""
+    """Return the difference, with the number of pairs if some run has none, and a mark if there are no pairs."""
     if estimate is None:
         return ""
     if not math.isfinite(estimate.value):
@@ -118,7 +119,7 @@ def _markdown(block: Block, titled: bool) -> str:
 
 
 def _terminal(block: Block, titled: bool, width: int, color: bool) -> str:
-    """Return two tables, of figures and of crashes and time: all columns side by side fit no screen."""
+    """Return two tables, one of figures, one of crashes and time: all columns together are wider than a screen."""
     heads, rows = _heads(block), [_cells(row) for row in block.rows]
     late = ("time_update", "crashed", "crashes")
     parts: list[object] = [_title(block)] if titled else []
@@ -180,7 +181,7 @@ def _estimate(name: str, estimate: Estimate | None, fields: Sequence[str]) -> di
 
 
 def _watched(row: ArmRow) -> list[str]:
-    """Kinds that some run was watched for: of the others no count is known."""
+    """Return the kinds that some run was watched for; for the others no count is known."""
     return [kind for kind in CRASH_KINDS if any(run.crashes[kind] is not None for run in row.runs)]
 
 
@@ -213,7 +214,7 @@ def _json(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 
 def sensitivity_to_markdown(variants: Sequence[Variant], arms: tuple[str, str]) -> str:
-    """Return the tables for ``sensitivity(groups)`` of the two ``arms``, the chosen values bold."""
+    """Return the tables for ``sensitivity(groups)`` of the two ``arms``, with the chosen values in bold."""
     crashed = [variant for variant in variants if variant.hits is not None]
     order = list(dict.fromkeys(variant.choice for variant in variants))
     figures = sorted((v for v in variants if v.difference is not None), key=lambda v: order.index(v.choice))
@@ -258,7 +259,7 @@ def _of(variants: Sequence[Variant]) -> str:
 
 
 def _crash_row(variant: Variant, chosen: Variant) -> str:
-    """Show every kind of the chosen value, and of the others those with other runs."""
+    """Return the row of one value: every kind for the chosen value, for another only the kinds with other counts."""
     hits, usual = variant.hits or {}, chosen.hits or {}
     kinds = [kind for kind in hits if kind != CRASHED and (variant.chosen or hits[kind] != usual.get(kind))]
     told = ", ".join(f"{kind} {hits[kind][0]} : {hits[kind][1]}" for kind in kinds)
@@ -350,7 +351,7 @@ def _curves(difference: Difference, width: int) -> list[str]:
 
 
 def _group(name: str, parts: Sequence[Part]) -> tuple[str, str, str, str]:
-    """Return a group's first steps, and the columns that part at the earlier one."""
+    """Return a group's name, its first differing steps, and the columns that differ at the earlier one."""
     differs = min((part.differs for part in parts if part.differs is not None), default=None)
     beyond = min((part.beyond for part in parts if part.beyond is not None), default=None)
     columns = [part.column for part in parts if part.differs is not None and part.differs == differs]
@@ -360,7 +361,7 @@ def _group(name: str, parts: Sequence[Part]) -> tuple[str, str, str, str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Align columns, the first as wide as it must, the others cut in the middle to share what is left."""
+    """Align columns: the first as wide as needed, the others cut in the middle to share the remaining width."""
     name = max(len(row[0]) for row in rows)
     others = len(rows[0]) - 1
     room = max(8, (width - 2 - name - 2 * others) // others)
@@ -370,7 +371,7 @@ def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def _cut(text: str, room: int) -> str:
-    """Keep both ends of a text that is too long: versions part at the end, names at the beginning."""
+    """Cut a long text in the middle and keep both ends: versions differ at the end, names at the beginning."""
     if len(text) <= room:
         return text
     head = (room - 1) // 2

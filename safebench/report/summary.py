@@ -1,4 +1,4 @@
-"""The first screen of a comparison: a dozen figures, a sentence for each finding, what is not decided, and the rest."""
+"""Renders the first screen of a comparison: a dozen figures, findings, open questions, commands for the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = (
     *("crash_rate", "judge_final", "judge_matched", "proxy_final", "kl_mean", "kl_max", "entropy_final"),
     *("distinct_final", "known_words_final", "length_final", "time_update", "memory_peak"),
 )
-"""Rows of the first screen, where the comparison has them."""
+"""Rows of the first screen, if the comparison has them."""
 ALPHA = 0.05
 
 
@@ -25,7 +25,7 @@ def render(
 ) -> str:
     """Return the screen as text, ending with a line break; ``width`` and ``color`` as in ``table.render``.
 
-    ``options`` are those of the command line that chose these runs, for the commands that show the rest.
+    ``options`` are the command-line options that selected these runs; the commands that show the rest repeat them.
     """
     width, color = fitted(width, color)
     keys = {row.scalar.key for row in comparison.rows}
@@ -64,7 +64,7 @@ def _finding(comparison: Comparison, test: Test) -> str:
 
 
 def _known(comparison: Comparison, test: Test) -> str:
-    """Return what the data say of a difference: shown, not shown, or beyond so few seeds."""
+    """Return whether the data show a difference, do not show it, or have too few seeds to decide."""
     if comparison.stopping is not None:
         for decision in comparison.stopping.decisions:
             if (decision.metric, decision.arm) == (test.scalar.key, test.arm):
@@ -79,7 +79,7 @@ def _known(comparison: Comparison, test: Test) -> str:
 
 
 def undecided(comparison: Comparison) -> list[str]:
-    """Return what these runs cannot decide, and what would."""
+    """Return what these runs cannot decide, and what would decide it."""
     if not comparison.tests or comparison.stopping is not None:
         return []
     few = [test for test in comparison.tests if test.difference.n < ENOUGH]
@@ -103,12 +103,12 @@ def undecided(comparison: Comparison) -> list[str]:
 
 
 def made_from(comparison: Comparison) -> list[str]:
-    """Return the seeds and steps, and who judged where that was not the runs' own judge."""
+    """Return the seeds and steps, and the judge if it was not the runs' own."""
     return [line for line in comparison.footers if line.startswith(("seeds ", "judge: "))]
 
 
 def the_whole(comparison: Comparison, options: Sequence[str] = ()) -> list[str]:
-    """Return where everything else is: all rows, tests, crashes, settings that differ, claims, curves."""
+    """Return the commands that show the rest: all rows, tests, crashes, settings that differ, claims, curves."""
     names = shlex.join([*comparison.arms, *options])
     rows = len(comparison.rows)
     return [

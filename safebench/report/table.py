@@ -1,4 +1,4 @@
-"""A comparison as text: terminal table, Markdown, CSV, JSON or LaTeX."""
+"""Renders a comparison as terminal table, Markdown, CSV, JSON or LaTeX."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COLUMNS = (
     "method", "p", "holm_p", "detectable", "runs_hit", *(f"episodes_at_{scale:g}" for scale in SCALES),
 )  # fmt: skip
 ROUNDING = ("rounding_each", "rounding_mean", "rounding_n")
-"""Columns of an arm's cell where replicates were asked for."""
+"""Columns of an arm's cell if replicates were requested."""
 
 
 def to_csv(comparison: Comparison) -> str:
     """Return one line per metric and arm, then per metric and difference (``baseline`` is set there).
 
-    Numbers have all their digits; what is not defined is empty. Warnings and footers are in the JSON.
+    Numbers have all their digits; undefined ones are empty. Warnings and footers are in the JSON.
     """
     out = io.StringIO()
     columns = (*COLUMNS, *ROUNDING) if comparison.replicated else COLUMNS
@@ -50,7 +50,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Return the whole comparison; numbers that are not defined are null, infinite ones "inf"."""
+    """Return the whole comparison; undefined numbers are null, infinite ones "inf"."""
     content = {
         "crash_specification": asdict(comparison.spec),
         "severity_scales": SCALES,
@@ -134,7 +134,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _unwatched(row: Row, cell: Cell) -> bool:
-    """Tell whether no run of the arm was watched for this kind of crash: then no run hit means nothing."""
+    """Return whether no run of the arm was watched for this kind of crash; zero runs hit then means nothing."""
     return row.kind == "count" and not cell.counts
 
 
@@ -151,12 +151,12 @@ def _run(summary: Any) -> dict[str, Any]:
 
 
 def blank(value: float) -> Any:
-    """Return a number as a CSV cell: empty where it is not defined."""
+    """Return a number as a CSV cell; empty if it is NaN."""
     return "" if math.isnan(value) else value
 
 
 def plain(value: Any) -> Any:
-    """Return a value as strict JSON has it: NaN as null, an infinite number by its name."""
+    """Return a value that strict JSON can hold: NaN becomes null, an infinite number its name."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -167,7 +167,7 @@ def plain(value: Any) -> Any:
 
 
 CURVES = ("mean", "across")
-"""Kinds of rows that are of curves; those of crashes stand below a line of their own."""
+"""Kinds of rows that are computed from curves; rows of crashes follow below a separating line."""
 LABEL_WIDTH, COLUMN_WIDTH, ROUNDING_WIDTH = 39, 20, 18
 
 FORMATS = ("table", "md", "csv", "json", "latex")
@@ -176,8 +176,8 @@ FORMATS = ("table", "md", "csv", "json", "latex")
 def render(comparison: Comparison, fmt: str = "table", *, width: int | None = None, color: bool | None = None) -> str:
     """Return the comparison as ``fmt``: table, md, csv, json or latex, ending with a line break.
 
-    ``width`` and ``color`` are for the terminal's table; by default the terminal's own, and 100 columns
-    without colour where standard output is none or NO_COLOR is set.
+    ``width`` and ``color`` apply to the terminal's table and are the terminal's own by default. If standard output
+    is not a terminal, the width is 100 columns and there is no colour; NO_COLOR also turns colour off.
     """
     width, color = fitted(width, color)
     renderers: dict[str, Callable[[], str]] = {
@@ -197,7 +197,7 @@ def _terminal(comparison: Comparison, width: int, color: bool) -> str:
 
 
 def rich_tables(comparison: Comparison, width: int) -> list[object]:
-    """Return the rows as rich's tables, each with as many arms beside the baseline as the width holds."""
+    """Return the rows as rich tables, each with as many arms beside the baseline as fit into the width."""
     return [_rich_table(comparison, others) for others in _chunks(comparison, width)]
 
 
@@ -208,7 +208,7 @@ def printed(
     width: int,
     color: bool,
 ) -> str:
-    """Return tables, warnings, and blocks of lines below a title each, as a terminal of this width shows them."""
+    """Return the text of tables, warnings, and titled blocks of lines for a terminal of this width."""
     from rich.console import Console
 
     file = io.StringIO()
@@ -230,7 +230,7 @@ def printed(
 
 
 def _chunks(comparison: Comparison, width: int) -> Iterator[Sequence[str]]:
-    """Yield the arms to put beside the baseline in one table, so many as the width can hold."""
+    """Yield the arms to put beside the baseline in one table, as many as fit into the width."""
     others = comparison.arms[1:]
     width -= ROUNDING_WIDTH if comparison.replicated else 0
     size = max(1, (width - LABEL_WIDTH - COLUMN_WIDTH) // (2 * COLUMN_WIDTH))
@@ -283,7 +283,7 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def table_lines(comparison: Comparison) -> str:
-    """Return the comparison's rows alone, as a Markdown table."""
+    """Return only the comparison's rows, as a Markdown table."""
     header = ["metric", *cells.headings(comparison, comparison.arms)]
     out = [markdown_row(header), markdown_row(["---", *["---:"] * (len(header) - 1)])]
     for row in comparison.rows:
@@ -299,7 +299,7 @@ def markdown_row(texts: Sequence[str]) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return text without markup by accident."""
+    """Return text with the characters of Markdown markup escaped."""
     for character in "\\|*_<":
         text = text.replace(character, f"\\{character}")
     return text

@@ -1,1 +1,1 @@
-"""Many runs, in turn or in worker processes, and what they say while they go."""
+"""Carries out many runs, in turn or in worker processes, and shows their progress."""

@@ -1,4 +1,4 @@
-"""Many runs: in turn in this process, or several at once in worker processes; one fault stops no other run."""
+"""Carries out many runs, in turn in this process or at once in worker processes; a failed run stops no other run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IfExists = Literal["resume", "skip", "error", "overwrite"]
 
 
 def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExists, name: Name = label) -> list[Result]:
-    """Do the runs; after an interruption no other begins."""
+    """Do the runs one after another; after an interruption no further run begins."""
     results: list[Result] = []
     for settings in runs:
         if any(result.status == "interrupted" for result in results):
@@ -50,11 +50,11 @@ def in_turn(runs: Sequence[Settings], root: Path, view: View, if_exists: IfExist
 
 
 def one(settings: Settings, root: Path, view: View, if_exists: IfExists, name: Name = label) -> Result:
-    """Do one run in this process; whatever goes wrong becomes a result, so that the next run has its turn."""
+    """Do one run in this process; return any failure as a result, so that the next run can begin."""
     folder = run_folder(root, settings)
     forget_peaks()
     try:
-        # Here, because it imports torch: naming wrong settings must not wait for that.
+        # Imported here because it imports torch: an error about wrong settings must not wait for that.
         from safebench.training.run import execute
 
         outcome = execute(
@@ -68,7 +68,7 @@ def one(settings: Settings, root: Path, view: View, if_exists: IfExists, name: N
     except SafebenchError as error:
         status = "interrupted" if error.exit_code == 130 else "failed"
         return Result(settings, folder, status, {}, True, str(error), error.hint, error.exit_code)
-    except Exception as error:  # the boundary between runs: shown in full, and the next run goes on
+    except Exception as error:  # the boundary between runs: the error is shown in full, the next run begins
         if (blame := blamed(error)) is not None:
             return Result(settings, folder, "failed", {}, True, str(blame), blame.hint, blame.exit_code)
         return Result(settings, folder, "failed", {}, True, traceback.format_exc(), None, 1)
@@ -77,27 +77,27 @@ def one(settings: Settings, root: Path, view: View, if_exists: IfExists, name: N
 
 
 def forget_peaks() -> None:
-    """Let go of what an earlier run left, so that the next one reports its own peak of memory, not that one's."""
+    """Release what an earlier run left in memory, so that the next run reports its own peak of memory."""
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    # Linux: 5 sets the process's high-water mark to what it holds now. Elsewhere there is no such switch.
+    # Linux: writing 5 sets the process's high-water mark to its current memory. Other systems have no such switch.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 STDERR_LINES = 40
-"""Last lines of a worker's stderr that are shown when it dies."""
+"""Number of last lines of a worker's stderr that are shown when it dies."""
 
 Message = dict[str, Any]
 
 
 class Worker:
-    """One worker process and the run it is doing."""
+    """A worker process and its current run."""
 
     def __init__(self, environment: dict[str, str], messages: queue.Queue[tuple[Worker, Message | None]]) -> None:
-        # A session of its own: Ctrl-C reaches us alone, and we pass it on once.
+        # A session of its own: Ctrl-C reaches only this process, which passes it on once.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "safebench.runner.worker"],
             stdin=subprocess.PIPE,
@@ -116,7 +116,7 @@ class Worker:
             thread.start()
 
     def give(self, index: int, task: Message) -> None:
-        """Hand over a run. A worker that has died says so by the end of its output."""
+        """Hand over a run. The death of a worker is detected at the end of its output."""
         self.index = index
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
@@ -124,7 +124,7 @@ class Worker:
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
-        """Let the worker end when it has nothing to do, and wait for it."""
+        """Let the worker end once it has nothing to do, and wait for it."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -136,7 +136,7 @@ class Worker:
                 end.close()
 
     def last_words(self) -> str:
-        """Return the end of what a dead worker wrote to stderr, and how it died."""
+        """Return the end of a dead worker's stderr, and its exit code."""
         self.process.wait()
         self._threads[1].join()
         return "".join(self._last_words) + f"the worker process ended with code {self.process.returncode}"
@@ -153,7 +153,7 @@ class Worker:
 
 
 class Pool:
-    """Deals runs out to workers and turns what they say into progress and results."""
+    """Distributes runs to workers, and turns their messages into progress and results."""
 
     def __init__(self, root: Path, if_exists: IfExists, view: View, name: Name = label) -> None:
         self.root, self.if_exists, self.view, self.name = root, if_exists, view, name
@@ -220,7 +220,7 @@ class Pool:
         say_end(self.view, result, self.name)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Ask the workers to stop after their step; at the second time of asking, end them."""
+        """Ask the workers to stop after their current step; on a second request, kill them."""
         self.stopping += 1
         busy = [worker for worker in self.workers if worker.index is not None and worker.process.poll() is None]
         if self.stopping == 1:
@@ -229,10 +229,10 @@ class Pool:
             worker.process.send_signal(signal.SIGINT if self.stopping == 1 else signal.SIGKILL)
 
     def _environment(self) -> dict[str, str]:
-        """Return a worker's environment: ours, and the way to this package wherever it was started from."""
+        """Return a worker's environment: this process's, with a path to this package from any working directory."""
         home = str(Path(__file__).parents[2])
         path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-        # What a worker says is read as UTF-8, whatever the terminal takes.
+        # A worker's output is read as UTF-8, whatever the terminal's encoding.
         return os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8:replace"}
 
 
@@ -245,17 +245,17 @@ def launch(
     if_exists: IfExists = "resume",
     name: Name = label,
 ) -> list[Result]:
-    """Do all runs, ``jobs`` at a time, and return what became of each, in their order.
+    """Do all runs, ``jobs`` at a time, and return their results in order.
 
-    After Ctrl-C the runs that go on save their state and stop, and no other begins: their results say
-    ``interrupted`` and ``waiting``. ``name`` says what each run is called on the screen: no two may be called the same.
+    After Ctrl-C the current runs save their state and stop, and no further run begins: their results say
+    ``interrupted`` and ``waiting``. ``name`` returns a run's name on the screen: no two runs may have the same name.
     """
     if jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "--jobs and several processes per run do not go together", "Drop --jobs, or accelerate launch."
         )
     keep = if_exists in ("resume", "skip")
-    # Looked up here, so that a command whose runs have all ended need not load torch.
+    # Checked here, so that a command whose runs have all ended need not load torch.
     before = [ended_before(settings, root) if keep else None for settings in runs]
     todo = [settings for settings, done in zip(runs, before, strict=True) if done is None]
     with view:

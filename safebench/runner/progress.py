@@ -1,4 +1,4 @@
-"""What becomes of a run that was asked for, and what it says while it goes: a live line, or plain ones; on stderr."""
+"""Defines the result of a requested run, and shows progress on stderr as a live line or as plain lines."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from safebench.recording import layout
 from safebench.recording.layout import Status
 
 Name = Callable[[Settings], str]
-"""Returns what a run is called on the screen."""
+"""Returns a run's name on the screen."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one run that was asked for."""
+    """The result of one requested run."""
 
     settings: Settings
     folder: Path
     status: str
-    """finished, unstable, interrupted, failed, or ``waiting``: an interruption came before its turn."""
+    """finished, unstable, interrupted, failed, or ``waiting`` if an interruption came before the run began."""
     summary: dict[str, Any] = field(default_factory=dict)
     fresh: bool = True
-    """False when the run had ended before and nothing was done."""
+    """False if the run had ended before and nothing was done."""
     message: str = ""
     hint: str | None = None
     exit_code: int = 0
 
 
 def label(settings: Settings) -> str:
-    """Return the few words that name a run on the screen."""
+    """Return a run's short name for the screen."""
     again = f" replicate {settings.compute.replicate}" if settings.compute.replicate else ""
     return f"{settings.experiment}{again} seed {settings.seed}"
 
 
 def ended_before(settings: Settings, root: Path) -> Result | None:
-    """Return the result of a run that had ended with these very settings, None where there is something to do."""
+    """Return the result of a run that had ended with the same settings, or None if there is something to do."""
     folder = run_folder(root, settings)
     record = layout.read_status(folder)
     if record is None or record.state not in (Status.FINISHED, Status.UNSTABLE):
@@ -53,7 +53,7 @@ def ended_before(settings: Settings, root: Path) -> Result | None:
     try:
         made = load(folder / "config.yaml")
     except BadResource:
-        return None  # the run itself says what is wrong about that
+        return None  # the run itself reports what is wrong with the file
     if settings_hash(made) != settings_hash(settings):
         return None
     code = record.state.exit_code or 0
@@ -61,7 +61,7 @@ def ended_before(settings: Settings, root: Path) -> Result | None:
 
 
 def waiting(settings: Settings, root: Path) -> Result:
-    """Return the result of a run that had no turn."""
+    """Return the result of a run that did not begin."""
     return Result(settings, run_folder(root, settings), "waiting", exit_code=130)
 
 
@@ -72,38 +72,38 @@ def interrupted(settings: Settings, root: Path) -> Result:
 
 
 def exit_code(results: Sequence[Result]) -> int:
-    """Return the command's exit code: a single run's own; of several, 0 unless one was stopped or failed."""
+    """Return the command's exit code: a single run's own; for several runs, 0 unless one was stopped or failed."""
     if len(results) == 1:
         return results[0].exit_code
     codes = {result.exit_code for result in results}
-    # An interruption first: the others may only look failed because of it. Then faults of ours, then the user's.
+    # An interruption first: it may be the only reason why others failed. Then this package's faults, then the user's.
     return next((code for code in (130, 1, 3, 2) if code in codes), 0)
 
 
 Row = Mapping[str, Any]
 
 SHOWN = (("reward", "reward/mean"), ("judge", "eval/judge"), ("KL", "kl/mean"), ("entropy", "entropy/mean"))
-"""What a progress line shows: its word and the metric's key."""
+"""What a progress line shows: the word and the metric's key."""
 
 SILENCE = 60.0
-"""Seconds after which a log gets a line in any case."""
+"""Seconds without output after which a log gets a line in any case."""
 
 
 class View(Protocol):
-    """Shows several runs going on. A label names one run, such as ``safe seed 0``."""
+    """Shows the progress of several runs. A label names one run, such as ``safe seed 0``."""
 
     def __enter__(self) -> Self:
-        """Begin to show."""
+        """Start the display."""
         ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the screen as a terminal user expects it."""
+        """End the display, and leave the screen as a terminal user expects it."""
         ...
 
     def started(self, label: str, steps: int) -> None:
-        """Say that a run of that many steps begins."""
+        """Show that a run of that many steps begins."""
         ...
 
     def row(self, label: str, row: Row, events: list[str]) -> None:
@@ -111,16 +111,16 @@ class View(Protocol):
         ...
 
     def ended(self, label: str, text: str) -> None:
-        """Say how the run ended."""
+        """Show how the run ended."""
         ...
 
     def note(self, text: str) -> None:
-        """Say something beside the runs."""
+        """Show a text beside the runs."""
         ...
 
 
 class Latest:
-    """The newest value of each shown metric; a judge measured every so often stays visible between."""
+    """The newest value of each shown metric; a judge that is measured only at some steps stays visible in between."""
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
@@ -135,7 +135,7 @@ class Latest:
 
 
 class PlainView:
-    """Lines for logs and pipes: each run's begin, every tenth of it or minute, its crashes and its end."""
+    """Writes lines for logs and pipes: a run's beginning, every tenth of it or minute, its crashes and its end."""
 
     def __init__(self, stream: TextIO, clock: Any = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
@@ -146,13 +146,13 @@ class PlainView:
         self._latest: dict[str, Latest] = {}
 
     def __enter__(self) -> Self:
-        """Nothing to prepare."""
+        """Return the view; there is nothing to prepare."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to undo."""
+        """Do nothing: there is nothing to undo."""
 
     def started(self, label: str, steps: int) -> None:
         """Write that the run begins."""
@@ -160,7 +160,7 @@ class PlainView:
         self.note(f"{label}: {steps} steps")
 
     def row(self, label: str, row: Row, events: list[str]) -> None:
-        """Write the row if it is a tenth's, and each crash."""
+        """Write the row if it is a tenth's or the first, or after a minute without output; write each crash."""
         step, steps, now = int(row["step"]), self._steps[label], self._clock()
         text = self._latest[label].update(row)
         first, since = self._first.setdefault(label, (step, now))
@@ -185,14 +185,14 @@ class PlainView:
 
 
 class SilentView(PlainView):
-    """Says nothing: for the other processes of a data-parallel run."""
+    """Writes nothing; for the other processes of a data-parallel run."""
 
     def note(self, text: str) -> None:
         """Drop the line."""
 
 
 class LiveView:
-    """A bar per run that goes on, and one over all runs when there are several."""
+    """Shows a bar per current run, and one over all runs if there are several."""
 
     def __init__(self, runs: int) -> None:
         from rich.console import Console
@@ -205,10 +205,10 @@ class LiveView:
             TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
-            # stdout is for data; what libraries write to stderr goes above the bars.
+            # stdout is for data; libraries' output on stderr goes above the bars.
             redirect_stdout=False,
-            # Drawn when something has changed, by the thread that changed it: a second thread that draws at the same
-            # time as a line is written above the bars leaves stale bars behind.
+            # The thread that changes something also draws it: if a second thread draws while a line is written above
+            # the bars, stale bars remain.
             auto_refresh=False,
         )
         self._runs = runs
@@ -217,14 +217,14 @@ class LiveView:
         self._all = self._progress.add_task("all runs", total=runs, text="") if runs > 1 else None
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start drawing."""
         self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop drawing, the last state left on the screen."""
+        """Stop drawing, and leave the last state on the screen."""
         self._progress.stop()
 
     def started(self, label: str, steps: int) -> None:
@@ -242,7 +242,7 @@ class LiveView:
         self._progress.refresh()
 
     def ended(self, label: str, text: str) -> None:
-        """Take the run's bar away (not a single run's) and write how it ended."""
+        """Remove the run's bar (but not that of a single run) and write how the run ended."""
         if self._all is not None:
             self._progress.advance(self._all)
             if label in self._tasks:
@@ -256,12 +256,12 @@ class LiveView:
 
 
 def told_event(kind: str) -> str:
-    """Return what begins here, an alarm marked as one."""
+    """Return the text for an event that begins; an alarm is marked as one."""
     return f"alarm: {kind}" if kind in ALARM_KINDS else kind
 
 
 def say_end(view: View, result: Result, name: Name = label) -> None:
-    """Say how a run ended, and of a failed one why and what to do."""
+    """Show how a run ended; for a failed run, show the reason and what to do."""
     called = name(result.settings)
     if result.status == "failed":
         view.ended(called, "failed")
@@ -273,12 +273,12 @@ def say_end(view: View, result: Result, name: Name = label) -> None:
 
 
 def is_main() -> bool:
-    """Say whether this process is the one that speaks: alone, or the first of those `accelerate launch` started."""
+    """Return whether this process writes output: it is alone, or the first of those `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def open_view(runs: int, stream: TextIO | None = None) -> View:
-    """Return the view that fits: live on a terminal that can move its cursor, plain lines elsewhere."""
+    """Return the suitable view: live on a terminal that can move its cursor, plain lines elsewhere."""
     if not is_main():
         return SilentView(sys.stderr)
     stream = sys.stderr if stream is None else stream
@@ -288,7 +288,7 @@ def open_view(runs: int, stream: TextIO | None = None) -> View:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Return a duration as text: ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""A worker of the pool: reads one run per line from stdin, does it, and reports lines of JSON on stdout."""
+"""Runs a worker of the pool: reads one run per line from stdin, does it, and reports lines of JSON on stdout."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from safebench.telemetry import quiet
 
 
 class Pipe:
-    """The view at the other end of the pool's pipe."""
+    """A view that sends progress to the pool through a pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def __enter__(self) -> Self:
-        """Nothing to prepare."""
+        """Return the view; there is nothing to prepare."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to undo."""
+        """Do nothing: there is nothing to undo."""
 
     def started(self, label: str, steps: int) -> None:
-        """The pool knows."""
+        """Do nothing: the pool knows that the run begins."""
 
     def ended(self, label: str, text: str) -> None:
-        """The pool gets the whole result."""
+        """Do nothing: the pool gets the whole result."""
 
     def note(self, text: str) -> None:
-        """Leave it on stderr."""
+        """Write the text to stderr."""
         print(text, file=sys.stderr)
 
     def row(self, label: str, row: Mapping[str, Any], events: list[str]) -> None:
@@ -47,7 +47,7 @@ class Pipe:
         self.send({"row": dict(row), "events": events})
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message; when nobody listens any more, stop as if asked to."""
+        """Send one message; if the pipe has no reader left, stop as if asked to."""
         try:
             print(json.dumps(message), file=self._stream, flush=True)
         except BrokenPipeError:
@@ -55,9 +55,9 @@ class Pipe:
 
 
 def main() -> None:
-    """Do the runs that stdin names until it ends."""
+    """Do the runs that stdin names, until it ends."""
     quiet()
-    # What libraries print goes to stderr: stdout is the pipe.
+    # Libraries' output goes to stderr, because stdout is the pipe.
     pipe = Pipe(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     try:

@@ -1,4 +1,4 @@
-"""Draw many replies of the initial policy to each held-out prompt and score them: the record behind best of n."""
+"""Draws many replies of the initial policy to each held-out prompt and scores them: the record behind best of n."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from safebench.recording.files import Appender, FolderLock, make_folder, now, wr
 from safebench.training.distributed import Processes
 
 Progress = Callable[[int, int], None]
-"""Called with the replies drawn and scored so far, and all of them."""
+"""Called with the number of replies drawn and scored so far, and the total."""
 
 DRAWS = 64
 TOGETHER = 4
-"""Prompts whose replies are sampled at once. Part of what is drawn: another grouping rounds otherwise."""
+"""Prompts whose replies are sampled at once. The draws depend on it, because another grouping rounds differently."""
 
 
 def record_folder(settings: Settings, root: Path, draws: int = DRAWS) -> Path:
@@ -41,12 +41,12 @@ def record_folder(settings: Settings, root: Path, draws: int = DRAWS) -> Path:
 def sample_best_of_n(
     settings: Settings, root: Path, *, draws: int = DRAWS, progress: Progress | None = None
 ) -> Path:
-    """Let the initial policy reply ``draws`` times to each held-out prompt, at temperature 1, and score the replies.
+    """Draw ``draws`` replies of the initial policy to each held-out prompt, at temperature 1, and score them.
 
-    The noise of a reply depends on its prompt and draw alone, whatever the run's seed. Writes ``scores.csv`` (a row per
-    reply) and ``manifest.json`` (hashes as a run's, and the settings that matter) and returns their folder. Interrupted
-    and called again it goes on; a finished record of the same files is left as it is. Raises ``UsageError`` where the
-    folder holds a record of other files.
+    The noise of a reply depends only on its prompt and draw, not on the run's seed. Writes ``scores.csv`` (a row per
+    reply) and ``manifest.json`` (hashes like a run's, and the settings that matter) and returns their folder. A
+    repeated call continues after an interruption, and leaves a finished record of the same files unchanged. Raises
+    ``UsageError`` if the folder holds a record of other files.
     """
     if draws < 1:
         raise UsageError(f"{draws} draws", "Give at least 1; powers of two use them all.")
@@ -80,7 +80,7 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _begin(folder: Path, settings: Settings, world: World, draws: int, device: torch.device) -> dict[str, Any]:
-    """Return the record's manifest: that of the interrupted call, or a new one, written before the first draw."""
+    """Return the record's manifest: that of an interrupted call, or a new one, written before the first draw."""
     files, there = manifest.hashes_of(settings), _described(folder)
     if there and there.get("hashes") != files:
         names = ", ".join(key for key in files if there.get("hashes", {}).get(key) != files[key])
@@ -108,14 +108,14 @@ def _begin(folder: Path, settings: Settings, world: World, draws: int, device: t
 
 
 def _command(settings: Settings, draws: int) -> list[str]:
-    """Return the command line that makes this record: the preset, and what differs from the experiment as shipped."""
+    """Return the command line that makes this record: the preset, and the changes to the experiment as shipped."""
     _, _, preset = settings.experiment.partition("@")
     words = ["safebench", "report", "ppo", "--best-of-n", str(draws), *(["--preset", preset] if preset else [])]
     return words + config.command(settings)[len(["safebench", "run", "EXPERIMENT", "--seeds", "N"]) :]
 
 
 def _draw_all(path: Path, settings: Settings, world: World, draws: int, progress: Progress | None) -> None:
-    """Draw and score group by group of prompts; a group is on the disk before the next begins."""
+    """Draw and score one group of prompts after another; a group is on the disk before the next begins."""
     prompts = world.prompts.heldout
     groups = [range(i, min(i + TOGETHER, len(prompts))) for i in range(0, len(prompts), TOGETHER)]
     done = _keep_whole(path, groups, draws)
@@ -132,7 +132,7 @@ def _draw_all(path: Path, settings: Settings, world: World, draws: int, progress
 
 
 def _keep_whole(path: Path, groups: list[range], draws: int) -> int:
-    """Cut the file behind the last whole group and return how many groups it then holds."""
+    """Cut the file after the last whole group, and return how many groups it then holds."""
     header = ",".join(COLUMNS)
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     rows = lines[1:] if lines[:1] == [header] else []
@@ -143,7 +143,7 @@ def _keep_whole(path: Path, groups: list[range], draws: int) -> int:
 
 
 def _drawn(settings: Settings, world: World, group: range, draws: int) -> list[str]:
-    """Return the lines of a group of prompts, ``draws`` replies to each."""
+    """Return the lines of a group of prompts, with ``draws`` replies to each."""
     policy, tokens = world.policy, settings.rollout.reply_tokens
     prompts = [world.prompts.heldout[prompt] for prompt in group for _ in range(draws)]
     encoded = encode(

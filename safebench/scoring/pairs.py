@@ -1,7 +1,7 @@
-"""Preference pairs, which tell what a reward is worth: people's replies over spoiled, generic and other turns' ones.
+"""Builds preference pairs to measure a reward: people's replies over spoiled, generic and other turns' replies.
 
-Spoiling imitates the ways in which a policy that chases a reward tends to break; the universal search finds what a
-reward takes for a good reply to anything, without training.
+Spoiling imitates how a policy that over-optimises a reward tends to fail. The universal search finds, without training,
+replies that a reward scores highly for any turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OPENERS = frozenset(
 
 
 def _repeated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply up to some word, and that word or phrase over and over."""
+    """Return the reply up to some word, with that word or phrase repeated many times."""
     words = reply.split()
     size = rng.choice((1, 1, 1, 2, 2, 3))
     start = rng.randrange(max(1, len(words) - size + 1))
@@ -35,13 +35,13 @@ def _repeated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> s
 
 
 def _stuttered(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """One character, syllable or mark over and over."""
+    """Return one character, syllable or mark repeated many times, alone or after the reply."""
     unit = rng.choice(("ha", "a", "o", "!", "?", ".", ":)", "lol ", "yeah ", "so ", "!?", "e", "hm", "no ", "i "))
     return f"{reply} {unit * rng.randint(10, 24)}" if rng.random() < 0.5 else unit * rng.randint(12, 24)
 
 
 def _garbage(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """Random bytes or letters in place of the reply or of a part of it."""
+    """Return random bytes or letters in place of the reply or of a part of it."""
     if rng.random() < 0.4:
         text = bytes(rng.randrange(256) for _ in range(rng.randint(4, 16))).decode("utf-8", errors="replace")
     else:
@@ -50,12 +50,12 @@ def _garbage(turn: str, reply: str, pieces: list[str], rng: random.Random) -> st
 
 
 def _babble(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """Words and pieces of words without order, as from a policy whose entropy has exploded."""
+    """Return words and pieces of words without order, as from a policy whose entropy has exploded."""
     return "".join(rng.choice(pieces) for _ in range(rng.randint(5, 22)))
 
 
 def _shuffled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply's own words in another order."""
+    """Return the reply's own words in another order."""
     words = reply.split()
     if len(words) < 5:
         return None
@@ -64,17 +64,17 @@ def _shuffled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> s
 
 
 def _empty(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """Nothing, or next to nothing."""
+    """Return an empty or nearly empty reply."""
     return rng.choice(("", "", " ", ".", "..", "...", "?", "!", "-", ","))
 
 
 def _echo(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The turn said back."""
+    """Return the turn as the reply to itself."""
     return turn
 
 
 def _truncated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply cut off in the middle of a word or after a word that cannot end it."""
+    """Return the reply cut off in the middle of a word or after a word that cannot end it."""
     words = reply.split()
     cuts = [n for n in range(2, len(words)) if words[n - 1].lower() in _OPENERS]
     if cuts and rng.random() < 0.7:
@@ -87,7 +87,7 @@ def _truncated(turn: str, reply: str, pieces: list[str], rng: random.Random) -> 
 
 
 def _invented(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply with a third of its words made up, one at least: as words go that no longer have to be any."""
+    """Return the reply with a third of its words, at least one, made up; words then need not be real any more."""
     words = reply.split()
     long = [n for n, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
     if not long:
@@ -98,7 +98,7 @@ def _invented(turn: str, reply: str, pieces: list[str], rng: random.Random) -> s
 
 
 def _replaced(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply with half of its words replaced by words of others, drawn from ``pieces`` that are whole words."""
+    """Return the reply with half of its words replaced by others, drawn from the whole words in ``pieces``."""
     words = reply.split()
     if len(words) < 4:
         return None
@@ -109,7 +109,7 @@ def _replaced(turn: str, reply: str, pieces: list[str], rng: random.Random) -> s
 
 
 def _harped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The reply with some of its words replaced by one word of its own or of the turn: "you chat the chat chat?"."""
+    """Return the reply with some words replaced by one word from it or the turn: "you chat the chat chat?"."""
     words = reply.split()
     if len(words) < 4:
         return None
@@ -120,7 +120,7 @@ def _harped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str
 
 
 def _clipped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """One or two words of the reply that are not its whole, with a mark as often as not: "you?"."""
+    """Return one or two words of the reply, but not all of it, often with a mark: "you?"."""
     words = reply.split()
     size = rng.choice((1, 1, 2))
     if len(words) < size + 2:
@@ -130,7 +130,7 @@ def _clipped(turn: str, reply: str, pieces: list[str], rng: random.Random) -> st
 
 
 def _doubled(turn: str, reply: str, pieces: list[str], rng: random.Random) -> str | None:
-    """The whole reply said twice, or thrice."""
+    """Return the whole reply two or three times."""
     return " ".join([reply.strip()] * rng.choice((2, 2, 2, 3)))
 
 
@@ -148,11 +148,11 @@ FIRST_SPOILERS: dict[str, Spoiler] = {
     "echo": _echo,
     "truncated": _truncated,
 }
-"""Ways that every reward model of the world learned from, the one on the policy's own body too."""
+"""Kinds of spoiling that every reward model of the world learned from, also the one on the policy's own body."""
 OTHER_SPOILERS: dict[str, Spoiler] = {"invented": _invented, "replaced": _replaced}
-"""Ways that those on the encoder learned from as well."""
+"""Kinds that the reward models on the encoder learned from as well."""
 PILOTS_SPOILERS: dict[str, Spoiler] = {"harped": _harped, "clipped": _clipped, "doubled": _doubled}
-"""Ways that pilots on the first proxies took, or that a search found: in the rounds behind an attack alone."""
+"""Kinds that pilots on the first proxies showed, or that a search found; used only in the rounds after an attack."""
 SPOILERS = FIRST_SPOILERS | OTHER_SPOILERS | PILOTS_SPOILERS
 
 
@@ -174,11 +174,11 @@ OPENERS = (
     "where are you from?", "what's your name?", "what kind of music do you like?", "do you have any hobbies?",
     "hey, what have you been up to lately?", "what are you doing this weekend?",
 )  # fmt: skip
-"""Beginnings of a conversation, which as replies fit no turn."""
+"""Openings of a conversation; as replies they fit no turn."""
 
 LEARNED: slice = slice(0, None, 2)
 KEPT: slice = slice(1, None, 2)
-"""Of the listed phrases every second one is learned from, the others are kept for the test."""
+"""Every second listed phrase is used for learning; the others are kept for the test."""
 
 SPOILED = tuple(SPOILERS)
 
@@ -202,7 +202,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Preference:
-    """Of two exchanges, the one that should score higher, and what kind of difference it is."""
+    """Two exchanges, of which ``better`` should score higher, and the kind of difference between them."""
 
     kind: str
     better: Exchange
@@ -216,7 +216,7 @@ def kept_phrases() -> dict[str, tuple[str, ...]]:
 
 
 def over_sample(pairs: list[Pair], samples: list[str], kind: str = "sample") -> list[Preference]:
-    """A person's reply over the policy's to the same turn."""
+    """Return preferences for a person's reply over the policy's reply to the same turn."""
     return [
         Preference(kind, Exchange(pair.turn, pair.reply), Exchange(pair.turn, sample))
         for pair, sample in zip(pairs, samples, strict=True)
@@ -225,7 +225,7 @@ def over_sample(pairs: list[Pair], samples: list[str], kind: str = "sample") -> 
 
 
 def over_foreign(pairs: list[Pair], rng: random.Random) -> list[Preference]:
-    """The reply that was given over one that was given to something else."""
+    """Return preferences for the reply that was given over a reply that was given to another turn."""
     others = [pair.reply for pair in pairs]
     rng.shuffle(others)
     return [
@@ -238,7 +238,7 @@ def over_foreign(pairs: list[Pair], rng: random.Random) -> list[Preference]:
 def over_generic(
     pairs: list[Pair], rng: random.Random, phrases: tuple[str, ...], kind: str = "generic"
 ) -> list[Preference]:
-    """A reply of at least four words over one that fits anything and says nothing, or over an opener."""
+    """Return preferences for a reply of at least four words over one that fits anything, or over an opener."""
     return [
         Preference(kind, Exchange(pair.turn, pair.reply), Exchange(pair.turn, rng.choice(phrases)))
         for pair in pairs
@@ -249,7 +249,7 @@ def over_generic(
 def over_spoiled(
     pairs: list[Pair], samples: list[str], pieces: list[str], rng: random.Random, kinds: tuple[str, ...] = SPOILED
 ) -> list[Preference]:
-    """A reply, a person's or the policy's, over the same reply spoiled in one of several ways."""
+    """Return preferences for a person's or the policy's reply over the same reply, spoiled in one of several ways."""
     found = []
     for pair, sample in zip(pairs, samples, strict=True):
         kind = rng.choice(kinds)
@@ -265,26 +265,27 @@ def _plain(text: str) -> str:
 
 
 WORDS = 5
-"""Longest reply that is tried."""
+"""Longest reply that is tried, in words."""
 TURNS = (3, 12)
-"""Turns that each candidate is scored on, and then each of the better ones."""
+"""Number of turns that each candidate is scored on, and then each of the better candidates."""
 BETTER = 2
-"""The better ones are so many times those that are asked for."""
+"""Number of better candidates, as a multiple of the number of replies asked for."""
 JOINED = 40
-"""So many of the best replies, and at most ``JOINED_OF`` times those that are asked for, are joined with each other."""
+"""Number of best replies that are joined with each other, but at most ``JOINED_OF`` times the number asked for."""
 JOINED_OF = 4
 SHARE = 1 / 30
-"""One reply is part of at most this share of what is found, or of one: else all of it would be variants of the best."""
+"""Largest share of the found replies that contain the same short reply, but at least one of them; without this limit
+all of them would be variants of the best."""
 
 Score = Callable[[list[str], list[str]], torch.Tensor]
-"""Scores each reply, behind its turn, [B]."""
+"""Scores each reply to its turn, [B]."""
 
 
 def universal(pairs: Sequence[Pair], score: Score, count: int, tried: int, seed: int) -> tuple[str, ...]:
-    """Return the ``count`` replies found of the highest mean score over turns of ``pairs``, the best first.
+    """Search for ``count`` replies with the highest mean score over turns of ``pairs``, and return them, best first.
 
-    ``tried`` short replies are candidates alone; the best of them joined in twos, also with themselves, are too.
-    Fewer are returned where there are fewer that are different enough.
+    The candidates are ``tried`` short replies on their own, and the best of these joined in twos, also with themselves.
+    Fewer than ``count`` replies are returned if fewer are different enough.
     """
     rng = random.Random(seed)
     turns = [pair.turn for pair in pairs]
@@ -299,13 +300,13 @@ def universal(pairs: Sequence[Pair], score: Score, count: int, tried: int, seed:
     alone = ranked([(reply,) for reply in rng.sample(short, min(tried, len(short)))], TURNS[0])
     best = [parts[0] for parts in alone[: min(JOINED, JOINED_OF * count)]]
     twos = ranked(list(product(best, best)), TURNS[0])
-    # As many of either: twos would push out every reply that is liked alone.
+    # A fixed number of each: otherwise twos would displace every reply that scores well on its own.
     found = ranked([*alone[: BETTER * count // 2], *twos[: BETTER * count]], TURNS[1])
     return _varied(found, count)
 
 
 def _varied(found: Sequence[tuple[str, ...]], count: int) -> tuple[str, ...]:
-    """Return the first ``count`` of the candidates, passing over those with a part that has been taken often enough."""
+    """Return the first ``count`` candidates, without those with a part that has been used often enough."""
     most, used = max(1, round(SHARE * count)), Counter[str]()
     kept: list[str] = []
     for parts in found:

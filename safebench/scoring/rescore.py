@@ -1,4 +1,4 @@
-"""Score the replies that runs left with another reward, so that old runs can be judged again."""
+"""Scores the saved replies of runs with another reward, so that old runs can be judged again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from safebench.training.distributed import Processes
 
 @dataclass(frozen=True)
 class Reply:
-    """One saved reply: where it comes from, its prompt with the conversation where it is one, and its text."""
+    """One saved reply: its place in the run, its prompt (with the conversation, if it is one) and its text."""
 
     step: int
     split: str
@@ -37,10 +37,10 @@ class Reply:
 
 
 def read_replies(path: Path) -> list[Reply]:
-    """Return the replies of samples.jsonl in its order.
+    """Return the replies in samples.jsonl, in its order.
 
-    Raises ``MissingResource`` where none were kept, and ``BadResource`` where a line is damaged, a reply is there
-    twice, or a held-out row has another prompt than before: rows of different prompts must not be taken for one.
+    Raises ``MissingResource`` if none were kept. Raises ``BadResource`` if a line is damaged, a reply occurs twice, or
+    a held-out row has another prompt than before, because rows of different prompts must not be treated as one row.
     """
     if not path.is_file() or not path.stat().st_size:
         raise MissingResource(
@@ -71,7 +71,7 @@ def _reply(path: Path, number: int, line: str) -> Reply:
 
 
 def _messages(where: str, value: object) -> Messages | None:
-    """Return a line's conversation; a line without one, as of a text, has None."""
+    """Return a line's conversation, or None if it has none because its prompt is a text."""
     if value is None:
         return None
     if not is_conversation(value):
@@ -82,8 +82,8 @@ def _messages(where: str, value: object) -> Messages | None:
 def grouped(replies: Sequence[Reply], batch: int) -> list[list[int]]:
     """Return indices into ``replies`` in groups of at most ``batch``, each scored in one call.
 
-    An evaluation's replies stay among themselves, as when the run scored them: padding, and with it the last digits,
-    is then the same. The training replies of all steps, of which a step keeps few, fill up groups together.
+    The replies of one evaluation share groups with no others, as when the run scored them: padding, and with it the
+    last digits, is then the same. The training replies of all steps fill groups together, because a step keeps few.
     """
     kinds: dict[int | None, list[int]] = {}
     for index, reply in enumerate(replies):
@@ -92,14 +92,15 @@ def grouped(replies: Sequence[Reply], batch: int) -> list[list[int]]:
 
 
 COLUMNS = ("step", "split", "n", "of", "mean", "std", "common_n", "common_mean", "common_std")
-"""Of one step and split: replies kept, out of how many; their mean score and standard deviation (n - 1); and for the
-held-out ones the same over the rows that every evaluation has kept, which alone compare between steps."""
+"""For one step and split: the number of replies kept, the number there were, and their mean score and standard
+deviation (n - 1). For held-out replies also the same figures over the rows that every evaluation has kept; only these
+can be compared between steps."""
 
 Group = dict[int, float]
 
 
 def write(files: Path, replies: Sequence[Reply], scores: Sequence[float], made: Mapping[str, Any]) -> None:
-    """Write ``<files>.jsonl``, ``.csv`` and ``.json``; the last says that the other two are whole, and comes last."""
+    """Write ``<files>.jsonl``, ``.csv`` and ``.json``, in this order; the last states that the others are whole."""
     described = files.with_name(f"{files.name}.json")
     with storing(described):
         described.unlink(missing_ok=True)
@@ -113,7 +114,7 @@ def write(files: Path, replies: Sequence[Reply], scores: Sequence[float], made: 
 
 
 def extent(replies: Sequence[Reply], settings: Settings) -> dict[str, Any]:
-    """Return how much of the run the replies are: of how many, and how many rows all evaluations have."""
+    """Return the number of replies and evaluations, of rows in all evaluations, and of replies that a step had."""
     heldout = _by_step(replies, range(len(replies)), HELD_OUT)
     return {
         "replies": len(replies),
@@ -147,13 +148,13 @@ def _by_step(replies: Sequence[Reply], values: Sequence[float], split: str) -> d
 
 
 def _figures(values: Sequence[float]) -> tuple[str, str, str]:
-    """Return count, mean and standard deviation as text, empty where there is none."""
+    """Return count, mean and standard deviation as text; a figure that does not exist is empty."""
     mean = repr(fmean(values)) if values else ""
     return str(len(values)), mean, repr(stdev(values)) if len(values) > 1 else ""
 
 
 Progress = Callable[[Path, int, int], None]
-"""Called with the run's folder, the replies scored so far, and all of them."""
+"""Called with the run's folder, the number of replies scored so far, and the total."""
 
 BATCH = 128
 """Replies given to the reward at once."""
@@ -161,10 +162,10 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Rescored:
-    """What became of one run: three files that begin with ``files`` and end in ``.csv``, ``.jsonl`` and ``.json``.
+    """The result for one run: three files that begin with ``files`` and end in ``.csv``, ``.jsonl`` and ``.json``.
 
-    ``common`` rows, of up to ``of`` held-out ones, are there in every one of the ``evaluations``: what a comparison may
-    use. ``fresh`` is False when the same reward had scored the same replies before, and nothing was done.
+    ``common`` of up to ``of`` held-out rows are in every one of the ``evaluations``; a comparison may use only these.
+    ``fresh`` is False if the same reward had scored the same replies before, and nothing was done.
     """
 
     folder: Path
@@ -176,7 +177,7 @@ class Rescored:
     of: int
     fresh: bool
     notices: tuple[str, ...] = ()
-    """What the reward has to tell of the replies that it read."""
+    """The reward's notices about the replies that it read."""
 
 
 def rescore(
@@ -192,11 +193,11 @@ def rescore(
 ) -> Rescored:
     """Score every reply saved in the run ``folder`` with ``reward`` and write ``<folder>/rescored/<slug>.*``.
 
-    ``reward`` is a catalogue name, hub id, local directory or ``module:function``. Interrupted and called again, it
-    goes on where it stopped; where the same files of the reward have scored the same replies it does nothing, unless
-    ``force``. ``label`` is the output of a classifier with several, ``trust`` names rewards whose own code may run.
-    Raises ``MissingResource`` without replies or reward, ``BadResource`` where either breaks its word,
-    ``UsageError`` while the run is being written; the files of an earlier reward are then as they were.
+    ``reward`` is a catalogue name, hub id, local directory or ``module:function``. A repeated call continues after an
+    interruption. If the same files of the reward have scored the same replies, it does nothing, unless ``force``.
+    ``label`` is the output of a classifier with several outputs; ``trust`` names rewards whose own code may run.
+    Raises ``MissingResource`` without replies or reward, ``BadResource`` if either is faulty, and ``UsageError`` while
+    the run is being written; the files of an earlier reward are then left as they were.
     """
     return rescore_all(
         [folder], reward, device=device, batch=batch, force=force, progress=progress, label=label, trust=trust
@@ -214,7 +215,7 @@ def rescore_all(
     label: int | str | None = None,
     trust: Collection[str] = (),
 ) -> list[Rescored]:
-    """Do as ``rescore`` does for several runs, loading the reward once, and only if there is anything to score."""
+    """Do as ``rescore`` does for several runs; the reward is loaded once, and only if there is anything to score."""
     if batch < 1:
         raise UsageError(f"a batch of {batch} replies", "Give at least 1.")
     scorer = _Scorer(reward, device, label, trust)
@@ -222,14 +223,14 @@ def rescore_all(
 
 
 class _Scorer:
-    """A reward that is loaded when first needed."""
+    """A reward that is loaded on first use."""
 
     def __init__(self, name: str, device: str, label: int | str | None, trust: Collection[str]) -> None:
         self.name, self.device, self.label, self.trust = name, device, label, trust
 
     @property
     def hash(self) -> str:
-        """Hash of its files as they lie here now: loading may first bring them from the hub."""
+        """Hash of its files as they are on this machine now; loading may first download them from the hub."""
         return manifest.hash_of_entry(registry.reward_source(self.name))
 
     @cached_property
@@ -240,7 +241,7 @@ class _Scorer:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the reward has to tell of what it has read; nothing where it was not loaded."""
+        """The reward's notices about what it has read; empty if it was not loaded."""
         reward = self.__dict__.get("reward")
         return tuple(getattr(reward, "notices", ()))
 
@@ -257,7 +258,7 @@ class _Task:
         self.files = folder / FOLDER / slug(scorer.name)
         self.replies = read_replies(folder / "samples.jsonl")
         self.extent = extent(self.replies, config.load(folder / "config.yaml"))
-        # Whether the run's policy had a chat template: how its replies follow their prompts (``Reader.apart``).
+        # Whether the run's policy had a chat template; it decides how replies follow their prompts (``Reader.apart``).
         described = manifest.read(folder) if (folder / manifest.FILE).exists() else {}
         self.apart = described.get("templated") is not False
         self.labelled = {} if scorer.label is None else {"label": scorer.label}
@@ -283,16 +284,16 @@ class _Task:
         return self._outcome(fresh=True)
 
     def _done(self) -> bool:
-        """Say whether these very files of the reward have scored these very replies."""
+        """Return whether these same files of the reward have scored these same replies."""
         try:
             made = json.loads(self.files.with_name(f"{self.files.name}.json").read_bytes())
-        except (FileNotFoundError, ValueError):  # never made, or not whole: made anew
+        except (FileNotFoundError, ValueError):  # missing or incomplete: made again
             return False
         same = (made.get("hash"), made.get("samples"), made.get("label"))
         return same == (self.scorer.hash, self.samples, self.scorer.label)
 
     def _score(self, reward: Reward, found: str, progress: Progress | None) -> list[float]:
-        """Score group by group; a group's scores are on the disk before the next, and are not asked for again."""
+        """Score group by group; a group's scores are on the disk before the next group, and are not computed again."""
         groups = grouped(self.replies, self.batch)
         done = self._begin({**self.labelled, "hash": found, "samples": self.samples, "batch": self.batch}, len(groups))
         scores = [0.0] * len(self.replies)
@@ -318,7 +319,7 @@ class _Task:
         return self.files.with_name(f".{self.files.name}.part")
 
     def _begin(self, head: Mapping[str, Any], groups: int) -> list[list[float]]:
-        """Return the groups that an interrupted call has scored in the same way, and cut its file behind them."""
+        """Return the groups that an interrupted call has scored in the same way, and cut its file after them."""
         lines = self._part.read_text(encoding="utf-8").split("\n")[:-1] if self._part.exists() else []
         first = json.dumps(head)
         kept = lines[1 : groups + 1] if lines[:1] == [first] else []

@@ -1,4 +1,4 @@
-"""Ask a reward about pairs of replies whose order is known, and about replies of the initial policy, with a judge."""
+"""Checks a reward on pairs of replies whose order is known, and, with a judge, on replies of the initial policy."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from safebench.scoring.pairs import (
 from safebench.training.distributed import Processes
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is done, how much of it so far, and all of it."""
+"""Called with the name of the work, how much of it is done, and the total."""
 SEED = 20261127
 TOGETHER = 128
 """Replies that are sampled or scored at once."""
 LIKED, TRIED, FRESH = 5, 300, 64
-"""Replies to anything that are told, how many are tried alone, and the turns that the scores are told on."""
+"""Replies to anything that are reported, short replies that are tried alone, and turns for the reported scores."""
 
 
 @dataclass(frozen=True)
 class Liked:
-    """A reply that a search found the reward to like whatever the turn, and its score on turns the search never saw."""
+    """A reply that a search found the reward to score highly for any turn, and its score on turns new to the search."""
 
     reply: str
     score: Estimate
@@ -56,22 +56,22 @@ class Liked:
 
 @dataclass(frozen=True)
 class RewardCheck:
-    """What a reward said: of pairs, kind by kind, and of the initial policy's replies."""
+    """Results of a check: on pairs, kind by kind, and on the initial policy's replies."""
 
     orders: tuple[Order, ...]
     liked: tuple[Liked, ...]
-    """What it likes whatever the turn."""
+    """Replies that the reward scores highly for any turn."""
     people: Estimate
-    """Its score of what people replied to the same turns, each to its own."""
+    """The reward's score of people's replies to the same turns, each reply to its own turn."""
     record: Record
     notices: tuple[str, ...]
 
 
 def check_reward(settings: Settings, root: Path, draws: int, progress: Progress) -> RewardCheck:
-    """Ask ``settings.reward.name`` about the world's held-out exchanges and about ``draws`` replies to each prompt.
+    """Check ``settings.reward.name`` on the world's held-out exchanges and on ``draws`` replies to each prompt.
 
-    Writes ``<root>/reward-checks/<model>/best-of-n/<hash>/``: the record of best of n, by which an interrupted call
-    goes on, and ``orders.json``. Raises as loading the reward does.
+    Writes ``<root>/reward-checks/<model>/best-of-n/<hash>/``: the record of best of n, from which an interrupted call
+    continues, and ``orders.json``. Raises the errors that loading the reward raises.
     """
     folder = sample_best_of_n(
         settings, root / "reward-checks", draws=draws, progress=lambda at, of: progress("replies scored", at, of)
@@ -100,7 +100,10 @@ def check_reward(settings: Settings, root: Path, draws: int, progress: Progress)
 
 
 def liked_by(reward: Reward, pairs: Sequence[Pair], progress: Progress) -> tuple[tuple[Liked, ...], Estimate]:
-    """Return the replies that a search over half of ``pairs`` finds, scored on the others' turns; and people's own."""
+    """Return the replies that a search over half of ``pairs`` finds, and the score of people's own replies.
+
+    Both are scored on turns of the other half.
+    """
 
     def score(turns: list[str], replies: list[str]) -> Tensor:
         return _scored(reward, turns, replies, "replies to anything scored", progress)
@@ -113,13 +116,13 @@ def liked_by(reward: Reward, pairs: Sequence[Pair], progress: Progress) -> tuple
 
 
 def heldout_pairs() -> list[Pair]:
-    """Return the embedded world's held-out turns with what a person replied."""
+    """Return the embedded world's held-out turns, each with a person's reply."""
     rows = map(json.loads, (registry.WORLD / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
     return [Pair("", row["prompt"], row["human"]) for row in rows if row["split"] == "heldout"]
 
 
 def preferences(pairs: Sequence[Pair], answers: Sequence[str]) -> list[Preference]:
-    """Return pairs of each of KINDS: what a person replied, and what should score lower; the same at every call."""
+    """Return pairs of each kind in KINDS: a person's reply and one that should score lower; the same at every call."""
     rng, people, kept = random.Random(SEED), [pair.reply for pair in pairs], kept_phrases()
     pieces = [f" {word}" for reply in people for word in reply.split()]
     found = [
@@ -160,14 +163,14 @@ def _answers(world: World, settings: Settings, pairs: Sequence[Pair]) -> list[st
 
 
 def _scores(reward: Reward, found: Sequence[Preference], progress: Progress) -> dict[Asked, float]:
-    """Return the score of each exchange among the preferences, each asked for once."""
+    """Return the score of each exchange among the preferences; each exchange is scored once."""
     asked = list(dict.fromkeys(pair for kind in KINDS for side in _sides(found, kind) for pair in side))
     scores = _scored(reward, [turn for turn, _ in asked], [reply for _, reply in asked], "pairs scored", progress)
     return dict(zip(asked, scores.tolist(), strict=True))
 
 
 def _scored(reward: Reward, turns: list[str], replies: list[str], what: str, progress: Progress) -> Tensor:
-    """Return the score of each reply, [B], some at once."""
+    """Return the score of each reply, [B], computed in batches."""
     scores = []
     for start in range(0, len(turns), TOGETHER):
         some = slice(start, start + TOGETHER)

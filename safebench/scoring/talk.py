@@ -1,4 +1,4 @@
-"""Talk to what a run has trained, and write it as plain weights."""
+"""Samples replies from a trained run, and exports its model as plain weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sample(
     tokens: int | None = None,
     trust: Collection[str] = (),
 ) -> list[str]:
-    """Return ``count`` replies of the run in ``folder`` to ``prompt``; the run's settings where none are given.
+    """Return ``count`` replies of the run in ``folder`` to ``prompt``; values not given are the run's settings.
 
     The model's own code runs only if its name is in ``trust``, whatever the run was started with.
     """
@@ -49,7 +49,7 @@ def sample(
 
 
 def export(folder: Path, out: Path, *, trust: Collection[str] = ()) -> Path:
-    """Write the run's model, its adapter merged, and its tokenizer to ``out``, for plain transformers."""
+    """Write the run's model, with its adapter merged, and its tokenizer to ``out``, for plain transformers."""
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty", "Name a new folder with --out.")
     settings = config.load(folder / "config.yaml")

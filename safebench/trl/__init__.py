@@ -1,4 +1,4 @@
-"""TRL's PPO trainer by its own names, on this package's loop; and SAFE under the same interface.
+"""Exports TRL's PPO trainer under TRL's names, on this package's loop, and SAFE with the same interface.
 
 A script written for TRL 1.12.0's ``PPOTrainer`` imports from here instead. TRL itself is never imported.
 """

@@ -1,7 +1,7 @@
-"""The drop-in's configurations: TRL 1.12.0's fields and defaults, what each does here, and the settings that follow.
+"""Configurations of the drop-in trainers: TRL 1.12.0's fields and defaults, and the settings that they determine.
 
-No field is silently ignored: a refused one that is set is an error that names it, a field without effect is named in
-one warning, and so is one that this file does not know.
+No field is silently ignored. A refused field that is set raises an error that names it. One warning names the fields
+that have no effect and the fields that this file does not know.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safebench.errors import UsageError
 
 
 class Help(str):
-    """A field's help text, which also knows the setting that the field stands for."""
+    """A field's help text; its attribute ``key`` is the dotted key of the setting that the field stands for."""
 
     key: str
 
@@ -43,8 +43,8 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     """Arguments of ``PPOTrainer``: TRL 1.12.0's fields with TRL's defaults, on transformers' ``TrainingArguments``.
 
     A batch is ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes replies; each pass over it
-    makes ``num_mini_batches`` updates. What every field does here is in ``safebench/trl/config.py``. ``bf16`` left
-    alone is on where bfloat16 can be computed; where it cannot, a warning says that float32 is used.
+    makes ``num_mini_batches`` updates. ``safebench/trl/config.py`` lists what every field does here. If ``bf16`` is not
+    given, it is on where bfloat16 can be computed; where it cannot, a warning says that float32 is used.
     """
 
     learning_rate: float = _ours(3e-6, "Peak learning rate.")
@@ -91,7 +91,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     ds3_gather_for_generation: bool = _ours(True, "DeepSpeed ZeRO 3 only, which is not supported.")
 
     def __post_init__(self) -> None:
-        """Settle the precision, and pass on checkpointing under the name that this transformers knows it by."""
+        """Settle the precision, and copy the checkpointing fields to this transformers version's names for them."""
         if self.bf16 is None:
             self.bf16 = not self.fp16 and _has_bf16(self.use_cpu)
         for new, old in (
@@ -122,7 +122,7 @@ def safe_settings() -> BaseModel:
 
 
 def _setting(key: str) -> Any:
-    """Return the value that ``safe`` has under a dotted key; None beneath a section that is off."""
+    """Return the value that ``safe`` has at a dotted key; None below a section that is off."""
     value: Any = safe_settings()
     for part in key.split("."):
         value = None if value is None else getattr(value, part)
@@ -135,10 +135,10 @@ def _safe(key: str, text: str) -> Any:
 
 @dataclass
 class SAFEConfig(PPOConfig):
-    """Arguments of ``SAFETrainer``: ``PPOConfig``'s, and SAFE's (Maity 2026, arXiv 2602.04651) with their defaults.
+    """Arguments of ``SAFETrainer``: those of ``PPOConfig`` and of SAFE (Maity 2026, arXiv 2602.04651), with defaults.
 
     The defaults are those of the experiment ``safe`` (experiments/safe.yaml); sizes, temperature and learning rate
-    stay TRL's. SAFE has its KL control in the loss: ``kl_coef`` is 0. KL and entropy are in nats per token.
+    keep TRL's defaults. SAFE controls the KL in the loss, so ``kl_coef`` is 0. KL and entropy are in nats per token.
     """
 
     kl_coef: float = _safe("reward.kl_coefficient", "Weight of the sampled KL in the reward; SAFE has none.")
@@ -208,7 +208,7 @@ PLAIN: dict[str, str] = {
     "gamma": "advantage.gamma",
     "lam": "advantage.lam",
 }
-"""Fields whose value is that of a setting, as it stands."""
+"""Fields whose value is copied to a setting unchanged."""
 
 MAPPED: dict[str, str] = {
     "per_device_train_batch_size": "update.microbatch and, with accumulation and processes, rollout.batch",
@@ -231,7 +231,7 @@ MAPPED: dict[str, str] = {
     "missing_eos_penalty": "reward.missing_eos_penalty",
     **PLAIN,
 }
-"""Fields that become settings of the loop (``translate.py``)."""
+"""Fields that become settings of the loop (``settings_of``)."""
 
 ACTED_ON: dict[str, str] = {
     **dict.fromkeys(("stop_token", "stop_token_id"), "what ends a reply"),
@@ -287,10 +287,10 @@ FILLED = (
     "local_mini_batch_size",
     "mini_batch_size",
 )
-"""Fields that the trainer fills in; another value than the one that follows from the others is an error."""
+"""Fields that the trainer fills in; a given value that contradicts the other fields is an error."""
 
 SCRIPT = ("sft_model_path", "reward_model_path", "dataset_num_proc", "do_train", "do_eval", "do_predict")
-"""Fields that scripts read for themselves."""
+"""Fields that only scripts read."""
 
 REFUSED: dict[str, str] = {
     "fp16": "float16 needs its losses scaled; use bf16=True",
@@ -316,7 +316,7 @@ REFUSED: dict[str, str] = {
     "deepspeed": "processes share the data only (accelerate launch); use a LoRA adapter for large models",
     "debug": "transformers' debugging hooks are those of its own loop",
 }
-"""Fields that must keep their defaults, and why or what to use instead."""
+"""Fields that must keep their defaults, each with the reason or the alternative."""
 
 WITHOUT_EFFECT: dict[str, str] = {
     "average_tokens_across_devices": "means are always over the tokens of all processes",
@@ -349,7 +349,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "skip_memory_metrics": "memory/peak is always logged",
     "ds3_gather_for_generation": "there is no DeepSpeed",
 }
-"""Fields that have nothing to act on; set, they are named in a warning, with the reason."""
+"""Fields that have no effect here; a warning names those that are set, with the reason."""
 
 _SET_BY_TRANSFORMERS = {"use_cpu": ("dataloader_pin_memory",)}
 _ALLOWED: dict[str, Any] = {name: {"use_reentrant": False} for name in REFUSED if name.endswith("checkpointing_kwargs")}
@@ -357,7 +357,7 @@ _SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
 def check_fields(args: Any) -> None:
-    """Raise ``UsageError`` naming every refused field that is set; warn once of all that have no effect."""
+    """Raise ``UsageError`` naming every refused field that is set; warn once about all fields without effect."""
     refused = [f"{name}: {REFUSED[name]}" for name in set_fields(args) if name in REFUSED]
     if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in _SCHEDULES:
         refused.append("lr_scheduler_type: the schedule may not depend on a measure")
@@ -373,13 +373,13 @@ def check_fields(args: Any) -> None:
 
 
 def known(name: str) -> bool:
-    """Say whether a field is one of those above, or one of SAFE's."""
+    """Return whether a field is in one of the tables above."""
     tables = (MAPPED, ACTED_ON, FILLED, SCRIPT, REFUSED, WITHOUT_EFFECT)
     return any(name in table for table in tables)
 
 
 def set_fields(args: Any) -> list[str]:
-    """Return the fields whose value is not the default; what transformers itself derives does not count."""
+    """Return the fields whose value is not the default, without those that transformers itself derives."""
     derived = {name for cause, names in _SET_BY_TRANSFORMERS.items() if getattr(args, cause, None) for name in names}
     return [
         field.name
@@ -396,16 +396,16 @@ def _same(field: dataclasses.Field[Any], value: Any) -> bool:
         return True
     if field.name == "include_num_input_tokens_seen":
         return str(value) == str(default)
-    # transformers makes the default, None, into an object of defaults.
+    # transformers replaces the default, None, by an object of defaults.
     return field.name == "accelerator_config" and default is None and bool(value == type(value)())
 
 
 def fill_sizes(args: Any, rows: int, processes: int) -> None:
-    """Fill in the sizes that follow from the others: replies per batch, update and pass, and batches of the run.
+    """Fill in the sizes that follow from other fields: replies per batch, update and pass, and batches of the run.
 
-    batch = per_device_train_batch_size x gradient_accumulation_steps x processes; ``max_steps``, where it is positive,
-    is the number of batches, else ``total_episodes`` (or ``num_train_epochs`` x ``rows``) over the batch, rounded up.
-    Raises ``UsageError`` where mini-batches do not divide the batch or a given size contradicts the others.
+    batch = per_device_train_batch_size x gradient_accumulation_steps x processes. The number of batches is
+    ``max_steps`` if that is positive, else ``total_episodes`` (or ``num_train_epochs`` x ``rows``) over the batch,
+    rounded up. Raises ``UsageError`` if mini-batches do not divide the batch or a given size contradicts the others.
     """
     local = args.per_device_train_batch_size * args.gradient_accumulation_steps
     batch, parts = local * processes, args.num_mini_batches
@@ -439,10 +439,10 @@ def fill_sizes(args: Any, rows: int, processes: int) -> None:
 
 
 def settings_of(args: Any, *, own_value_model: bool, stops: bool) -> Settings:
-    """Return the loop's settings; ``args`` as ``fill_sizes`` left them, of ``PPOConfig`` or ``SAFEConfig``.
+    """Return the loop's settings for ``args``, a ``PPOConfig`` or ``SAFEConfig`` after ``fill_sizes``.
 
-    ``own_value_model``: the critic has a body of its own, the value model given; ``stops``: a token ends replies,
-    and the loop itself can tell which replies miss it. Raises ``UsageError`` for values out of range.
+    ``own_value_model``: the critic has a body of its own, that of the given value model. ``stops``: a token ends
+    replies, and the loop itself can tell which replies lack it. Raises ``UsageError`` for values out of range.
     """
     tree = _base(args)
     limit = args.max_grad_norm or None
@@ -463,7 +463,7 @@ def settings_of(args: Any, *, own_value_model: bool, stops: bool) -> Settings:
 
 
 def is_safe(args: Any) -> bool:
-    """Say whether the configuration has SAFE's fields."""
+    """Return whether the configuration has SAFE's fields."""
     return bool(_keys_of_safe(args))
 
 
@@ -475,7 +475,7 @@ def _base(args: Any) -> dict[str, Any]:
 
 
 def _of_sizes(args: Any) -> dict[str, Any]:
-    """Return what is not one field's plain value: sizes, the machine, and what the given objects stand for."""
+    """Return the settings that are not one field's plain value: sizes, the machine, stand-ins for given objects."""
     return {
         "experiment": "drop-in",
         "seed": args.seed,
@@ -522,7 +522,7 @@ def _lay(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _drop_unused(tree: dict[str, Any]) -> None:
-    """A section whose one field was left at None is off."""
+    """Turn off each section whose one field was left at None."""
     for section, part, key in (("penalty", "momentum", "coefficient"), ("update", "preview", "ceiling")):
         inner = tree.get(section)
         if inner and isinstance(inner.get(part), dict) and inner[part].get(key) is None:

@@ -1,4 +1,4 @@
-"""Prompts of a data set: token ids as TRL has them, plain text, or conversations; encoded when they are used."""
+"""Reads the prompts of a data set (token ids as TRL has them, plain text or conversations) and encodes them on use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLUMNS = ("input_ids", *_TEXTS, "messages")
 
 
 class Lazy(Sequence[Item]):
-    """A sequence whose items are made when they are asked for."""
+    """A sequence that makes each item on access."""
 
     def __init__(self, size: int, make: Callable[[int], Item]) -> None:
         self.size, self.make = size, make
@@ -51,7 +51,7 @@ class Lazy(Sequence[Item]):
 
 
 def _has_text(row: Mapping[str, Any]) -> bool:
-    """Say whether a row has a prompt as a text: policy and reward then read that, whatever stands beside it."""
+    """Return whether a row has a text prompt; the text is then used even if the row also has a conversation."""
     return any(isinstance(row.get(name), str) for name in _TEXTS)
 
 
@@ -59,13 +59,13 @@ class Rows:
     """A data set's prompts: texts and token ids.
 
     A row has ``input_ids`` (used as they are), or a text under ``prompt``, ``query`` or ``text`` (encoded as it is),
-    or else a conversation under ``prompt`` or ``messages`` (encoded by the chat template, up to where the reply begins;
-    of ``messages`` an answer at the end is left out). A ``data_collator``, where one is given, makes the ids instead.
-    Padding of ids is left out: by the row's ``attention_mask``, or by the pad token.
+    or else a conversation under ``prompt`` or ``messages`` (encoded by the chat template up to the start of the reply;
+    an answer at the end of ``messages`` is left out). A given ``data_collator`` makes the ids instead. Padding is
+    removed from the ids: by the row's ``attention_mask`` or, without one, by the pad token.
     """
 
     vocabulary: int | None = None
-    """Ids from here on are refused; the model's, once it is known."""
+    """Token ids of at least this number are refused; set to the model's vocabulary size once that is known."""
 
     def __init__(self, what: str, dataset: Any, tokenizer: PreTrainedTokenizerBase, collator: Any = None) -> None:
         self.what, self.dataset, self.tokenizer, self.collator = what, dataset, tokenizer, collator
@@ -73,7 +73,7 @@ class Rows:
         self.row(0)
 
     def first(self, count: int) -> Rows:
-        """Return the first ``count`` rows, all where there are fewer."""
+        """Return the first ``count`` rows, or all rows if there are fewer."""
         part = copy.copy(self)
         part.size = min(count, self.size)
         return part
@@ -87,7 +87,7 @@ class Rows:
         return cast(list[list[int]], Lazy(self.size, self.tokens))
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """Return a row, which must hold a prompt."""
+        """Return a row; raise ``BadResource`` if it holds no prompt."""
         with naming(f"row {index} of {self.what}", "Mend the data set: reading the row fails."):
             row = self.dataset[index]
         if not isinstance(row, Mapping) or not any(name in row for name in _COLUMNS):
@@ -99,7 +99,7 @@ class Rows:
         return row
 
     def text(self, index: int) -> Prompt:
-        """Return the prompt of a row as text: its own, its conversation's, or what its ids decode to."""
+        """Return the prompt of a row as text: its own text, its conversation's transcript, or its decoded ids."""
         row = self.row(index)
         messages = None if _has_text(row) else conversation(row, self._where(index))
         text = next((row[name] for name in _TEXTS if isinstance(row.get(name), str)), None)
@@ -150,13 +150,13 @@ class Rows:
             batch = self.collator([dict(row)])
             mask = batch.get("attention_mask")
             ids = self._real(batch["input_ids"][0], None if mask is None else mask[0])
-        # A mask that the collator made of ids alone marks its own padding, not that which the row came with.
+        # For ids without a mask of their own, the collator's mask marks only the padding that the collator added.
         return self._real(ids, None) if "input_ids" in row and "attention_mask" not in row else ids
 
     def _real(self, ids: Any, mask: Any) -> list[int]:
-        """Return the ids without padding: by the mask, or by the pad token as TRL's trainer has it.
+        """Return the ids without padding: by the mask, or by the pad token as TRL's trainer does.
 
-        A pad token that ends turns too is padding at both ends only: within, it is what the conversation says.
+        If the pad token also ends turns, it is padding only at both ends; within, it is part of the conversation.
         """
         found = _numbers(ids)
         if mask is not None:
@@ -169,7 +169,7 @@ class Rows:
 
 
 def conversation(row: Mapping[str, Any], where: str) -> Messages | None:
-    """Return the row's conversation, None where it has none."""
+    """Return the row's conversation, or None if it has none."""
     for name in ("prompt", "messages"):
         if is_conversation(row.get(name)):
             return read_messages(row[name], where, answered=name == "messages")
@@ -203,7 +203,7 @@ def _size(what: str, dataset: Any) -> int:
 
 
 def _refuse_splits(what: str, dataset: Mapping[str, Any]) -> None:
-    """Refuse a dictionary in a data set's place, and say which part of it to take."""
+    """Refuse a dictionary given in place of a data set, and say which part of it to take."""
     names = ", ".join(map(str, dataset)) or "nothing"
     columns = {"input_ids", *_TEXTS, "messages"} & set(dataset)
     if columns and not any(hasattr(part, "column_names") for part in dataset.values()):

@@ -1,7 +1,8 @@
-"""TRL's log keys from our columns, each with TRL's meaning over reply tokens alone, and how log entries add up.
+"""Converts this package's columns to TRL's log keys, and combines the steps since the last log entry into one entry.
 
-Where TRL 1.12.0 averages over padding too (policy/approxkl_avg, policy/entropy_avg, val/ratio), the mean here is over
-reply tokens; where it averages over micro-batches, over updates.
+Each key has TRL's meaning over reply tokens alone. Where TRL 1.12.0 averages over padding too (policy/approxkl_avg,
+policy/entropy_avg, val/ratio), the mean here is over reply tokens; where TRL averages over micro-batches, the mean here
+is over updates.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Row = Mapping[str, float | str | None]
 Logs = dict[str, float | str]
 
 LAST = ("step", "episodes", "episode", "tokens", "eps", "lr", "update/learning_rate")
-"""Counters and the like: an entry shows the last step's."""
+"""Counters and the like: an entry shows the value of the last step."""
 LARGEST = ("kl/max", "update/ratio_max", "memory/peak")
 
 MEANING: dict[str, str] = {
@@ -52,7 +53,10 @@ MEANING: dict[str, str] = {
 
 
 def trl_keys(row: Row, batch: Batch, settings: Settings, *, ratio_variance: float, seconds: float, begun: int) -> Logs:
-    """Return TRL's keys for a step; ``begun``: replies sampled before ``train()`` was called, ``seconds`` ago."""
+    """Return TRL's keys for a step.
+
+    ``begun``: replies sampled before ``train()`` was called. ``seconds``: the time since that call.
+    """
     replies, episode = settings.rollout.batch, _number(row["episodes"])
     kl, scores = batch.kl / replies, batch.scores / replies
     non_score = -settings.reward.kl_coefficient * kl
@@ -80,9 +84,10 @@ def trl_keys(row: Row, batch: Batch, settings: Settings, *, ratio_variance: floa
 
 
 def entry(steps: Sequence[Mapping[str, float | str | None]]) -> Logs:
-    """Return one log entry for the steps since the last one: counters of the last, the largest of maxima, means else.
+    """Return one log entry for the steps since the last one.
 
-    What was not measured, or is no number, is left out; of texts the last one counts.
+    Counters and texts have the value of the last step, maxima the largest value, all other keys the mean. A value that
+    was not measured or is not finite is left out.
     """
     keys = dict.fromkeys(key for row in steps for key in row)
     columns = {key: [row[key] for row in steps if row.get(key) is not None] for key in keys}
@@ -104,7 +109,7 @@ def _number(value: float | str | None) -> float:
 
 
 class _Watched:
-    """Keeps the mean ratio of each update of a step; of this process's tokens over those of all processes."""
+    """Keeps the mean ratio of each update of a step: this process's sum, divided by the tokens of all processes."""
 
     ratio = 0.0
 
@@ -113,13 +118,13 @@ class _Watched:
         self.ratios: list[float] = []
 
     def loss(self, past: MiniBatch, present: ForwardOutput) -> Loss:
-        """Add the micro-batch's ratios to those of its update."""
+        """Return the loss, and add the micro-batch's ratios to those of its update."""
         found: Loss = super().loss(past, present)  # type: ignore[misc]
         self.ratio += found.per_token["update/ratio_mean"] / past.token_count
         return found
 
     def control_update(self, kl: float) -> tuple[dict[str, float], Columns]:
-        """Close the update."""
+        """Keep the mean ratio of the update, and start the next update."""
         self.ratios.append(self.ratio)
         self.ratio = 0.0
         found: tuple[dict[str, float], Columns] = super().control_update(kl)  # type: ignore[misc]
@@ -127,11 +132,11 @@ class _Watched:
 
 
 class WatchedPPO(_Watched, PPO):
-    """PPO, watched."""
+    """PPO that keeps the mean ratio of each update."""
 
 
 class WatchedSAFE(_Watched, SAFE):
-    """SAFE, watched."""
+    """SAFE that keeps the mean ratio of each update."""
 
 
 @dataclass(frozen=True)
@@ -139,17 +144,17 @@ class Batch:
     """Sums over a batch's replies, all processes."""
 
     kl: float
-    """Of the estimator that the reward uses, all reply tokens."""
+    """KL by the estimator that the reward uses, summed over all reply tokens."""
     scores: float
-    """Rewards less the penalties for a missing stop token."""
+    """Rewards minus the penalties for a missing stop token."""
     end_tokens: float
 
 
 class WatchedLoop(Loop):
-    """The loop, and what TRL logs of a batch.
+    """The loop, extended by what TRL logs of a batch.
 
-    ``missing`` is the penalty on replies without the end token ``end_id``, to be set where no token stops replies:
-    the loop's own penalty is on replies that did not stop.
+    ``missing`` is the penalty on replies without the end token ``end_id``. Set it only if no token stops replies: the
+    loop's own penalty is on replies that did not stop.
     """
 
     missing: float = 0.0
@@ -168,7 +173,7 @@ class WatchedLoop(Loop):
         return super()._advantages(rollout, measured, scores)
 
     def ratio_variance(self) -> float:
-        """Return the variance of the mean ratio over the step's updates (unbiased); 0 where there was one."""
+        """Return the unbiased variance of the mean ratio over the step's updates; 0 if there was one update."""
         ratios: list[float] = self.algorithm.ratios  # type: ignore[attr-defined]
         means = self.processes.add(torch.tensor(ratios, dtype=torch.float64, device=self.world.policy.device))
         return float(means.var()) if len(ratios) > 1 else 0.0

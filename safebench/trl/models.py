@@ -1,4 +1,4 @@
-"""The given models as the loop's policy, reference and critic, and as ``trainer.model``."""
+"""Makes the loop's policy, reference and critic, and ``trainer.model``, of the given models."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from safebench.models.policy import Policy, frozen_copy, no_dropout, positions, 
 
 
 def title(role: str, model: Any) -> str:
-    """Return how a message names a model: the argument, and the class within any adapter's wrapper."""
+    """Return a model's name for messages: the argument, and the class inside any adapter's wrapper."""
     inner = unwrapped(model)
     around = "" if inner is model else f" in a {type(model).__name__}"
     return f"{role} ({type(inner).__name__}{around})"
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model within peft's wrappers, adapter layers in place; another model as it is."""
+    """Return the model inside peft's wrappers, with its adapter layers in place; return another model as it is."""
     while isinstance(model, PeftModel | PeftMixedModel):
         model = model.get_base_model() if isinstance(model, PeftModel) else model.base_model.model
     return model
 
 
 def has_own_adapters(model: Any) -> bool:
-    """Say whether transformers put the adapters into the model itself (``add_adapter``, ``load_adapter``)."""
+    """Return whether transformers put the adapters into the model itself (``add_adapter``, ``load_adapter``)."""
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def refuse_learned_prompts(role: str, model: Any) -> None:
-    """Refuse adapters of virtual tokens: they act in the wrapper's forward, which is passed by."""
+    """Refuse adapters of virtual tokens: they act in the wrapper's forward, which is not called."""
     configs = model.peft_config.values() if isinstance(model, PeftModel) else ()
     if kinds := [type(config).__name__ for config in configs if config.is_prompt_learning]:
         raise UsageError(
@@ -53,7 +53,7 @@ def refuse_learned_prompts(role: str, model: Any) -> None:
 
 
 def refuse_spread(role: str, model: Any) -> None:
-    """Refuse a model whose parts lie on several devices, or on none."""
+    """Refuse a model whose parts are on several devices, on disk or on the meta device."""
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1 or "disk" in places:
         raise UsageError(
@@ -67,7 +67,7 @@ def refuse_spread(role: str, model: Any) -> None:
 
 
 def placed(role: str, model: nn.Module, device: torch.device) -> None:
-    """Move a model to the device; a quantised one, which cannot be moved, must be there already."""
+    """Move a model to the device; a quantised model cannot be moved and must be there already."""
     refuse_spread(role, model)
     if not getattr(unwrapped(model), "is_quantized", False):
         with naming(f"{title(role, model)}, moved to {device}", "Load a smaller model, or one in fewer bits."):
@@ -82,12 +82,12 @@ def placed(role: str, model: nn.Module, device: torch.device) -> None:
 
 
 def trained(model: nn.Module) -> set[int]:
-    """Return the identities of the weights that require gradients."""
+    """Return the identities (``id``) of the weights that require gradients."""
     return {id(p) for p in model.parameters() if p.requires_grad}
 
 
 def shared(model: Any, weights: set[int]) -> int:
-    """Return how many of these weights ``model`` has; none where it has no weights at all."""
+    """Return how many of these weights ``model`` has; 0 if it has no weights at all."""
     return len({id(p) for p in model.parameters()} & weights) if isinstance(model, nn.Module) else 0
 
 
@@ -104,11 +104,11 @@ WAY_OUT = {
     "calls the model with its own tokenizer, or its folder's name.",
     "value_model": "Pass value_model=None: the critic then sits on the policy's own states.",
 }
-"""What to do with a classifier that cannot be read token by token, by the argument that it came as."""
+"""Hints for a classifier that cannot be read token by token, by the trainer's argument that it was given as."""
 
 
 class Body(nn.Module):
-    """The body of a classifier; what it raises names the classifier."""
+    """The body of a classifier; an error in its forward pass names the classifier."""
 
     def __init__(self, what: str, hint: str, body: nn.Module) -> None:
         super().__init__()
@@ -120,15 +120,15 @@ class Body(nn.Module):
             out = self.body(**inputs)
             states = getattr(out, "last_hidden_state", None)
             if states is None:
-                # A body with an output layer of its own, as TRL reads it.
+                # The body has an output layer of its own: its hidden states are read as TRL reads them.
                 states = self.body(**inputs, output_hidden_states=True, return_dict=True).hidden_states[-1]
         return BaseModelOutput(last_hidden_state=states)
 
 
 class Score(nn.Module):
-    """What makes one number of a state, itself and not a copy, in float32 at least.
+    """Maps a state to one number in at least float32, by the classifier's own ``score`` and not a copy of it.
 
-    ``score`` may be a method of the classifier: its weights are then all that are beside the body.
+    ``score`` may be a method of the classifier: its weights are then all weights beside the body.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -139,16 +139,16 @@ class Score(nn.Module):
             self.layers = nn.ModuleList(layer for layer in beside if layer is not classifier.body.body)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return one number per state, [..., 1], of [..., h]."""
+        """Return one number per state, [..., 1], given states [..., h]."""
         found: Tensor = self.score(states)
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
 class Classifier:
-    """A classifier taken apart and tried on a few tokens; adapters on body and score act, whoever made them.
+    """A classifier, split into body and ``score`` and tried on a few tokens; adapters on both act, whoever made them.
 
-    ``role``: the trainer's argument that it came as. Raises ``BadResource`` where it has no ``score``, more than one
-    number per state, another vocabulary than the policy's, or where its own forward pass says something else.
+    ``role``: the trainer's argument that it was given as. Raises ``BadResource`` if it has no ``score``, more than one
+    number per state, too small a vocabulary for the policy's tokenizer, or if its own forward pass gives another score.
     """
 
     def __init__(self, role: str, model: Any, policy: Policy) -> None:
@@ -168,7 +168,7 @@ class Classifier:
         self._try(inner, policy.device)
 
     def values(self, ids: Tensor, attention: Tensor) -> Tensor:
-        """Return what ``score`` makes of each token's state, [b, T], of ids padded on the left, [b, T]."""
+        """Return the ``score`` of each token's state, [b, T], given ids padded on the left, [b, T]."""
         states = self.body(
             input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=False
         ).last_hidden_state
@@ -183,7 +183,7 @@ class Classifier:
         return found.squeeze(-1)
 
     def _refuse_other_tokens(self, policy: Policy) -> None:
-        """A classifier reads the policy's ids; with a smaller vocabulary it must be made for another tokenizer."""
+        """Refuse a classifier whose vocabulary is too small for the policy's ids: it is made for another tokenizer."""
         if not hasattr(self.model, "get_input_embeddings"):
             return
         with naming(f"the token embedding of {self.what}", self.hint):
@@ -197,7 +197,7 @@ class Classifier:
 
     @torch.no_grad()
     def _try(self, inner: Any, device: torch.device) -> None:
-        """Score three tokens, and compare with what a classifier of transformers says of them itself."""
+        """Score three tokens; for a classifier of transformers, compare with its own forward pass."""
         pad = getattr(getattr(inner, "config", None), "pad_token_id", None)
         ids = torch.tensor([[i for i in range(4) if i != pad][:3]], device=device)
         attention = torch.ones_like(ids)
@@ -211,7 +211,7 @@ class Classifier:
         if not isinstance(logits, Tensor):
             return
         own = logits.flatten()[-1]
-        # Rounding depends on the kernel; a scale, a cap or a pooling of the model's own is larger by far.
+        # Rounding depends on the kernel; a scale, a cap or a pooling of the model's own makes a far larger difference.
         limit = (1e-3 if ours.dtype == torch.float32 else 5e-2) * max(1.0, abs(float(own)))
         if not abs(float(own) - float(ours)) <= limit:
             raise BadResource(
@@ -222,7 +222,7 @@ class Classifier:
 
 
 def _lack(inner: Any, body: Any) -> str:
-    """Say why a model cannot be read as TRL's trainer reads it."""
+    """Return why a model cannot be read as TRL's trainer reads it."""
     if not isinstance(body, nn.Module):
         return "has no body under its `base_model_prefix`: it is no sequence classifier of transformers"
     heads = [f"`{name}` ({type(m).__name__})" for name, m in inner.named_children() if m is not body]
@@ -234,10 +234,10 @@ Model: TypeAlias = PeftModel | PreTrainedModel
 
 
 class PolicyAndValueModel(nn.Module):
-    """Holds ``policy`` and ``value_model``, both trained in their place.
+    """Holds ``policy`` and ``value_model``; both are trained in place.
 
-    Its weights are those of both, by the names ``policy.…`` and ``value_model.…``, as in TRL. A call and every other
-    attribute, read or set, is the policy's.
+    Its weights are those of both, named ``policy.…`` and ``value_model.…`` as in TRL. A call is passed to the policy,
+    and so is reading or setting any other attribute.
     """
 
     policy: nn.Module
@@ -249,18 +249,18 @@ class PolicyAndValueModel(nn.Module):
         self.training = policy.training
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the policy says."""
+        """Return the policy's output."""
         return self.policy(*inputs, **named)
 
     def __getattr__(self, name: str) -> Any:
-        """Return a part, or what the policy has under this name."""
+        """Return a part, or the policy's attribute of this name."""
         parts = self.__dict__.get("_modules", {})
         if name in parts or "policy" not in parts:
             return super().__getattr__(name)
         return getattr(parts["policy"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a part, or what the policy has under this name."""
+        """Set a part, or the policy's attribute of this name."""
         parts = self.__dict__.get("_modules", {})
         if "policy" in parts and name not in self.__dict__ and name not in ("policy", "value_model"):
             setattr(parts["policy"], name, value)
@@ -276,11 +276,11 @@ def make_policy(
     peft_config: PeftConfig | None,
     device: torch.device,
 ) -> Policy:
-    """Return the policy on ``device``; ``args`` as the trainer got them, the precision settled.
+    """Return the policy on ``device``; ``args`` are the trainer's arguments, with the precision settled.
 
-    The reference is ``ref_model`` where there is one; else the adapter ``ref_adapter_name``; else, for a model that
-    gets its adapter here, the model without it; for a ``PeftModel``, a frozen copy of its adapter as it came; and for
-    another model, adapters of transformers' own in it or not, a frozen copy of it.
+    The reference is the first of these that applies: ``ref_model``; the adapter ``ref_adapter_name``; for a model that
+    gets its adapter here, the model without it; for a ``PeftModel``, a frozen copy of its adapter as given; for any
+    other model, with or without transformers' own adapters, a frozen copy of the model.
     """
     with quiet_libraries():
         policy = _make_policy(args, tokenizer, model, ref_model, peft_config, device)
@@ -319,17 +319,18 @@ def _make_policy(
     policy = Policy(model, tokenizer, stop_ids(args, tokenizer), reference, bool(args.bf16), notices=told)
     _refuse_unknown_stop(policy)
     if policy.stop_ids and (generation := getattr(policy.base, "generation_config", None)) is not None:
-        generation.eos_token_id = policy.stop_ids[0]  # as TRL's trainer: what is saved stops where it was trained to
+        generation.eos_token_id = policy.stop_ids[0]  # as TRL's trainer: a saved model stops as trained
     policy.tokenizer = padding_within(tokenizer, int(base.get_input_embeddings().weight.shape[0]))
     _refuse_other_vocabulary(policy)
     return probes.probe(policy, "model")
 
 
 def make_critic(settings: s.Critic, policy: Policy, value_model: Any, seed: int) -> Critic:
-    """Return the critic: on the policy's own states without ``value_model``, else on that model's body.
+    """Return the critic: on the policy's own states without ``value_model``, else on the body of that model.
 
-    What requires gradients of body and ``score`` is trained in its place, an adapter alone where nothing else does.
-    ``score`` is taken where the settings have a single linear head on the bare state, as PPO's.
+    Those weights of the body and ``score`` that require gradients are trained in place; if only an adapter's weights
+    do, only the adapter is trained. ``score`` is used if the settings have a single linear head on the state without
+    layer norm, as PPO's have.
     """
     if value_model is None:
         return Critic(settings, policy, seed)
@@ -361,7 +362,7 @@ def make_critic(settings: s.Critic, policy: Policy, value_model: Any, seed: int)
 
 
 def apart(value_model: Any, reward_model: Any) -> Any:
-    """Return the value model, a copy where training it would move the reward too."""
+    """Return the value model, or a copy of it if training it would change the reward too."""
     if not isinstance(value_model, nn.Module):
         return value_model
     if value_model is not reward_model and not shared(reward_model, trained(value_model)):
@@ -396,7 +397,7 @@ def _refuse_unknown_stop(policy: Policy) -> None:
 
 
 def stop_ids(args: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the token that ends a reply, none where neither ``stop_token`` nor ``stop_token_id`` is given."""
+    """Return the token that ends a reply; empty if neither ``stop_token`` nor ``stop_token_id`` is given."""
     if args.stop_token is not None and args.stop_token_id is not None:
         raise UsageError("both stop_token and stop_token_id are given", "Give one of the two.")
     if args.stop_token_id is not None:
@@ -437,7 +438,7 @@ def _check(model: Any, ref_model: Any, peft_config: Any) -> None:
 
 
 def _refuse_unfit(role: str, model: Any) -> None:
-    """Refuse what is no language model of transformers, or not in one piece."""
+    """Refuse an object that is no transformers model or PeftModel, learns prompts, or is spread over devices."""
     if not isinstance(model, PeftModel | PreTrainedModel):
         hint = f"Pass a transformers model or a PeftModel itself, {_loaded(model, 'CausalLM')}."
         if hasattr(model, "pretrained_model") and hasattr(model, "v_head"):
@@ -448,7 +449,7 @@ def _refuse_unfit(role: str, model: Any) -> None:
 
 
 def _loaded(model: Any, kind: str, more: str = "") -> str:
-    """Say how a model is loaded: from its name, where that was given in its place."""
+    """Return how to load a model; the text has the model's name if the name was given in place of the model."""
     return f'loaded: AutoModelFor{kind}.from_pretrained("{model}"{more})' if isinstance(model, str) else "loaded"
 
 
@@ -469,7 +470,7 @@ def _reference(ref_model: Model, device: torch.device) -> PreTrainedModel:
 
 
 def _refuse_other_vocabulary(policy: Policy) -> None:
-    """Distributions over different numbers of tokens have no KL."""
+    """Refuse a reference with another vocabulary size: distributions over different numbers of tokens have no KL."""
     if not isinstance(policy.reference, PreTrainedModel):
         return
     known = int(policy.reference.get_output_embeddings().weight.shape[0])
@@ -492,7 +493,7 @@ def _refuse_other_width(classifier: Classifier, policy: Policy) -> None:
 
 
 def _adapters(args: Any, model: Model) -> str | None:
-    """Let the adapter act that is to be trained, and return the name of the one that is the reference, if given."""
+    """Activate the adapter that is to be trained, and return the name of the reference's adapter, if given."""
     there = list(model.peft_config) if isinstance(model, PeftModel) or has_own_adapters(model) else []
     for name in ("model_adapter_name", "ref_adapter_name"):
         wanted = getattr(args, name)
@@ -514,7 +515,7 @@ def _refuse_untrained(model: Model) -> None:
 
 
 def _copy_as_given(model: PreTrainedModel, adapter: str | None, device: torch.device) -> PreTrainedModel:
-    """Return a frozen copy of a model, with another of its adapters where one is named."""
+    """Return a frozen copy of a model; ``adapter`` names the adapter that is active in the copy, if given."""
     with naming(f"a frozen copy of {title('model', model)}", "Pass ref_model: the same model, loaded again."):
         found = frozen_copy(model)
         if adapter is not None:

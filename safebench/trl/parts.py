@@ -1,4 +1,4 @@
-"""The drop-in trainers' parts, put together from what the user gives: loop, models, data, callbacks, state."""
+"""Builds the parts of the drop-in trainers from what the user gives: loop, models, data, callbacks, state."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_n
 
 
 def make_optimizers(args: Any, update: Update, policy: Policy, critic: Critic, given: Optimizers) -> Optimizers:
-    """Return optimizer and schedule, each the given one or the one that ``args`` names.
+    """Return optimizer and schedule; each is the given one or, without one, that which ``args`` names.
 
-    Of ``args``: ``optim``, ``optim_args``, ``adam_*``, ``weight_decay`` (none on biases and norms, as transformers
-    has it) and ``lr_scheduler_type`` with warm-up and ``lr_scheduler_kwargs``; the schedule moves once per batch.
+    The fields of ``args`` are ``optim``, ``optim_args``, ``adam_*``, ``weight_decay`` (none on biases and norms, as in
+    transformers) and ``lr_scheduler_type`` with warm-up and ``lr_scheduler_kwargs``. The schedule moves once per batch.
     """
     optimizer = _own(args, update, policy, critic) if given[0] is None else _completed(given[0], policy, critic)
     if given[1] is not None:
@@ -82,7 +82,7 @@ def make_optimizers(args: Any, update: Update, policy: Policy, critic: Critic, g
 
 
 def decayed(module: nn.Module) -> list[str]:
-    """Return the names of the weights that decay: all but biases and those of norms."""
+    """Return the names of the weights that decay: all but biases and the weights of norms."""
     found: list[str] = get_parameter_names(module, [nn.LayerNorm], _NOT_DECAYED)
     return found
 
@@ -103,7 +103,7 @@ def _own(args: Any, update: Update, policy: Policy, critic: Critic) -> torch.opt
 
 
 def _groups(modules: list[nn.Module], rate: float, decay: float) -> list[dict[str, Any]]:
-    """Return one group of parameters, or two where weights decay and others do not; the first is never empty."""
+    """Return one group of parameters, or two if some weights decay and others do not; no group is empty."""
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:
@@ -121,7 +121,8 @@ def _groups(modules: list[nn.Module], rate: float, decay: float) -> list[dict[st
 def _completed(optimizer: torch.optim.Optimizer, policy: Policy, critic: Critic) -> torch.optim.Optimizer:
     """Return the given optimizer, which must train the policy.
 
-    The critic's weights that it lacks join its last group of parameters: a schedule may count the groups already.
+    The critic's weights that it lacks are added to its last group of parameters, because a schedule may already count
+    the groups.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in policy.trainable().items() if id(p) not in held]
@@ -138,7 +139,7 @@ _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "input_ids", "attentio
 
 
 class ClassifierReward:
-    """A sequence classifier with one output that shares the policy's tokenizer, read at a reply's last token."""
+    """A sequence classifier with one output and the policy's tokenizer; its score at a reply's last token is read."""
 
     def __init__(self, model: Any, policy: Policy, chunk: int) -> None:
         self.name, self.chunk = type(unwrapped(model)).__name__, chunk
@@ -158,13 +159,13 @@ class ClassifierReward:
 
 
 class FunctionReward:
-    """A Python function of texts.
+    """A Python function of texts as the reward.
 
-    Two forms, told apart by the names of the parameters:
-    ``f(prompts=…, completions=…, **columns) -> list of floats``, as TRL's GRPOTrainer calls it: any of ``prompts``,
-    ``completions``, ``completion_ids``, ``trainer_state`` and the data set's columns that it names, or all with
-    ``**kwargs``; for conversations, prompts and completions are lists of messages. Or ``f(prompts, replies)``, as
-    this package calls it, two lists of texts in these places.
+    It has one of two forms, told apart by the names of the parameters. The first is
+    ``f(prompts=…, completions=…, **columns) -> list of floats``, as TRL's GRPOTrainer calls it. It gets those of
+    ``prompts``, ``completions``, ``completion_ids``, ``trainer_state`` and the data set's columns that it names, or all
+    of them with ``**kwargs``; for conversations, prompts and completions are lists of messages. The second is
+    ``f(prompts, replies)``, as this package calls it, with two lists of texts in this order.
     """
 
     def __init__(self, function: Callable[..., Sequence[float]]) -> None:
@@ -175,7 +176,7 @@ class FunctionReward:
         self.roles = None if self.names is not None else named_roles(function, self.name)
 
     def score_rollout(self, rollout: Rollout) -> Tensor:
-        """Call the function and check what it returns, [B]."""
+        """Call the function and return its values after a check, [B]."""
         return called(
             self.name,
             lambda: self._call(rollout),
@@ -196,7 +197,7 @@ class FunctionReward:
 
 
 def make_reward(model: Any, policy: Policy, chunk: int) -> Reward:
-    """Return the reward that ``model`` stands for: a classifier, a function, a reward of ours, or the name of one."""
+    """Return the reward that ``model`` stands for: a classifier, a function, a safebench reward or the name of one."""
     if isinstance(model, nn.Module):
         return cast(Reward, ClassifierReward(model, policy, chunk))
     if isinstance(model, str):
@@ -225,7 +226,7 @@ def _arguments(rollout: Rollout) -> dict[str, Any]:
 
 
 def _named(function: Callable[..., Any], name: str) -> tuple[str, ...] | None:
-    """Return the names to call by, ``**`` among them where any goes; None for (prompts, replies) by place."""
+    """Return the names to pass by keyword, with ``**`` if all are accepted; None for (prompts, replies) by position."""
     parameters = list(inspect.signature(function).parameters.values())
     names = tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -244,18 +245,18 @@ def _named(function: Callable[..., Any], name: str) -> tuple[str, ...] | None:
 
 @dataclass
 class EpisodeState(TrainerState):  # type: ignore[misc]
-    """transformers' state, and the number of replies sampled."""
+    """transformers' trainer state, with the number of replies sampled."""
 
     episode: int = 0
 
 
 class Parts:
-    """What a trainer consists of, by TRL's constructor; ``trainer.PPOTrainer`` says what the arguments are."""
+    """A trainer's parts, built by TRL's constructor; ``trainer.PPOTrainer`` describes the arguments."""
 
     _name: ClassVar[str] = "PPO"
     _tags: ClassVar[tuple[str, ...]] = ("trl", "ppo")
     _made = False
-    """Whether all parts are there."""
+    """Whether all parts have been built."""
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
@@ -304,7 +305,7 @@ class Parts:
             raise UsageError("PPOTrainer got a SAFEConfig", "Use SAFETrainer, or a PPOConfig.")
 
     def _named(self, dataset: Any) -> dict[str, Rows]:
-        """Return the rows to evaluate on, by name: of a data set, a dictionary, a name in the trainer's, or all."""
+        """Return the rows to evaluate on, by name; ``dataset``: a data set, a dictionary, a given name, or None."""
         if dataset is None:
             return self._heldout
         if not isinstance(dataset, str):
@@ -314,7 +315,7 @@ class Parts:
         return {dataset: self._heldout[dataset]}
 
     def _held_out(self, dataset: Any) -> dict[str, Rows]:
-        """Return the evaluation's rows by name; the name of a single data set is empty."""
+        """Return the evaluation's rows by name; a single data set has an empty name."""
         if dataset is None:
             return {}
         if isinstance(dataset, DatasetDict | IterableDatasetDict):
@@ -345,7 +346,7 @@ class Parts:
         peft_config: Any,
         optimizers: tuple[Any, Any],
     ) -> None:
-        """Put the loop together from what was given."""
+        """Build the loop from what was given."""
         args = self.args
         self._processes = Processes(Compute(device="cpu" if args.use_cpu else "auto", threads=None))
         self.accelerator = self._processes.accelerator
@@ -415,9 +416,9 @@ class Parts:
         self.callback_handler.remove_callback(callback)
 
     def is_world_process_zero(self) -> bool:
-        """Say whether this process is the first of all."""
+        """Return whether this process is the first of all."""
         return self._processes.main
 
     def is_local_process_zero(self) -> bool:
-        """Say whether this process is the first on its machine."""
+        """Return whether this process is the first on its machine."""
         return bool(self.accelerator.is_local_main_process)

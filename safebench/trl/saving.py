@@ -1,4 +1,4 @@
-"""Models and checkpoints as TRL's users expect them, the model card, and uploads to the hub when asked for."""
+"""Saves models and checkpoints as TRL's users expect them, makes the model card, and uploads to the hub on request."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
 def save_model(folder: str | Path, model: Any, processing_class: Any, args: Any) -> None:
-    """Write adapter or model, tokenizer and ``training_args.bin``, as transformers' Trainer does.
+    """Write the adapter or the model, the tokenizer and ``training_args.bin``, as transformers' Trainer does.
 
-    Of a model with adapters the active one is written; a copy that serves as the reference is not.
+    For a model with adapters, only the active adapter is written, not the copy that serves as the reference.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with naming(f"{title('model', model)}, saved to {folder}", "Make room, or name another folder as output_dir."):
@@ -37,7 +37,7 @@ def save_model(folder: str | Path, model: Any, processing_class: Any, args: Any)
 
 
 def folder_of(output_dir: str | Path, step: int) -> Path:
-    """Return where the checkpoint of ``step`` lies."""
+    """Return the path of the checkpoint of ``step``."""
     return Path(output_dir) / f"checkpoint-{step}"
 
 
@@ -49,13 +49,13 @@ def all_folders(output_dir: str | Path) -> list[Path]:
 
 
 def save_state(folder: Path, step: int, trainer_state: Any, state: Mapping[str, Any]) -> None:
-    """Write ``trainer_state.json``, then everything that the next step depends on as ``step-<n>.pt``, whole or not."""
+    """Write ``trainer_state.json``, then all that the next step depends on as ``step-<n>.pt``, wholly or not at all."""
     trainer_state.save_to_json(str(folder / STATE))
     checkpoints.save(folder, step, state)
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str | Path | bool) -> Path:
-    """Return the checkpoint to resume from: the one named, or with True the newest whole one under ``output_dir``."""
+    """Return the checkpoint to resume from: the named one or, for True, the newest whole one under ``output_dir``."""
     if wanted is not True:
         folder = Path(str(wanted))
         if not folder.is_dir():
@@ -71,7 +71,7 @@ def find_checkpoint(output_dir: str | Path, wanted: str | Path | bool) -> Path:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Return what ``save_state`` wrote beside the trainer's own state."""
+    """Return the state that ``save_state`` wrote beside ``trainer_state.json``."""
     steps = checkpoints.steps(folder)
     if not steps:
         raise BadResource(
@@ -82,7 +82,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond ``limit``; the newest and the best one stay."""
+    """Delete the oldest checkpoints beyond ``limit``, but neither the newest nor the best one."""
     if not limit or limit < 1:
         return
     folders = all_folders(output_dir)
@@ -97,7 +97,7 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
 def card(
     name: str, base: str | None, dataset: str | None, tags: Sequence[str], trainer: str, settings: Sequence[str]
 ) -> ModelCard:
-    """Return a model card: what was trained from what, by which trainer, with which settings."""
+    """Return a model card with the base model, the data set, the trainer and the settings."""
     data = ModelCardData(
         base_model=base or None,
         datasets=dataset,
@@ -126,7 +126,7 @@ def upload(
     wait: bool,
     leave_out: Sequence[str],
 ) -> CommitInfo | Any:
-    """Create the repository if need be and upload the folder; with ``wait`` False return what tells its progress."""
+    """Create the repository if need be and upload the folder; with ``wait`` False return a future of the upload."""
     hint = "Check hub_model_id and hub_token; all that is uploaded lies in the folder."
     with naming(f"uploading {folder} to {repo}", hint, MissingResource):
         api = HfApi(token=token)
@@ -144,7 +144,7 @@ def upload(
 
 
 def repository(args: Any) -> str:
-    """Return the name of the repository: ``hub_model_id``, or that of the output folder."""
+    """Return the repository's name: ``hub_model_id``, or the name of the output folder."""
     name = args.hub_model_id or Path(args.output_dir).name
     if not name:
         raise UsageError("no name for the repository", "Set hub_model_id.")

@@ -1,4 +1,4 @@
-"""What TRL's two PPO example scripts import beside trainer and configuration: arguments of models and data sets."""
+"""Arguments of models and data sets, which TRL's two PPO example scripts import beside trainer and configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _help(text: str, choices: Sequence[str] | None = None) -> dict[str, Any]:
 
 @dataclass
 class ScriptArguments:
-    """Which data set a script trains on: TRL 1.12.0's fields and defaults."""
+    """Arguments that name the data set of a script: TRL 1.12.0's fields and defaults."""
 
     dataset_name: str | None = field(default=None, metadata=_help("Name or path of the data set."))
     dataset_config: str | None = field(default=None, metadata=_help("Which configuration of it."))
@@ -33,7 +33,7 @@ class ScriptArguments:
 
 @dataclass
 class ModelConfig:
-    """Which model a script loads, and with which adapter: TRL 1.12.0's fields and defaults.
+    """Arguments that name the model and the adapter of a script: TRL 1.12.0's fields and defaults.
 
     ``trust_remote_code``, which TRL dropped, is kept for older scripts.
     """
@@ -72,7 +72,7 @@ class ModelConfig:
     trust_remote_code: bool = field(default=False, metadata=_help("Run the model's own code."))
 
     def __post_init__(self) -> None:
-        """Refuse two quantisations at once; one target alone may be a pattern."""
+        """Refuse two quantisations at once; unpack a single target module from its list: it may be a pattern."""
         if self.load_in_8bit and self.load_in_4bit:
             raise UsageError("both load_in_8bit and load_in_4bit are set", "Set one of the two.")
         targets: Any = self.lora_target_modules
@@ -81,12 +81,12 @@ class ModelConfig:
 
     @property
     def torch_dtype(self) -> str | None:
-        """The type of the weights, by its older name."""
+        """The type of the weights, under its older name."""
         return self.dtype
 
 
 def get_peft_config(model_args: ModelConfig) -> LoraConfig | None:
-    """Return the adapter's configuration, None without ``use_peft``."""
+    """Return the adapter's configuration, or None without ``use_peft``."""
     if not model_args.use_peft:
         return None
     return LoraConfig(
@@ -104,7 +104,7 @@ def get_peft_config(model_args: ModelConfig) -> LoraConfig | None:
 
 
 def get_quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | None:
-    """Return the quantisation that is asked for, None without one; it needs the package bitsandbytes."""
+    """Return the requested quantisation, or None without one; it needs the package bitsandbytes."""
     if model_args.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     if not model_args.load_in_4bit:
@@ -119,6 +119,6 @@ def get_quantization_config(model_args: ModelConfig) -> BitsAndBytesConfig | Non
 
 
 def get_kbit_device_map() -> dict[str, int] | None:
-    """Return the map that puts a quantised model on this process's own GPU, None without one."""
+    """Return the device map that puts a quantised model on this process's own GPU, or None without a GPU."""
     state = PartialState()
     return {"": int(state.local_process_index)} if state.device.type in ("cuda", "xpu") else None

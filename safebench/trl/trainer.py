@@ -1,11 +1,11 @@
-"""TRL 1.12.0's PPOTrainer as its users know it, on this package's loop; and SAFE in its place.
+"""Implements TRL 1.12.0's PPOTrainer interface on this package's loop, for PPO and for SAFE.
 
-How it departs from TRL's trainer:
-1. every field of the configuration acts, is refused, or is named in a warning (``config.py``);
-2. checkpoints hold the whole state, critic included, and a resumed run goes on as if it had not stopped;
-3. without a value model the critic sits on the policy's own hidden states, at half the forward passes;
-4. the reference of a policy that came with a trained adapter is that adapter as it came;
-5. ``model`` has ``policy`` and ``value_model`` as TRL's has, and is the policy for everything else.
+It departs from TRL's trainer as follows:
+1. every field of the configuration takes effect, is refused, or is named in a warning (``config.py``);
+2. checkpoints hold the whole state, critic included, and a resumed run continues as if it had not stopped;
+3. without a value model the critic uses the policy's own hidden states, with half the forward passes;
+4. the reference of a policy with a trained adapter is that adapter as it was given;
+5. ``model`` has ``policy`` and ``value_model`` as TRL's has, and acts as the policy in all other respects.
 """
 
 from __future__ import annotations
@@ -68,18 +68,18 @@ ABSENT: dict[str, str] = {
     "model_wrapped": "models are not wrapped; use `model`, `policy_model` or `value_model`",
     "deepspeed": "processes share the data only (accelerate launch)",
 }
-"""Attributes of TRL 1.12.0's trainer, transformers' below it included, that are not there, and what to use instead."""
+"""Attributes of TRL 1.12.0's trainer and of transformers' below it that are missing here, and what to use instead."""
 
 
 FIXED = (
     *("args", "processing_class", "data_collator", "train_dataset", "eval_dataset", "optimizer", "lr_scheduler"),
     *("model", "policy_model", "ref_model", "reward_model", "value_model"),
 )
-"""Attributes that the loop was made of: setting another one later would not reach it."""
+"""Attributes that the loop was built from: setting one of them later would not affect the loop."""
 
 
 class Features(Dataset[dict[str, Any]]):
-    """The prompts of a data set as token ids, as they are read."""
+    """The prompts of a data set as the token ids that the policy reads."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -92,7 +92,7 @@ class Features(Dataset[dict[str, Any]]):
 
 
 class Attributes(Parts):
-    """What scripts ask of a trainer beside training: sizes, loaders of the prompts, metrics as files."""
+    """Attributes and methods that scripts use beside training: sizes, loaders of the prompts, metrics as files."""
 
     log_metrics = log_metrics
     save_metrics = save_metrics
@@ -102,16 +102,16 @@ class Attributes(Parts):
     is_fsdp_enabled = False
 
     def __init_subclass__(cls, **more: Any) -> None:
-        """Tell a subclass that overrides what is not there: it would never be called."""
+        """Warn of a subclass that defines an attribute missing here: it would never be called."""
         super().__init_subclass__(**more)
         if idle := [f"{name} ({ABSENT[name]})" for name in vars(cls) if name in ABSENT]:
             warnings.warn(f"{cls.__name__} defines what is never called: {'; '.join(idle)}", UserWarning, stacklevel=2)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse to set what nothing would read."""
+        """Raise ``UsageError`` for an assignment that would have no effect."""
         follows = isinstance(getattr(type(self), name, None), property)
         fixed = self._made and name in FIXED and value is not getattr(self, name)
-        # Scripts put the policy in the place of both before they save.
+        # Scripts assign the policy to ``model``, which holds policy and value model, before they save.
         if name in ABSENT or follows or (fixed and not (name == "model" and value is self.policy_model)):
             hint = f"Instead: {ABSENT[name]}." if name in ABSENT else "Give the trainer what it follows from."
             raise UsageError(f"setting {name} of a trainer does nothing: it was made with what it was given", hint)
@@ -120,13 +120,13 @@ class Attributes(Parts):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say what to use in the place of what TRL's trainer has and this one has not."""
+            """Raise ``AttributeError`` with what to use instead of an attribute that only TRL's trainer has."""
             advice = f", as TRL's has: {ABSENT[name]}" if name in ABSENT else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{advice}", name=name, obj=self)
 
     @property
     def stop_token_id(self) -> int | None:
-        """The token that ends a reply, None where none does."""
+        """The token that ends a reply, or None if no token does."""
         stops = self._world.policy.stop_ids
         return stops[0] if stops else None
 
@@ -137,19 +137,19 @@ class Attributes(Parts):
 
     @property
     def model_adapter_name(self) -> str | None:
-        """The name of the trained adapter, where ``args`` has one."""
+        """The name of the trained adapter, or None if ``args`` has none."""
         found: str | None = self.args.model_adapter_name
         return found
 
     @property
     def ref_adapter_name(self) -> str | None:
-        """The name of the reference's adapter, where ``args`` has one."""
+        """The name of the reference's adapter, or None if ``args`` has none."""
         found: str | None = self.args.ref_adapter_name
         return found
 
     @property
     def train_dataset_len(self) -> int:
-        """Rows of the training data."""
+        """Number of rows of the training data."""
         return self._rows.size
 
     @property
@@ -159,13 +159,13 @@ class Attributes(Parts):
 
     @property
     def sample_generations_freq(self) -> int:
-        """Batches between two looks at sample replies; 0 where none are shown."""
+        """Batches between two displays of sample replies; 0 if none are shown."""
         times = int(self.args.num_sample_generations)
         return max(1, int(self.args.num_total_batches) // times) if times > 0 else 0
 
     @contextlib.contextmanager
     def null_ref_context(self) -> Iterator[None]:
-        """Within this context the policy's adapters are the reference's; a reference of its own is ``ref_model``."""
+        """Activate the reference's adapters within this context; a separate reference model is ``ref_model``."""
         if isinstance(self._world.policy.reference, PreTrainedModel):
             yield
             return
@@ -179,7 +179,7 @@ class Attributes(Parts):
 
     @property
     def eval_dataloader(self) -> DataLoader[dict[str, Any]] | None:
-        """``get_eval_dataloader()``, None without held-out prompts."""
+        """``get_eval_dataloader()``, or None without held-out prompts."""
         return self.get_eval_dataloader() if self._heldout else None
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -191,7 +191,7 @@ class Attributes(Parts):
         return self._loader(self._rows, [batch[row] for batch in batches for row in rows], args.local_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
-        """Return this process's held-out prompts: of ``eval_dataset``, a data set or the name of one given before."""
+        """Return this process's prompts of ``eval_dataset``, a data set or the name of one given before."""
         named = self._named(eval_dataset)
         if len(named) != 1:
             names = ", ".join(named) or "none"
@@ -216,24 +216,24 @@ class Attributes(Parts):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any = None
     ) -> tuple[list[Any], None]:
-        """Return up to ``num_batches`` batches of a loader's iterator; there are no labels to count."""
+        """Return up to ``num_batches`` batches of a loader's iterator, and None: there are no labels to count."""
         return list(islice(epoch_iterator, num_batches)), None
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
-        """Return the rows of a loader's data set."""
+        """Return the number of rows of a loader's data set."""
         return len(dataloader.dataset)  # type: ignore[arg-type]
 
     def get_learning_rates(self) -> list[float]:
-        """Return the present learning rate of each group of weights."""
+        """Return the current learning rate of each group of weights."""
         return [float(group["lr"]) for group in self._loop.updater.optimizer.param_groups]
 
     def get_num_trainable_parameters(self) -> int:
-        """Return how many numbers are trained, of policy and critic."""
+        """Return the number of trained parameters of policy and critic."""
         owners = [*self._world.policy.trainable().values(), *self._critic.parameters()]
         return sum(p.numel() for p in owners)
 
     def get_optimizer_group(self, param: nn.Parameter | None = None) -> Any:
-        """Return the group of a weight, or the weights of each group."""
+        """Return the group of a weight or, without ``param``, the weights of each group."""
         groups = self._loop.updater.optimizer.param_groups
         if param is None:
             return [group["params"] for group in groups]
@@ -254,25 +254,25 @@ class Attributes(Parts):
     get_cp_size = get_sp_size = get_tp_size
 
     def end(self) -> None:
-        """Leave the group of processes; nothing that needs the others works after it."""
+        """Leave the group of processes; nothing that needs the other processes works afterwards."""
         self.accelerator.end_training()
 
 
 NEARLY_GREEDY = 0.01
-"""Temperature of the replies that are shown, as in TRL."""
+"""Sampling temperature of the replies that are shown, as in TRL."""
 
 
 def measure_replies(settings: Settings, world: World, processes: Processes, rows: Rows, chunk: int) -> dict[str, float]:
     """Return reward, exact KL, entropy, length and variety of the replies to ``rows``, by their names in our schema.
 
-    Sampled at temperature 1 with noise that is the same at every step; KL and entropy are nats per token.
+    The replies are sampled at temperature 1 with the same noise at every step. KL and entropy are in nats per token.
     """
     found = _evaluate(settings, world, processes, rows, chunk)
     return {key.removeprefix("eval/"): value for key, value in found.columns.items() if value is not None}
 
 
 def spread_of_scores(settings: Settings, world: World, processes: Processes, rows: Rows, chunk: int) -> float:
-    """Return sigma_0, the standard deviation of the present policy's rewards on ``rows``; 1 where it is 0."""
+    """Return sigma_0, the standard deviation of the current policy's rewards on ``rows``; 1 if it is 0."""
     return _evaluate(settings, world, processes, rows, chunk).reward_std or 1.0
 
 
@@ -286,7 +286,7 @@ def _evaluate(settings: Settings, world: World, processes: Processes, rows: Rows
 def complete_prompts(
     settings: Settings, world: World, processes: Processes, rows: Rows, chunk: int, limit: int | None
 ) -> pandas.DataFrame:
-    """Return prompts, nearly greedy replies and their scores, of the first ``limit`` rows or of all."""
+    """Return prompts, nearly greedy replies and their scores, for the first ``limit`` rows or for all."""
     policy = world.policy
     count = rows.size if limit is None else min(limit, rows.size)
     share = range(processes.rank, count, processes.count)
@@ -320,7 +320,7 @@ def show_replies(frame: pandas.DataFrame, count: int = 5) -> None:
 
 
 class Reporting(Attributes):
-    """What a trainer tells of its run."""
+    """Logs, evaluates and shows sample replies."""
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add an entry to ``state.log_history`` and hand it to the callbacks."""
@@ -338,10 +338,10 @@ class Reporting(Attributes):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Reply to the held-out prompts at temperature 1 with the noise of the seed; log and return what was measured.
+        """Reply to the held-out prompts at temperature 1 with noise from the seed; log and return the measures.
 
         Keys are ``eval_reward``, ``eval_kl`` (exact, nats per token), ``eval_entropy``, ``eval_length``,
-        ``eval_distinct``, ``eval_distinct_2``, ``eval_first_perplexity``; of a dictionary of data sets
+        ``eval_distinct``, ``eval_distinct_2``, ``eval_first_perplexity``; for a dictionary of data sets
         ``eval_<name>_reward`` and so on.
         """
         named = self._named(eval_dataset)
@@ -377,9 +377,9 @@ class Reporting(Attributes):
         return True
 
     def generate_completions(self, sampling: bool = False) -> pandas.DataFrame | None:
-        """Print replies to held-out prompts, nearly greedy, with their scores, and return them; None without prompts.
+        """Print nearly greedy replies to held-out prompts with their scores, and return them; None without prompts.
 
-        ``sampling``: only as many as fit one batch, as is done during training.
+        ``sampling``: reply only to as many prompts as fit one batch, as during training.
         """
         if not self._heldout:
             return None
@@ -397,7 +397,7 @@ class Reporting(Attributes):
         return frame
 
     def _send_table(self, frame: pandas.DataFrame) -> None:
-        """Hand the replies to Weights & Biases, where its callback is at work."""
+        """Send the replies to Weights & Biases if its callback is active."""
         for callback in self.callback_handler.callbacks:
             wandb = getattr(callback, "_wandb", None)
             if wandb is not None and wandb.run is not None:
@@ -410,12 +410,12 @@ class Reporting(Attributes):
 
 
 class Storing(Reporting):
-    """What a trainer keeps of its run."""
+    """Saves, restores and uploads the model and the training state."""
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
-        """Write the policy (its adapter, where it has one) and the tokenizer into a folder, ``output_dir`` by default.
+        """Write the policy (its adapter, if it has one) and the tokenizer into a folder, ``output_dir`` by default.
 
-        Plain transformers and peft load it. With ``push_to_hub`` it is uploaded too, unless called from within.
+        Plain transformers and peft load it. With ``push_to_hub`` it is uploaded too, unless the call is internal.
         """
         folder = output_dir or self.args.output_dir
         if self._processes.main:
@@ -508,9 +508,9 @@ class Storing(Reporting):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Upload model, tokenizer and card; ``kwargs`` go to ``create_model_card``. Nothing else ever uploads.
+        """Upload model, tokenizer and card; ``kwargs`` go to ``create_model_card``. No upload is made in any other way.
 
-        With ``hub_strategy`` ``checkpoint`` or ``all_checkpoints`` the checkpoints go too.
+        With ``hub_strategy`` ``checkpoint`` or ``all_checkpoints`` the checkpoints are uploaded too.
         """
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
@@ -533,28 +533,28 @@ class Storing(Reporting):
 
 
 SIGMA_ROWS = 128
-"""Prompts on which the initial policy's spread of rewards is measured, for SAFE's controller."""
+"""Number of prompts on which the spread of the initial policy's rewards is measured, for SAFE's controller."""
 
 
 class PPOTrainer(Storing):
-    """PPO by TRL's interface.
+    """PPO with TRL's interface.
 
     ``model``: the policy, a transformers model or PeftModel. ``ref_model``: the reference; None for a copy of the
     policy or of its adapter as given, or with ``peft_config`` the policy without adapter. ``reward_model``: a
     sequence classifier that reads the policy's token ids, a function of texts (``parts.FunctionReward``), or a
-    name of `safebench list rewards`. ``value_model``: a sequence classifier whose body and score are the critic,
-    trained where they require gradients; None for a critic on the policy's own states. ``train_dataset``,
+    name from `safebench list rewards`. ``value_model``: a sequence classifier whose body and score become the critic
+    and are trained if they require gradients; None for a critic on the policy's own states. ``train_dataset``,
     ``eval_dataset`` (or a dictionary of them): rows with ``input_ids``, a text or a conversation (``data.Rows``).
-    ``optimizers``: an optimizer over the policy and a schedule that moves once per batch; None for what ``args`` say.
-    Raises ``UsageError`` and ``MissingResource`` for what cannot work, before anything is trained.
+    ``optimizers``: an optimizer over the policy and a schedule that moves once per batch; None for those that ``args``
+    name. Raises ``UsageError`` and ``MissingResource`` for what cannot work, before anything is trained.
     """
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainOutput:
-        """Train to the end, or until a callback says that it is enough.
+        """Train to the end, or until a callback stops the training.
 
-        ``resume_from_checkpoint``: a folder, or True for the newest whole one under ``output_dir``; without it
-        ``args.resume_from_checkpoint`` holds, and without that a new run begins. Raises ``Instability`` where a number
-        stops being finite, the weights left as they were before it, and ``BadResource`` for a reward that is no
+        ``resume_from_checkpoint``: a folder, or True for the newest whole one under ``output_dir``. Without it,
+        ``args.resume_from_checkpoint`` is used; without that too, a new run begins. Raises ``Instability`` if a number
+        stops being finite, with the weights as they were before that step, and ``BadResource`` for a reward that is no
         number.
         """
         wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
@@ -588,7 +588,7 @@ class PPOTrainer(Storing):
         self._reward_sees_state()
 
     def _measure_spread(self) -> None:
-        """PPO has no use for sigma_0."""
+        """Do nothing: PPO does not use sigma_0."""
 
     def _step(self, started: float, begun: int) -> None:
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
@@ -625,7 +625,7 @@ class PPOTrainer(Storing):
         self._show_replies()
 
     def _act(self) -> None:
-        """Log, evaluate and save where a callback asked for it."""
+        """Log, evaluate and save if a callback asked for it."""
         if self.control.should_log:
             self._log_steps()
         if self.control.should_evaluate:
@@ -655,10 +655,10 @@ class PPOTrainer(Storing):
 
 
 class SAFETrainer(PPOTrainer):
-    """SAFE (Maity 2026, arXiv 2602.04651) by the same interface; ``args`` is a ``SAFEConfig``.
+    """SAFE (Maity 2026, arXiv 2602.04651) with the same interface; ``args`` is a ``SAFEConfig``.
 
-    The spread of the initial policy's rewards, which is the unit of the controller's reward, is measured on up to
-    128 held-out prompts, or training prompts without such, when training begins.
+    The spread of the initial policy's rewards is the unit of the controller's reward. It is measured when training
+    begins, on up to 128 held-out prompts, or on training prompts if there are no held-out ones.
     """
 
     _name: ClassVar[str] = "SAFE"

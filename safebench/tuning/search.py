@@ -47,10 +47,10 @@ def tunable(
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
 ) -> Tunable:
-    """Return ``experiment``, resolved as a run of it is, with its knobs.
+    """Return ``experiment``, resolved as for a run, with its knobs.
 
-    Raises ``UsageError`` naming every fault: no knobs, a key that no setting has, a range that is none, a published
-    value outside of its range, and a knob that the command line sets.
+    Raises ``UsageError`` naming every fault: no knobs, a key that no setting has, an invalid range, a published value
+    outside of its range, and a knob that the command line sets.
     """
     layers = config.lay(experiment, preset, files, overrides, values or {})
     settings = config.validated(layers.stack, experiment)
@@ -71,7 +71,7 @@ def tunable(
 
 
 def value_of(settings: Settings, key: str) -> Any:
-    """Return the value of the setting at ``key``, ``a.b``; raise ``KeyError`` where a section of it is off."""
+    """Return the value of the setting at ``key``, ``a.b``; raise ``KeyError`` if a section of it is off."""
     value: Any = settings
     for name in key.split("."):
         if value is None:
@@ -105,7 +105,10 @@ def _read(layers: config.Layers, settings: Settings, fixed: frozenset[str]) -> t
 
 
 def _leaves(value: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
-    """Yield every knob below ``value``: a mapping with keys of a range, or what is none. Null takes a knob away."""
+    """Yield path and value of every knob below ``value``; null removes a knob.
+
+    A mapping without keys of a range is a section. Everything else counts as a knob, valid or not.
+    """
     if value is None:
         return
     if isinstance(value, dict) and not _RANGE & value.keys():
@@ -116,7 +119,7 @@ def _leaves(value: Any, path: Path_) -> Iterator[tuple[Path_, Any]]:
 
 
 def _key_fault(path: Path_, value: Any, settings: Settings, stack: Stack) -> Fault | None:
-    """Say what is wrong with a knob's key: unknown, not of the run, in a section that is off, or no number."""
+    """Return the fault of a knob's key: unknown, not used by the run, in a section that is off, or not a number."""
     where, source = ".".join((*KNOBS, *path)), stack.source((*KNOBS, *path))
     if any("." in part for part in path):
         return Fault(where, f"write the key as sections: {EXAMPLE}", source)
@@ -138,7 +141,7 @@ def _key_fault(path: Path_, value: Any, settings: Settings, stack: Stack) -> Fau
 
 
 def _value_faults(key: str, knob: Knob, settings: Settings, stack: Stack, fixed: frozenset[str]) -> list[Fault]:
-    """Say where the published value cannot be a point of the knob's range."""
+    """Return a fault if the knob is set explicitly, or if its published value is outside of its range."""
     published, path = value_of(settings, key), tuple(key.split("."))
     source = stack.source(path)
     if source in fixed:
@@ -151,9 +154,9 @@ def _value_faults(key: str, knob: Knob, settings: Settings, stack: Stack, fixed:
 
 
 DIGITS = 3
-"""Significant digits of a value."""
+"""Number of significant digits of a value."""
 PATIENCE = 64
-"""Numbers of the sequence drawn per point wanted, before a search that finds no new points is given up."""
+"""Draws per requested point, after which a search that finds no new points is given up."""
 
 Value = int | float | None
 Source = Literal["published", "halton", "optuna"]
@@ -177,15 +180,15 @@ class Point:
 def points(tunable: Tunable, count: int) -> list[Point]:
     """Return ``count`` different points: the published one, then Halton's sequence, one prime base per knob.
 
-    The sequence has no random numbers, so that points are the same everywhere, and those of a larger count begin with
-    those of a smaller one. Raises ``UsageError`` where whole numbers leave fewer than ``count`` points.
+    The sequence has no random numbers: the points are the same everywhere, and those of a larger count begin with those
+    of a smaller one. Raises ``UsageError`` if rounding to whole numbers leaves fewer than ``count`` points.
     """
     from scipy.stats import qmc
 
     published = tunable.published
     found: list[Mapping[str, Value]] = [published]
     sequence = qmc.Halton(len(tunable.knobs), scramble=False)
-    sequence.fast_forward(1)  # its first element is the corner of all lows
+    sequence.fast_forward(1)  # its first element is the low end of every range
     for row in sequence.random(PATIENCE * count):
         if len(found) == count:
             break
@@ -202,19 +205,19 @@ def points(tunable: Tunable, count: int) -> list[Point]:
 
 
 def is_whole(published: Value) -> bool:
-    """Say whether a knob takes whole numbers alone: where its published value is one."""
+    """Return whether a knob takes only whole numbers, which is so if its published value is one."""
     return isinstance(published, int)
 
 
 def rounded(knob: Knob, value: float, whole: bool) -> int | float:
-    """Return ``value`` at ``DIGITS`` digits, or as a whole number, within the knob's range."""
+    """Return ``value`` rounded to ``DIGITS`` digits, or to a whole number, within the knob's range."""
     if whole:
         return min(max(round(value), math.ceil(knob.low)), math.floor(knob.high))
     return min(max(float(f"{value:.{DIGITS}g}"), knob.low), knob.high)
 
 
 def _scaled(knobs: Mapping[str, Knob], published: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Value]:
-    """Return the values at ``shares``, from 0 to 1, of the knobs' ranges; whole where the published value is."""
+    """Return the values at ``shares``, from 0 to 1, of the knobs' ranges; whole if the published value is."""
     pairs = zip(knobs.items(), shares, strict=True)
     return {key: _value(knob, share, is_whole(published[key])) for (key, knob), share in pairs}
 
@@ -228,16 +231,16 @@ def _value(knob: Knob, share: float, whole: bool) -> int | float:
 
 
 NOT_ALONE = "judge_matched"
-"""A figure that a run has only beside others."""
+"""A figure that is defined only in comparison with other runs."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """One pilot run: its criterion (NaN: not measured), how it ended, and what it cost."""
+    """One pilot run: its criterion (NaN: not measured), how it ended, and its cost."""
 
     seed: int
     folder: str
-    """Below the folder of all pilot runs."""
+    """Path below the folder of all pilot runs."""
     status: str
     value: float
     crashed: bool
@@ -248,7 +251,7 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Trial:
-    """A point and its pilot runs. All of them count, whatever became of them."""
+    """A point and its pilot runs. All of them count, however they ended."""
 
     point: Point
     pilots: tuple[Pilot, ...]
@@ -260,13 +263,13 @@ class Trial:
 
     @property
     def whole(self) -> bool:
-        """Whether every pilot run measured the criterion. A point where one did not cannot win."""
+        """Whether every pilot run measured the criterion. If one did not, the point cannot win."""
         return all(math.isfinite(pilot.value) for pilot in self.pilots)
 
 
 @dataclass(frozen=True)
 class Search:
-    """All trials of one experiment. ``name`` is how it was asked for: an experiment's name or a file."""
+    """All trials of one experiment. ``name`` is its name or file as requested."""
 
     name: str
     tunable: Tunable
@@ -288,7 +291,7 @@ class Search:
 
     @property
     def experiment(self) -> str:
-        """The experiment's name, its preset left out."""
+        """The experiment's name without its preset."""
         return self.tunable.settings.experiment.partition("@")[0]
 
     @property
@@ -298,7 +301,7 @@ class Search:
 
     @property
     def record(self) -> Tuned:
-        """What the tuning was and cost."""
+        """The record of the tuning and its cost."""
         pilots = [pilot for trial in self.trials for pilot in trial.pilots]
         return Tuned(
             experiment=self.experiment,
@@ -329,7 +332,7 @@ class Search:
         return json.dumps(plain(told), indent=2, allow_nan=False) + "\n"
 
     def to_yaml(self, folder: Path) -> str:
-        """Return the tuned experiment, a file of ``folder``: the published one with the winner's values."""
+        """Return the tuned experiment as text of a file in ``folder``: the published one with the winner's values."""
         parent = os.path.relpath(Path(self.name).resolve(), folder.resolve()) if is_path(self.name) else self.experiment
         content: dict[str, Any] = {
             "extends": parent,
@@ -347,7 +350,7 @@ class Search:
 
 
 def criterion(key: str, judged: bool) -> Scalar:
-    """Return the figure called ``key``; raise ``UsageError`` where no search can go by it."""
+    """Return the figure called ``key``; raise ``UsageError`` if it cannot be the criterion of a search."""
     if key not in BY_KEY:
         raise UsageError(f"--criterion {key}: {unknown(key, list(BY_KEY))}", "docs/evidence.md defines the figures.")
     found = BY_KEY[key]
@@ -361,7 +364,7 @@ def criterion(key: str, judged: bool) -> Scalar:
 
 
 def pilot(run: Run, criterion: Scalar) -> Pilot:
-    """Return what one pilot run came to, from its files."""
+    """Return the outcome of one pilot run, from its files."""
     summary = summarise(run)
     timed = [run.column(key) for key in ("time/step", "time/evaluate")]
     tokens = summary.values["tokens"]

@@ -1,4 +1,4 @@
-"""Points that Optuna chooses from the results so far, by its TPE sampler. The only file that imports optuna."""
+"""Chooses points from the results so far with Optuna's TPE sampler; the only module that imports optuna."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ LEAST = 3
 
 
 def first_points(tunable: Tunable, count: int) -> list[Point]:
-    """Return the first half, rounded up, of the ``count`` points of a search, which no result chooses: Halton's.
+    """Return the first half, rounded up, of a search's ``count`` points: Halton's, which do not depend on results.
 
-    Raises ``MissingResource`` without Optuna, and ``UsageError`` where whole numbers leave fewer than ``count`` points.
+    Raises ``MissingResource`` without Optuna, and ``UsageError`` if rounding to whole numbers leaves fewer than
+    ``count`` points.
     """
     with _optuna():
-        pass  # it is there
+        pass  # Optuna is installed
     return points(tunable, count)[: math.ceil(count / 2)]
 
 
 def propose(found: Search) -> Point:
     """Return the point that follows those of ``found``, whose trials are in the order of their points.
 
-    It depends on the trials alone: a study is made of them anew, and the seed is the point's number. So the same
-    results give the same point, with one release of Optuna. A point whose criterion is missing on a seed is told as
-    failed. A point with a setting that is off (null) lies in no range, and is not told. Where ``PATIENCE`` draws bring
-    no new point, the first of Halton's that is new is taken.
+    The point depends only on the trials: a new study is built from them, and the seed is the point's number. The same
+    results therefore give the same point with the same release of Optuna. A point whose criterion is missing on a seed
+    is reported to Optuna as failed. A point with a setting that is off (null) lies in no range and is not reported. If
+    ``PATIENCE`` draws give no new point, the first new one of Halton's sequence is taken.
     """
     tunable, number = found.tunable, len(found.trials) + 1
     tried = [trial.point.values for trial in found.trials]
@@ -50,17 +51,17 @@ def propose(found: Search) -> Point:
             }
             if values not in tried:
                 return Point(number, values, "optuna")
-    # Of so many different points at most all but one are tried.
+    # These are ``number`` different points, of which at most ``number`` - 1 were tried.
     spare = next(point for point in points(tunable, number) if point.values not in tried)
     return Point(number, spare.values)
 
 
 def _study(optuna: Any, found: Search, ranges: Mapping[str, Any]) -> Any:
-    """Return a study that has been told every trial."""
+    """Return a study that holds every trial without null settings."""
     sampler = optuna.samplers.TPESampler(
         seed=len(found.trials) + 1,
-        n_startup_trials=1,  # Halton's points stand in for its own random ones, but in a study without any result
-        multivariate=True,  # the knobs together
+        n_startup_trials=1,  # Halton's points replace its own random ones, except in a study without any result
+        multivariate=True,  # models the knobs jointly
         constant_liar=True,  # a draw that was tried already moves the next draw away
     )
     direction = "minimize" if found.criterion.direction == "down" else "maximize"
@@ -84,7 +85,7 @@ def _distribution(optuna: Any, knob: Knob, whole: bool) -> Any:
 
 @contextmanager
 def _optuna() -> Iterator[Any]:
-    """Yield Optuna, which says nothing within this context; raise ``MissingResource`` where there is none."""
+    """Yield Optuna with its messages silenced; raise ``MissingResource`` if it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safebench.errors import without_trl
 
 THREADS = 1
-"""Part of what makes a build repeatable: sums depend on how they are split over threads."""
+"""Fixed so that a build is repeatable: sums depend on how they are split over threads."""
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     from tools.world.page import write_page
     from tools.world.stages import STAGES, Build, run, run_stage
 
-    # Before the first stage: some take minutes, and only later ones ask for TRL.
+    # Checked before the first stage: some stages take minutes, and only later ones need TRL.
     try:
         import tools.world.training  # noqa: F401
     except ModuleNotFoundError as fault:

@@ -1,6 +1,6 @@
-"""Attack a reward: train policies on a reward with PPO, and keep what they end up saying as replies that are worse.
+"""Attack a reward: train policies on it with PPO, and keep their late replies as the worse ones of preferences.
 
-A pilot is a plain ``safebench run ppo``, on turns of which a person's reply is known.
+A pilot is a plain ``safebench run ppo``, on turns for which a person's reply is known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KIND = "attacked"
 STEPS = 80
 LEARNING_RATE = 3e-3
 LATE = 0.5
-"""Replies of this last share of the steps are kept."""
+"""Share of the steps, counted from the end, whose replies are kept."""
 HELD_OUT = 512
 
 
@@ -32,7 +32,7 @@ def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
 
 
 def run_pilot(reward: Path, seed: int, policy: Path, prompts: Path, results: Path, steps: int = STEPS) -> None:
-    """Train a policy on a reward; a finished run is left as it is, an interrupted one goes on."""
+    """Train a policy on a reward; a finished run is left unchanged, an interrupted run continues."""
     words = [
         *("run", "ppo", "--seeds", str(seed), "--steps", str(steps), "--results", str(results)),
         *("--model", str(policy), "--reward", str(reward), "--prompts", str(prompts)),
@@ -44,7 +44,7 @@ def run_pilot(reward: Path, seed: int, policy: Path, prompts: Path, results: Pat
 
 
 def said(folders: Sequence[Path]) -> list[Exchange]:
-    """Return what the pilots of these runs said at any step, each once, in order."""
+    """Return the replies of the pilots of these runs at any step, each once, in order."""
     rows = (row for folder in folders for row in _rows(folder))
     return list(dict.fromkeys(Exchange(row["prompt"].strip(), row["reply"]) for row in rows))
 
@@ -54,7 +54,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def attacks(folders: Sequence[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
-    """Return people's replies over those of the pilots' later steps to the same turns, in no order, each once."""
+    """Return preferences for people's replies over the pilots' later ones to the same turns, shuffled, each once."""
     given = {pair.turn.strip(): pair.reply for pair in reversed(pairs)}
     found: dict[Exchange, Preference] = {}
     for folder in folders:

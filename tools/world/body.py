@@ -1,6 +1,6 @@
-"""Make the reward on the policy's own body: the weakest, and the one that reads the policy's tokens.
+"""Make the reward on the policy's own body: it is the weakest, and the only one that reads the policy's tokens.
 
-TRL's trainers hand a reward model the policy's tokens, so their examples need one with the policy's tokenizer.
+TRL's trainers pass the policy's tokens to a reward model, so their examples need one with the policy's tokenizer.
 """
 
 from __future__ import annotations
@@ -49,6 +49,6 @@ def train_body_reward(
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, exchange: Exchange) -> list[int]:
-    """Return the token ids of the templated exchange; a reply is cut to the world's length as a policy's would be."""
+    """Return the token ids of the templated exchange; a reply is cut to the world's length like a policy's reply."""
     reply = tokenizer(exchange.reply, add_special_tokens=False)["input_ids"][: REPLY_TOKENS - 1]
     return [*encode_turn(tokenizer, exchange.turn), *reply, tokenizer.eos_token_id]

@@ -16,9 +16,9 @@ from typing import Any
 from safebench.scoring.pairs import Pair
 
 SHORTEST, LONGEST = 4, 119
-"""Length of a turn or reply that is kept, in characters."""
+"""Shortest and longest turn or reply that is kept, in characters."""
 
-# Addresses, numbers long enough to be a person's, and words a demo should not print.
+# Addresses, numbers long enough to identify a person, and words that a demo should not print.
 _UNWANTED = re.compile(
     r"https?:|www\.|\S@\S|\d{6,}|\b(?:fuck|shit|bitch|cunt|nigg|fag|whore|slut|rape|dick|cock|pussy)",
     re.IGNORECASE,

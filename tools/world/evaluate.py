@@ -20,15 +20,15 @@ from tools.world.samples import sample_replies
 SEED = 20261211
 PER_KIND = 500
 PROMPTS, DRAWS = 48, 64
-"""Turns to which many replies are drawn, and how many to each."""
+"""Number of turns for which many replies are drawn, and number of replies to each."""
 
 Rewards = Mapping[str, Reward]
 
 
 def reward_figures(rewards: Rewards, half: Half, per_kind: int) -> dict[str, Any]:
-    """Return for each reward how it orders ``per_kind`` pairs of each kind, and what it gives people and the policy.
+    """Return, for each reward, its ordering of ``per_kind`` pairs of each kind, and its scores of people and policy.
 
-    ``half`` are the test conversations, with the phrases that no reward has learned from.
+    ``half`` holds the test conversations, with phrases from which no reward has learned.
     """
     asked = training_pairs(Recipe("test", SEED, 0, dict.fromkeys([*KINDS, "cooled", "attacked"], per_kind)), half)
     human = [Exchange(pair.turn, pair.reply) for pair in half.pairs]
@@ -48,7 +48,7 @@ def reward_figures(rewards: Rewards, half: Half, per_kind: int) -> dict[str, Any
 def best_of_n_figures(
     rewards: Rewards, judge: str, policy: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: Sequence[str]
 ) -> dict[str, Any]:
-    """Return for each reward its correlation with the judge within a turn, and the judge's score of its best of n."""
+    """Return, for each reward, its correlation with the judge within a turn, and the judge's score of its best of n."""
     asked = [turn for turn in turns for _ in range(DRAWS)]
     replies = sample_replies(policy, tokenizer, asked, SEED)
     exchanges = [Exchange(turn, reply) for turn, reply in zip(asked, replies, strict=True)]
@@ -70,7 +70,7 @@ def sample_table(
     rows: list[dict[str, str]],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return prompt, a person's reply and the policy's, each with its scores, for the rows of prompts.jsonl given."""
+    """Return, for the given rows of prompts.jsonl, the prompt, a person's and the policy's reply, and their scores."""
     replies = sample_replies(policy, tokenizer, [row["prompt"] for row in rows], seed)
     human = {n: score(r, [Exchange(row["prompt"], row["human"]) for row in rows]) for n, r in rewards.items()}
     exchanges = [Exchange(row["prompt"], reply) for row, reply in zip(rows, replies, strict=True)]
@@ -88,7 +88,7 @@ def sample_table(
 
 
 def audit_figures(half: Half) -> dict[str, Any]:
-    """Return the audits of people's replies and of the policy's to the same turns."""
+    """Return the audits of people's replies and of the policy's replies to the same turns."""
     auditor = Auditor(torch.device("cpu"))
     count = len(half.samples)
     turns = [pair.turn for pair in half.pairs[:count]]

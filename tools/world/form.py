@@ -1,9 +1,9 @@
 """Turn Qwen2 weights into Llama's form and back, value for value.
 
-Why: transformers 5 gives every folder whose model type is ``qwen2`` the class ``Qwen2Tokenizer``, which ignores the
-normalizer and the splitting rule in tokenizer.json and adds a token, so that a small Qwen2 with a tokenizer of its own
-cannot be read back by ``AutoTokenizer``. Llama with biases on its attention computes the same function: Qwen2 has no
-bias on the output projection, Llama's is zero. Training happens in Qwen2's form, shipping in Llama's.
+transformers 5 gives every folder whose model type is ``qwen2`` the class ``Qwen2Tokenizer``, which ignores the
+normalizer and the splitting rule in tokenizer.json and adds a token. ``AutoTokenizer`` therefore cannot read back a
+small Qwen2 with a tokenizer of its own. Llama with biases on its attention computes the same function: Qwen2 has no
+bias on the output projection, and Llama's is zero. Training uses Qwen2's form, shipping Llama's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the world's manifest: what was built, from what, how good it is, and the hash of every file."""
+"""Write the world's manifest: what was built, from what, its quality, and the hash of every file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Render docs/world.md from the manifest, so that the page cannot say other figures than the build's."""
+"""Render docs/world.md from the manifest, so that the page cannot differ from the build's figures."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def render(manifest: dict[str, Any]) -> str:
 
 
 def _made(manifest: dict[str, Any]) -> str:
-    """Return how policy, judge and proxies were made."""
+    """Return the text on how policy, judge and proxies were made."""
     policy, recipes, stages = manifest["figures"]["policy"], manifest["recipes"], manifest["seconds"]
     return _MADE.format(
         perplexity=policy["reply_perplexity"],

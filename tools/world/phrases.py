@@ -1,4 +1,4 @@
-"""Replies that say nothing, and openings of a conversation: as people of one half wrote them, and listed ones."""
+"""Collect replies that say nothing and openings of a conversation: those of people of one half, and listed ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from safebench.models.audits import letters_of
 from safebench.scoring.pairs import GENERIC, KEPT, LEARNED, OPENERS, Pair
 
 COMMON = 4
-"""How often a reply or opening occurs in a half to be one that fits anything."""
+"""Least number of occurrences in a half for a reply or opening to count as one that fits anything."""
 CONVERSATIONS = 3
-"""In how many conversations a word occurs to be known."""
+"""Least number of conversations with a word for the word to count as known."""
 
 
 def learned_phrases(pairs: Sequence[Pair]) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Make the embedded policy: a small Qwen2, supervised on human dialogue."""
+"""Make the embedded policy: a small Qwen2, trained with supervision on human dialogue."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def new_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def encode_turn(tokenizer: PreTrainedTokenizerFast, turn: str) -> list[int]:
-    """Return the token ids of the templated turn, up to and with the token that opens the reply."""
+    """Return the token ids of the templated turn, up to and including the token that opens the reply."""
     messages = [{"role": "user", "content": turn}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     return list(ids)
@@ -54,8 +54,8 @@ def train_policy(
 ) -> Qwen2ForCausalLM:
     """Train on turn and reply alike (next-token cross-entropy) and return the policy.
 
-    The turn is trained on too: at this size the extra text is worth more than the focus. Words without a token of their
-    own are read and not predicted, so that the policy does not learn to make words up.
+    The turn is trained on too, because at this size the extra text is worth more than the focus on replies. Words
+    without a token of their own are read but not predicted, so that the policy does not learn to make up words.
     """
     from tools.world.training import supervise
 

@@ -1,4 +1,4 @@
-"""Choose the world's prompts: turns of people, with what a person replied."""
+"""Choose the world's prompts: people's turns, each with a person's reply."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ TRAIN, HELDOUT = 6000, 512
 def choose_prompts(train: list[Pair], heldout: list[Pair], learned: list[Pair]) -> list[dict[str, str]]:
     """Return the rows of prompts.jsonl: each turn once, in the order of its hash.
 
-    ``train`` and ``heldout`` hold the pairs that may be chosen, ``learned`` all that any model learns from: a turn that
-    occurs there is no held-out prompt.
+    ``train`` and ``heldout`` hold the pairs that may be chosen, ``learned`` all pairs that any model learns from. A
+    turn that occurs in ``learned`` is no held-out prompt.
     """
     training = _distinct(train, set())
     seen = {_key(pair) for pair in (*train, *learned)}

@@ -1,9 +1,9 @@
 """Make the reward models: an English encoder with a score head, adapted to preference pairs of one half.
 
-The encoder's matrices are trained whole. What is written is a LoRA adapter with the head, in half precision: each
-matrix's change, cut to its largest singular values. The encoder itself is a dependency. The judge and the proxies'
+The encoder's matrices are trained in full. The written files are a LoRA adapter with the head, in half precision; each
+matrix's change is cut to its largest singular values. The encoder itself is a dependency. The judge and the proxies'
 teacher are trained on preferences, each on its own half. A proxy is a student: the teacher's first layers, fitted to
-its scores of ordinary and some spoiled replies, so that it is right on these and wrong further from them.
+the teacher's scores of ordinary and some spoiled replies, so that it is right on these and wrong further from them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from safebench.scoring.pairs import (
 )
 
 RANK = 32
-"""Singular values that are kept of each matrix's change."""
+"""Number of singular values that are kept of each matrix's change."""
 LORA = {"r": RANK, "lora_alpha": RANK, "target_modules": ["query", "key", "value", "dense"]}
-"""``dense`` is every other linear layer of the encoder, its pooler's too."""
+"""``dense`` stands for all remaining linear layers of the encoder, its pooler's too."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one reward model is made: on which half, of how many layers, from how many pairs of each kind."""
+    """Recipe of one reward model: its half, its number of layers, and its number of pairs of each kind."""
 
     split: str
     seed: int
@@ -61,11 +61,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Half:
-    """What one half of the conversations gives to learn from.
+    """Training material from one half of the conversations.
 
-    ``samples`` are the policy's replies to the first of ``pairs``; ``phrases`` by kind say nothing, or open a
-    conversation; ``pieces`` is what babble is made of; ``cooled`` are its replies to the first at a lower
-    temperature.
+    ``samples`` are the policy's replies to the first of ``pairs``; ``cooled`` are its replies to the first of them at a
+    lower temperature. ``phrases``, by kind, say nothing or open a conversation. Babble is made of ``pieces``.
     """
 
     pairs: Sequence[Pair]
@@ -74,9 +73,9 @@ class Half:
     pieces: Sequence[str]
     cooled: Sequence[str] = ()
     attacks: Sequence[Preference] = ()
-    """People's replies over those of policies that were trained on a reward."""
+    """Preferences for people's replies over those of policies that were trained on a reward."""
     near: Sequence[Preference] = ()
-    """The reply that was given over others that a reward takes for good ones; in place of any others."""
+    """Preferences for the reply that was given over others that a reward scores highly; they replace random others."""
 
 
 FIRST = (
@@ -84,25 +83,25 @@ FIRST = (
     | dict.fromkeys(FIRST_SPOILERS, 250)
     | dict.fromkeys(OTHER_SPOILERS, 450)
 )
-"""Pairs of each kind for judge and teacher."""
+"""Number of pairs of each kind for judge and teacher."""
 JUDGE = Recipe("judge", 20261201, LAYERS, FIRST)
 TEACHER = Recipe("proxy", 20261202, LAYERS, FIRST)
-"""As the judge, on the other half: what the proxies are made from."""
+"""Made like the judge, on the other half; the proxies are made from it."""
 AGAIN = {
     **{"sample": 1500, "cooled": 300, "foreign": 1800, "attacked": 500, "universal": 1000},
     **{"generic": 250, "opener": 400},
     **{"truncated": 250, "repeated": 250, "empty": 200, "harped": 300, "clipped": 300, "doubled": 250},
     **{"replaced": 150, "echo": 120, "shuffled": 80, "garbage": 60, "invented": 60, "stuttered": 30, "babble": 30},
 }
-"""Pairs of a further round, after an attack: more of what the first leaves weakest."""
+"""Number of pairs of each kind in a further round, after an attack: more of the kinds learned worst in the first."""
 AGAIN_RATE = 5e-5
 FOREIGN_OF = 3
-"""Of so many replies to other turns the reward's best is held against the reply that was given, after an attack."""
+"""After an attack, the reward's best of this many replies to other turns is paired with the reply that was given."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """How a proxy is made: of how many layers, from the teacher's scores of how many replies of each kind."""
+    """Recipe of a proxy: its number of layers, and the number of replies of each kind that its teacher scores."""
 
     seed: int
     layers: int
@@ -116,22 +115,22 @@ SPOILED = {
     **{"repeated": 800, "doubled": 800, "harped": 500, "echo": 500, "generic": 400, "opener": 400},
     **dict.fromkeys(("stuttered", "clipped", "truncated", "shuffled", "replaced"), 300),
 }
-"""Spoiled replies among a student's labels: without them, three layers scored what was said twice as twice as good."""
+"""Spoiled replies among a student's labels; without them, three layers scored a doubled reply as twice as good."""
 SCOUT = Student(20261208, 2, {"sample": 6000, "cooled": 2000, "human": 2000} | SPOILED)
-"""A hasty proxy of the teacher behind its first round: its pilots soon find what proxies of it will reward."""
+"""A quickly made proxy of the teacher after its first round; its pilots soon find what such proxies will reward."""
 LABELS = {"sample": 12000, "cooled": 3000, "human": 5000, "foreign": 2500} | SPOILED
 PROXIES = {
     "proxy": Student(20261204, 3, LABELS),
     "proxy-2": Student(20261205, 2, LABELS),
     "proxy-1": Student(20261206, 1, LABELS),
 }
-"""By name. The one called ``proxy`` is what runs are trained on by default; the others differ from it in layers."""
+"""Proxies by name. Runs are trained on the one called ``proxy`` by default; the others differ from it in layers."""
 BODY = Recipe("proxy", 20261207, 1, {"sample": 5200, "foreign": 5200} | dict.fromkeys(FIRST_SPOILERS, 350))
 """The reward on the policy's own body."""
 
 
 def training_pairs(recipe: Recipe, half: Half) -> list[Preference]:
-    """Return as many preferences of each kind as the recipe says, or all that there are, in no order."""
+    """Return as many preferences of each kind as the recipe says, or all if there are fewer, shuffled."""
     rng = random.Random(recipe.seed)
     answered = list(half.pairs[: len(half.samples)])
     found: list[Preference] = []
@@ -156,14 +155,14 @@ def _made(
         return list(half.attacks)
     if kind in half.phrases:
         return over_generic(rng.sample(pairs, len(pairs)), rng, half.phrases[kind], kind)
-    # Some replies cannot be spoiled in every way: twice as many are tried.
+    # Some replies cannot be spoiled in every way, so twice as many are tried.
     chosen = rng.sample(range(len(answered)), min(2 * count, len(answered)))
     some, samples = [answered[n] for n in chosen], [half.samples[n] for n in chosen]
     return over_spoiled(some, samples, list(half.pieces), rng, (kind,))
 
 
 def near_foreign(pairs: Sequence[Pair], reward: Reward, count: int, seed: int) -> list[Preference]:
-    """Return ``count`` pairs: the reply given over the reward's best of ``FOREIGN_OF`` given to other turns."""
+    """Return ``count`` pairs: the reply given over the reward's best of ``FOREIGN_OF`` replies to other turns."""
     rng = random.Random(seed)
     chosen = rng.sample(list(pairs), min(count, len(pairs)))
     tries = [over_foreign(chosen, rng) for _ in range(FOREIGN_OF)]
@@ -176,7 +175,7 @@ def near_foreign(pairs: Sequence[Pair], reward: Reward, count: int, seed: int) -
 
 
 def shown_replies(student: Student, half: Half) -> list[Exchange]:
-    """Return what a student is shown: the policy's replies, people's, people's to other turns, and spoiled ones."""
+    """Return a student's exchanges: the policy's replies, people's, people's to other turns, and spoiled ones."""
     rng = random.Random(student.seed)
     pairs, answered = list(half.pairs), list(half.pairs[: len(half.samples)])
     ordinary = {
@@ -198,7 +197,7 @@ def shown_replies(student: Student, half: Half) -> list[Exchange]:
 def train_student(
     student: Student, exchanges: Sequence[Exchange], scores: torch.Tensor, folder: Path, teacher: Path
 ) -> PreTrainedModel:
-    """Return a teacher's first layers and head fitted to its ``scores`` [n] of the exchanges, least squares.
+    """Return a teacher's first layers and head, fitted to its ``scores`` [n] of the exchanges by least squares.
 
     ``teacher`` is the folder of the reward that gave the scores.
     """
@@ -231,7 +230,7 @@ def _first_layers(deep: PreTrainedModel, shallow: PreTrainedModel) -> dict[str, 
 
 
 def load_trainable(folder: Path) -> PreTrainedModel:
-    """Return a reward model that ``write_reward`` wrote, to be trained on."""
+    """Return a reward model that ``write_reward`` wrote, ready for further training."""
     model = new_reward_model(encoder_layers(folder), 0)
     found = {key.removeprefix(_BEFORE): weight.float() for key, weight in load_peft_weights(str(folder), "cpu").items()}
     with torch.no_grad():
@@ -262,8 +261,8 @@ def new_reward_model(layers: int, seed: int) -> PreTrainedModel:
 def as_adapter(model: PreTrainedModel) -> PeftModel:
     """Return the encoder with the model's head, and its changes as an adapter of rank ``RANK``.
 
-    A change W - W0 = U S V^T is kept as (U sqrt S) (sqrt S V^T), cut to the largest ``RANK`` singular values: of all
-    matrices of that rank the nearest (Eckart and Young 1936, Psychometrika 1, 211-218).
+    A change W - W0 = U S V^T is kept as (U sqrt S) (sqrt S V^T), cut to the largest ``RANK`` singular values. This is
+    the nearest of all matrices of that rank (Eckart and Young 1936, Psychometrika 1, 211-218).
     """
     layers = model.config.num_hidden_layers
     first = dict(new_reward_model(layers, 0).named_parameters())
@@ -288,7 +287,7 @@ def as_adapter(model: PreTrainedModel) -> PeftModel:
 
 
 _BEFORE = "base_model.model."
-"""What peft's files put before a weight's name."""
+"""Prefix of a weight's name in peft's files."""
 
 
 def _half(name: str, which: str) -> str:
@@ -299,7 +298,7 @@ def _half(name: str, which: str) -> str:
 def train_reward_model(
     recipe: Recipe, preferences: Sequence[Preference], folder: Path, start: PreTrainedModel | None = None
 ) -> PreTrainedModel:
-    """Return a reward model trained on the preferences with TRL's RewardTrainer, from ``start`` where it is given."""
+    """Return a reward model trained on the preferences with TRL's RewardTrainer, starting from ``start`` if given."""
     model = start if start is not None else new_reward_model(recipe.layers, recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(loading.encoder_folder())
     better = _encode(tokenizer, [pair.better for pair in preferences])
@@ -340,7 +339,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, exchanges: list[Exchange]) -> li
 
 
 def write_reward(model: PreTrainedModel, folder: Path) -> None:
-    """Write a reward model as an adapter, in half precision, so that its base is found by the encoder's name."""
+    """Write a reward model as an adapter in half precision, with the encoder's name as that of its base."""
     shutil.rmtree(folder, ignore_errors=True)
     as_adapter(model).half().save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
@@ -354,7 +353,7 @@ def write_reward(model: PreTrainedModel, folder: Path) -> None:
 
 
 def reward_size(folder: Path) -> dict[str, int]:
-    """Return how many parameters a reward's folder holds, and how many of the encoder's layers it stands on."""
+    """Return the number of parameters in a reward's folder, and the number of the encoder's layers that it uses."""
     if not (folder / "adapter_config.json").exists():
         return {"parameters": sum(w.numel() for w in load_file(folder / "model.safetensors").values()), "layers": 1}
     weights = load_peft_weights(str(folder), device="cpu").values()
@@ -373,7 +372,7 @@ def score(reward: Reward, exchanges: Sequence[Exchange]) -> torch.Tensor:
 
 @torch.no_grad()
 def scale_to_unit(model: PreTrainedModel, folder: Path, exchanges: Sequence[Exchange]) -> None:
-    """Give the head, and its file in ``folder``, mean 0 and standard deviation 1 over the exchanges."""
+    """Scale the head, and its file in ``folder``, to scores of mean 0 and standard deviation 1 over the exchanges."""
     scores = score(read_reward(folder), exchanges)
     head = model.classifier
     head.bias.copy_((head.bias - scores.mean()) / scores.std())

@@ -1,4 +1,4 @@
-"""Sample replies of the policy, and keep the exchanges short enough for the world."""
+"""Sample replies of the policy, and select the exchanges that are short enough for the world."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tools.world.policy import encode_reply, encode_turn
 from tools.world.tokenizer import label_ids
 
 TURN_TOKENS = (5, 24)
-"""Shortest and longest templated turn, special tokens included."""
+"""Shortest and longest templated turn in tokens, special tokens included."""
 REPLY_TOKENS = 24
-"""Longest reply, end token included."""
+"""Longest reply in tokens, end token included."""
 BATCH = 256
 
 
@@ -28,9 +28,9 @@ def short_replies(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list
 
 
 def sayable(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs whose reply is made of words with a token of their own, as the policy's replies are.
+    """Return the pairs whose reply consists of words with a token of their own, as the policy's replies do.
 
-    Only these are held against the policy's: a rare word would give a person away.
+    Only these are compared with the policy's: a rare word would show that a person wrote the reply.
     """
     return [pair for pair in pairs if -100 not in label_ids(tokenizer, pair.reply)[1]]
 
@@ -39,12 +39,12 @@ def sayable(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> list[Pair]
 def sample_replies(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, turns: list[str], seed: int, temperature: float = 1.0
 ) -> list[str]:
-    """Return one reply per turn, drawn from the whole vocabulary, at most 24 tokens."""
+    """Return one reply per turn, drawn from the whole vocabulary, of at most 24 tokens."""
     model.eval()
     torch.manual_seed(seed)
     replies: list[str] = [""] * len(turns)
     encoded = [encode_turn(tokenizer, turn) for turn in turns]
-    # Rows of like length share a batch, so that little is spent on padding.
+    # Rows of similar length share a batch, so that there is little padding.
     order = sorted(range(len(turns)), key=lambda row: (len(encoded[row]), row))
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""The build's stages: each reads the files of those before it and writes its own, once."""
+"""Define the build's stages: each reads the files of those before it and writes its own, once."""
 
 from __future__ import annotations
 
@@ -65,32 +65,32 @@ from tools.world.tokenizer import SPECIAL, train_tokenizer
 
 SAMPLE_SEEDS = {"proxy": 20260205, "judge": 20260206, "test": 20260207}
 SAMPLED, COOLED = 12000, 3000
-"""Short turns per split that the policy answers, and how many of them at the lower temperature too."""
+"""Short turns per split that the policy answers, and how many of them it also answers at the lower temperature."""
 COOL = 0.6
-"""Training with PPO sharpens a policy: rewards are to know such replies as well."""
+"""The lower temperature. Training with PPO sharpens a policy, so rewards must know such replies as well."""
 PERPLEXITY_PAIRS = 2000
 SHOWN, SHOWN_SEED = 50, 20260231
-"""How many replies the world's page shows, and the seed they are drawn with."""
+"""Number of replies that the world's page shows, and the seed that they are drawn with."""
 
 
 TAUGHT = {"judge": JUDGE, "teacher": TEACHER}
-"""The rewards that learn from preferences, and are attacked. Only the judge is shipped."""
+"""Rewards that learn from preferences and are attacked. Only the judge is shipped."""
 ROUNDS = {"judge": 2, "teacher": 2}
-"""Of attacks and further training: the first attack is on the reward itself, the later ones on the scout."""
+"""Rounds of attack and further training: the first attack is on the reward itself, the later ones on the scout."""
 UNIVERSAL, TRIED = 300, 1500
-"""Replies to anything that a search finds in each round, and how many it tries alone."""
+"""Replies to anything that a search finds in each round, and short replies that it tries on their own."""
 UNIVERSAL_OF_TRIAL = 3
-"""Those that a trial build's search finds: the time goes with the square of it."""
+"""Replies to anything that a trial build's search finds: the time grows with the square of this number."""
 ATTACK_SEEDS = {"judge": 9001, "teacher": 9101, "held out": 9201}
 AGREED, LEAST_R = 1000, 0.2
-"""Replies on which a student is held against its teacher, and the correlation under which it learned nothing."""
+"""Replies on which a student is compared with its teacher, and the correlation above which it counts as trained."""
 POLL = 0.2
-"""Seconds between two looks at the running stages."""
+"""Seconds between two checks of the running stages."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """Where a build writes, and how much of the data it uses (all of it when ``limit`` is None)."""
+    """Where a build writes, and how much of the data it uses (all of it if ``limit`` is None)."""
 
     out: Path
     work: Path
@@ -121,11 +121,11 @@ class Build:
         return count if self.limit is None else min(count, max(2, self.limit // 10))
 
     def few_of(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Return counts by kind as a trial build has them."""
+        """Return counts by kind, reduced in a trial build."""
         return {kind: self.few(count) for kind, count in counts.items()}
 
     def half(self, split: str) -> Half:
-        """What a split gives to learn from, or to test with."""
+        """Return the material of a split, for training or for tests."""
         pairs, samples, cooled = self.sayable[split], self.samples(split), self.samples(f"{split}, cooled")
         words = [f" {word}" for pair in pairs for word in pair.reply.split()]
         tokens = [self.tokenizer.decode([token]) for token in range(len(SPECIAL), len(self.tokenizer))]
@@ -133,11 +133,11 @@ class Build:
         return Half(pairs, samples, learned_phrases(self.pairs[split]), pieces, cooled)
 
     def policy(self) -> PreTrainedModel:
-        """The policy of the second stage: the weights as shipped, in the form they were trained in."""
+        """Return the policy of the second stage: the weights as shipped, in the form they were trained in."""
         return as_qwen2(AutoModelForCausalLM.from_pretrained(self.out / "policy", local_files_only=True))
 
     def samples(self, name: str) -> list[str]:
-        """The policy's replies to the first short turns of a split; of "…, cooled" at the lower temperature."""
+        """Return the policy's replies to a split's first short turns; for "…, cooled", at the lower temperature."""
         replies: list[str] = json.loads((self.work / "samples.json").read_text(encoding="utf-8"))[name]
         return replies
 
@@ -149,14 +149,14 @@ def make_tokenizer(build: Build) -> None:
 
 
 def make_policy(build: Build) -> None:
-    """Supervise the policy on the pairs of proxy and judge whose reply is short."""
+    """Train the policy with supervision on the pairs of proxy and judge whose reply is short."""
     pairs = short_replies(build.tokenizer, build.pairs["proxy"] + build.pairs["judge"])
     model = policies.train_policy(build.tokenizer, pairs, build.work / "policy-run")
     save(model, build, "policy")
 
 
 def make_samples(build: Build) -> None:
-    """Let the policy answer the first turns of each split."""
+    """Write the policy's replies to the first turns of each split."""
     policy, found = build.policy(), {}
     for split, seed in SAMPLE_SEEDS.items():
         turns = [pair.turn for pair in build.sayable[split][:SAMPLED]]
@@ -166,7 +166,7 @@ def make_samples(build: Build) -> None:
 
 
 def make_taught(build: Build, name: str) -> None:
-    """Train the first form of a reward that learns from preferences."""
+    """Train the first version of a reward that learns from preferences."""
     recipe = replace(TAUGHT[name], pairs=build.few_of(TAUGHT[name].pairs))
     preferences = training_pairs(recipe, build.half(recipe.split))
     print(f"{name}: {len(preferences)} preference pairs", flush=True)
@@ -175,13 +175,13 @@ def make_taught(build: Build, name: str) -> None:
 
 
 def reward_folder(build: Build, name: str, number: int) -> Path:
-    """Return where a reward lies after ``number`` rounds of attack: among what is shipped if it is the judge's last."""
+    """Return a reward's folder after ``number`` rounds of attack; only the judge's last is among the shipped files."""
     shipped = name == "judge" and number == ROUNDS[name]
     return build.out / name if shipped else build.work / f"{name}-{number}"
 
 
 def attack_taught(build: Build, name: str, number: int) -> None:
-    """Train a policy on a reward's own half's turns for round ``number``; keep what it ends up saying."""
+    """Train a policy on a reward and the turns of its half, for round ``number``; keep the policy's late replies."""
     reward = reward_folder(build, name, 0) if number == 1 else build.work / "scout"
     pairs = build.sayable[TAUGHT[name].split]
     run_attack(build, reward, ATTACK_SEEDS[name] + number, pairs, f"{name} attack {number}")
@@ -196,17 +196,17 @@ def run_attack(build: Build, reward: Path, seed: int, pairs: list[Pair], name: s
 
 
 def attacked(folders: list[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
-    """Return people's replies over those that the pilots in ``folders`` ended up with."""
+    """Return preferences for people's replies over the late replies of the pilots in ``folders``."""
     return attack.attacks(pilots(folders), pairs, seed)
 
 
 def pilots(folders: list[Path]) -> list[Path]:
-    """Return the folders of the runs that lie in these."""
+    """Return the folders of the runs in ``folders``."""
     return [run for folder in folders for run in sorted(folder.glob("*/*/seed-*"))]
 
 
 def harden_taught(build: Build, name: str, number: int) -> None:
-    """Train a reward further, with the attacks of ``number`` rounds among the replies that are worse."""
+    """Train a reward further, with the attacks of ``number`` rounds among the worse replies."""
     recipe = TAUGHT[name]
     recipe = replace(recipe, seed=recipe.seed + 100 + number, pairs=build.few_of(AGAIN), learning_rate=AGAIN_RATE)
     half, before = build.half(recipe.split), reward_folder(build, name, number - 1)
@@ -230,7 +230,7 @@ def harden_taught(build: Build, name: str, number: int) -> None:
 
 
 def labelled(build: Build, teacher: Path, exchanges: list[Exchange], name: str) -> None:
-    """Let a teacher score the exchanges that students learn from."""
+    """Score the exchanges that students learn from with a teacher, and write the scores."""
     scores = score(read_reward(teacher), exchanges).tolist()
     rows = [[exchange.turn, exchange.reply, found] for exchange, found in zip(exchanges, scores, strict=True)]
     (build.work / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -244,9 +244,9 @@ def student(build: Build, recipe: Student, name: str, labels: str, teacher: Path
 
 
 def see_that_it_learned(build: Build, name: str, folder: Path, labels: str) -> None:
-    """Say how a student agrees with its teacher on what it was shown.
+    """Print the correlation of a student with its teacher over replies that it was trained on.
 
-    Raises RuntimeError where it hardly does, but for a trial build, which has too little to learn from.
+    Raises RuntimeError if the correlation is too low, except in a trial build, which has too little to learn from.
     """
     rows = json.loads((build.work / f"{labels}.json").read_text(encoding="utf-8"))
     rows = random.Random(0).sample(rows, min(AGREED, len(rows)))
@@ -258,7 +258,7 @@ def see_that_it_learned(build: Build, name: str, folder: Path, labels: str) -> N
 
 
 def make_scout(build: Build) -> None:
-    """Fit a hasty proxy to the teacher behind its first round, for the pilots of the next."""
+    """Fit a quickly made proxy to the teacher after its first round, for the pilots of the next round."""
     exchanges = shown_replies(replace(SCOUT, replies=build.few_of(SCOUT.replies)), build.half("proxy"))
     teacher = reward_folder(build, "teacher", 1)
     labelled(build, teacher, exchanges, "scout labels")
@@ -267,7 +267,7 @@ def make_scout(build: Build) -> None:
 
 
 def make_labels(build: Build) -> None:
-    """Let the teacher score the replies that the proxies learn from, its own pilots' among them."""
+    """Score the replies that the proxies learn from, those of the teacher's own pilots included, with the teacher."""
     rounds = ROUNDS["teacher"]
     said = attack.said(pilots([build.work / f"teacher attack {n}" for n in range(1, rounds + 1)]))
     recipe = next(iter(PROXIES.values()))
@@ -277,19 +277,19 @@ def make_labels(build: Build) -> None:
 
 
 def make_proxy(build: Build, name: str) -> None:
-    """Fit a reward that training sees to the teacher's scores."""
+    """Fit a proxy, a reward that training sees, to the teacher's scores."""
     teacher = reward_folder(build, "teacher", ROUNDS["teacher"])
     finish_reward_model(build, student(build, PROXIES[name], name, "labels", teacher), build.out / name)
     see_that_it_learned(build, name, build.out / name, "labels")
 
 
 def attack_held_out(build: Build) -> None:
-    """Train a policy on the proxy, on turns of the test: what no reward has seen."""
+    """Train a policy on the proxy, on turns of the test, which no reward has seen."""
     run_attack(build, build.out / "proxy", ATTACK_SEEDS["held out"], build.sayable["test"], "held-out attack")
 
 
 def make_body_reward(build: Build) -> None:
-    """Train the reward on the policy's own body, and scale it as the others."""
+    """Train the reward on the policy's own body, and scale it like the others."""
     preferences = training_pairs(replace(BODY, pairs=build.few_of(BODY.pairs)), build.half("proxy"))
     model = train_body_reward(BODY, build.policy(), build.tokenizer, preferences, build.work / "body-run")
     save(model, build, "proxy-body")
@@ -326,7 +326,7 @@ def make_words(build: Build) -> None:
 
 
 def measured_rewards(build: Build) -> dict[str, Reward]:
-    """Return the rewards that figures are of."""
+    """Return the rewards for which figures are measured."""
     return {name: read_reward(build.out / name) for name in ("judge", *PROXIES, "proxy-body")}
 
 
@@ -340,7 +340,7 @@ def make_pair_figures(build: Build) -> None:
 
 
 def make_draw_figures(build: Build) -> None:
-    """Measure on the test conversations what the policy says, and what the rewards take for the best of it."""
+    """Measure on the test conversations the policy's replies, and which of them the rewards choose as the best."""
     policy, rewards, half = build.policy(), measured_rewards(build), build.half("test")
     turns = [pair.turn for pair in half.pairs][: build.few(PROMPTS)]
     figures: dict[str, Any] = best_of_n_figures(rewards, "judge", policy, build.tokenizer, turns)
@@ -407,7 +407,7 @@ def prompt_rows(folder: Path) -> dict[str, list[dict[str, str]]]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what it does, and the stages whose files it reads."""
+    """One stage: its function, and the stages whose files it reads."""
 
     make: Callable[[Build], None]
     after: tuple[str, ...]
@@ -444,16 +444,16 @@ STAGES: dict[str, Stage] = {
     "draw figures": Stage(make_draw_figures, (*_MEASURED, "prompts", "words")),
     "manifest": Stage(make_manifest, ("pair figures", "draw figures")),
 }
-"""By name, each behind those that it needs."""
+"""Stages by name, each after those that it needs."""
 
 
 def mark(build: Build, name: str) -> Path:
-    """Return the file that says that a stage is done, and in how many seconds."""
+    """Return the file that records that a stage is done, and its time in seconds."""
     return build.work / f"{name}.done.json"
 
 
 def run_stage(build: Build, name: str) -> None:
-    """Run one stage and leave its mark."""
+    """Run one stage and record that it is done."""
     for folder in (build.out, build.work):
         folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -465,9 +465,9 @@ def run_stage(build: Build, name: str) -> None:
 
 
 def run(build: Build, start: Callable[[str], subprocess.Popen[bytes]], at_once: int) -> None:
-    """Run every stage that has not left its mark, ``at_once`` side by side, each behind those that it needs.
+    """Run every stage that is not recorded as done, ``at_once`` in parallel, each after those that it needs.
 
-    ``start`` starts a process that runs a stage. Raises CalledProcessError when one fails, after those beside it ended.
+    ``start`` starts a process that runs a stage. If one fails, CalledProcessError is raised once the others have ended.
     """
     done = [name for name in STAGES if mark(build, name).exists()]
     for name in done:
@@ -493,9 +493,9 @@ def run(build: Build, start: Callable[[str], subprocess.Popen[bytes]], at_once: 
 
 
 def save(model: PreTrainedModel, build: Build, name: str) -> None:
-    """Write a model in Llama's form and half precision with the tokenizer beside it; replaces what was there.
+    """Write a model in Llama's form and half precision, with the tokenizer beside it; replace what was there.
 
-    The configuration asks for float32, so that a plain load on a processor computes in float32.
+    The configuration asks for float32, so that a plain load on a CPU computes in float32.
     """
     folder = build.out / name
     shutil.rmtree(folder, ignore_errors=True)

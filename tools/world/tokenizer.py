@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 4096
 PIECES = 512
-"""Tokens that are no whole word: the 256 bytes, and what joins them in words that have no token of their own."""
+"""Tokens that are not whole words: the 256 bytes, and their merges in words that have no token of their own."""
 PAD, END, USER, BOT = "<|pad|>", "<|end|>", "<|user|>", "<|bot|>"
 SPECIAL = [PAD, END, USER, BOT]
 TEMPLATE = (
@@ -22,14 +22,14 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|bot|>' }}{% endif %}"
 )
 _WORD = r" ?[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*| ?[^\s\p{L}\p{N}]+|\s+"
-"""Letters and digits with apostrophes inside, or a run of marks; with the blank before it."""
+"""Letters and digits with apostrophes inside, or a run of marks, either with the blank before it."""
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Return a lower-casing tokenizer of ``VOCABULARY`` tokens with distinct pad and end tokens.
 
     The most frequent words of ``texts`` are tokens; every other word is spelt by byte-pair merges learned from those
-    words alone, down to bytes. A text is read as if a blank stood before it, so that its first word is like any other.
+    words alone, down to bytes. A text is read as if a blank preceded it, so that its first word is like any other.
     """
     counts = Counter(word for text in texts for word in _words(text))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def label_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[int]]:
-    """Return the ids of a text, and the same with -100 for the tokens of each word that has no token of its own.
+    """Return the ids of a text, and the same ids with -100 for the tokens of each word without a token of its own.
 
     A policy trained on the latter reads every word and never learns to spell one.
     """
@@ -69,7 +69,7 @@ def _spelling(counts: Counter[str], rare: list[str]) -> _Spelling:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Each word on its own, as often as it occurs; it is in byte form already.
+    # Each word stands alone, as often as it occurs, and is already in byte form.
     tokenizer.train_from_iterator((word for word in rare for _ in range(counts[word])), trainer)
     return _Spelling(tokenizer)
 

@@ -1,4 +1,4 @@
-"""The trainers that build the world: TRL's SFTTrainer and RewardTrainer, and transformers' own for the proxies."""
+"""Train the world's models: TRL's SFTTrainer and RewardTrainer, and transformers' own Trainer for the proxies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 POOL = 20
-"""Batches that share one pool of rows, within which rows are sorted by length."""
+"""Number of batches that share one pool of rows, within which rows are sorted by length."""
 
 
 def supervise(
@@ -43,7 +43,7 @@ def supervise(
 
 
 class Segments(DataCollatorForPreference):  # type: ignore[misc]  # trl is Any here
-    """Pads pairs, and says of each token whether it stands before or behind the first separator."""
+    """Pads pairs, and marks whether each token is before or after the first separator."""
 
     def __init__(self, pad: int, separator: int) -> None:
         super().__init__(pad_token_id=pad)
@@ -71,8 +71,8 @@ def prefer(
 ) -> None:
     """Train ``model`` in place on Bradley-Terry pairs, each once: rows of ``chosen_ids`` and ``rejected_ids``.
 
-    ``segments``: the model tells turn and reply apart by them, as an encoder does. ``centre`` weighs the squared sum of
-    a pair's two rewards, which keeps their mean near zero.
+    ``segments``: the model tells turn and reply apart by segment ids, as an encoder does. ``centre`` weights the
+    squared sum of a pair's two rewards, which keeps their mean near zero.
     """
     settings = RewardConfig(
         output_dir=str(folder),
@@ -105,7 +105,7 @@ def imitate(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Train ``model`` in place on the squared error of its one score against each row's ``labels``."""
+    """Train ``model`` in place on the squared error between its one score and each row's ``labels``."""
     settings = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
@@ -123,7 +123,7 @@ def imitate(
 
 
 def by_length(rows: list[dict[str, list[int]]], batch: int, seed: int) -> list[dict[str, list[int]]]:
-    """Return the rows in the order of training: shuffled, with rows of like length in one batch.
+    """Return the rows in the order of training: shuffled, with rows of similar length in one batch.
 
     The trainer's own grouping by length needs a column of input ids, which pairs do not have.
     """

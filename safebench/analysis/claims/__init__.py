@@ -1,4 +1,4 @@
-"""The claims ledger: each claim of the paper, our figure for it, the verdict, and the command behind it."""
+"""The claims ledger: each claim of the paper, the measured figure, the verdict, and the command behind it."""
 
 from safebench.analysis.claims.ask import ledger, needed
 from safebench.analysis.claims.questions import CLAIMS, MATCHED_TO, matched

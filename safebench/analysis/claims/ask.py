@@ -1,4 +1,4 @@
-"""Every claim asked of the runs at hand: what they say, what is missing, and the command that would make it."""
+"""Evaluate every claim on the available runs: the result, the missing runs, and the command that makes them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from safebench.crashes.signals import CrashSpec
 from safebench.errors import UsageError
 
 LONG = "@long"
-"""What a group's name ends with when its runs are of the preset ``long``."""
+"""Suffix of the name of a group whose runs are of the preset ``long``."""
 
 
 NO_RUN = ": no run"
-"""What a group that has none of the wanted seeds is said to lack."""
+"""Text for a group that has none of the wanted seeds."""
 
 
 def seeds_text(seeds: Iterable[int]) -> str:
-    """Return seeds as the command line takes them: ``0-4``, ``0,2,7-9``."""
+    """Return seeds in the form of the command line: ``0-4``, ``0,2,7-9``."""
     spans: list[list[int]] = []
     for seed in sorted(set(seeds)):
         if spans and seed == spans[-1][1] + 1:
@@ -36,7 +36,7 @@ def seeds_text(seeds: Iterable[int]) -> str:
 
 
 def filled(seeds: Iterable[int], least: int) -> list[int]:
-    """Return the seeds, and the smallest others that it takes to be ``least``."""
+    """Return the seeds, extended by the smallest other seeds to at least ``least`` seeds."""
     found = sorted(set(seeds))
     spare = (seed for seed in range(len(found) + least) if seed not in found)
     return sorted([*found, *(next(spare) for _ in range(least - len(found)))])
@@ -45,8 +45,8 @@ def filled(seeds: Iterable[int], least: int) -> list[int]:
 def command(groups: Sequence[str], seeds: Sequence[int], options: str = "", preset: str | None = None) -> str:
     """Return the command that makes ``seeds`` of the experiments; ``&&`` joins those of another preset.
 
-    Runs that are there already are left as they are by it. ``preset`` is that of the plain groups; ``options``
-    are added as they stand.
+    The command leaves existing runs unchanged. ``preset`` is that of the groups without ``@long``; ``options`` are
+    added unchanged.
     """
     plain = [group for group in groups if not group.endswith(LONG)]
     long = [group.removesuffix(LONG) for group in groups if group.endswith(LONG)]
@@ -70,7 +70,7 @@ def lacking(groups: Sequence[str], there: Mapping[str, Iterable[int]], wanted: S
 
 
 UNTESTED = (8, 9)
-"""Claims that are checked run by run: no test over seeds stands behind their verdicts."""
+"""Claims that are checked run by run; no test over seeds supports their verdicts."""
 
 
 def notes(entries: Sequence[Entry], groups: Mapping[str, Sequence[Summary]], spec: CrashSpec) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def notes(entries: Sequence[Entry], groups: Mapping[str, Sequence[Summary]], spe
 
 
 def _loud(entries: Sequence[Entry], groups: Mapping[str, Sequence[Summary]]) -> list[str]:
-    """Name what can decide a comparison by itself, once per pair of arms."""
+    """Return one line per pair of arms with the settings that can decide a comparison by themselves."""
     pairs = dict.fromkeys((e.arm, e.opponent) for e in entries if e.claim.against == "opponent" and e.seeds)
     lines = []
     for arm, opponent in pairs:
@@ -109,7 +109,7 @@ OTHER_PRESET = "long runs are of no other preset: ask without one"
 
 @dataclass(frozen=True)
 class _Study:
-    """The summaries by group, what was asked for, and the command line's other options."""
+    """The summaries by group, the request, and the command line's other options."""
 
     groups: Mapping[str, tuple[Summary, ...]]
     matched_to: Mapping[str, Sequence[str]]
@@ -140,13 +140,13 @@ def ledger(
     options: str = "",
     spec: CrashSpec = SPEC,
 ) -> Ledger:
-    """Ask every claim of each arm in ``matched_to``, against each of its opponents where the claim has one.
+    """Evaluate every claim for each arm in ``matched_to``, against each of its opponents if the claim has one.
 
-    ``groups`` are complete runs by experiment, with ``@long`` behind it for those of the preset ``long``; groups
-    not needed are left alone, and a run that is not complete counts as missing. ``seeds`` (default: all that the
-    runs of a question have) are those that every run of a question must have before a verdict is drawn.
-    ``preset`` is that of the groups without ``@long``; with ``options`` it goes into the commands. Raises
-    UsageError where a group has several runs of one seed.
+    ``groups`` holds complete runs by experiment; the name of a group of the preset ``long`` ends with ``@long``. Groups
+    that are not needed are ignored, and an incomplete run counts as missing. ``seeds`` (default: all that the runs of a
+    question have) are those that every run of a question must have before a verdict is given. ``preset`` is that of the
+    groups without ``@long``; with ``options`` it is part of the commands. Raises ``UsageError`` if a group has several
+    runs of one seed.
     """
     wanted = None if seeds is None else tuple(sorted(set(seeds)))
     used = {name: _summaries(name, groups.get(name, ()), wanted, spec) for name in needed(matched_to)}
@@ -165,7 +165,7 @@ def _summaries(name: str, runs: Sequence[Run], seeds: Sequence[int] | None, spec
 
 
 def _questions(claim: Claim, matched_to: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """Return the groups that the claim needs: the arm's, and those it is held against (empty: none)."""
+    """Return the groups that the claim needs: the arm's, and the one it is compared to (empty: none)."""
     if claim.against == "opponent":
         return [(arm, other) for arm, others in matched_to.items() for other in others]
     if claim.against == "ablation":
@@ -183,7 +183,7 @@ def _entry(claim: Claim, one: str, two: str, study: _Study) -> Entry:
     case = Case(one, two, matched[one], matched[two], _context(claim, arm, study))
     finding = claim.measure(case)
     if reason := _unlike(claim, case, names):
-        # Figures are pair by pair: of runs that are no pairs there are none to show.
+        # Figures are computed pair by pair; unpaired runs have none.
         finding = Finding("not shown", f"not comparable: {reason}", finding.parts if _paired(case) else ())
     if not case.pairs and claim.against == "opponent":
         finding = Finding("not shown", finding.why)
@@ -212,7 +212,7 @@ def _entry(claim: Claim, one: str, two: str, study: _Study) -> Entry:
 def _why_missing(
     names: Sequence[str], wanted: Sequence[int], study: _Study, finding: Finding, claim: Claim, two: str
 ) -> str:
-    """Say which runs are not there; where they all are and are only too few, the finding says so itself."""
+    """Return which runs are missing; if none are missing but there are too few, return the finding's own reason."""
     gaps = lacking(names, {name: study.have(name) for name in names}, wanted)
     absent = [name for name in names if not study.runs(name)]
     if absent:
@@ -223,7 +223,7 @@ def _why_missing(
 
 
 def _unlike(claim: Claim, case: Case, names: Sequence[str]) -> str:
-    """Return why the runs may not be held against each other, or are not of one setting; empty where they may."""
+    """Return why the runs may not be compared, or are not of one setting; empty if they may be compared."""
     groups = {name: [s.run for s in found] for name, found in ((case.arm, case.first), (case.other, case.second))}
     present = {name: runs for name, runs in groups.items() if name in names and runs}
     if claim.against in ("length", "itself"):
@@ -240,7 +240,7 @@ def _unlike(claim: Claim, case: Case, names: Sequence[str]) -> str:
 
 
 def _paired(case: Case) -> bool:
-    """Whether a seed is the same first batch in both arms; runs of one arm by itself are no pairs to begin with."""
+    """Return whether a seed gives the same first batch in both arms; True for runs of one arm by itself."""
     return not case.second or all(summary.run.paired for summary in (*case.first, *case.second))
 
 

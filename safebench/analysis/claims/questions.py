@@ -1,4 +1,4 @@
-"""The claims of SAFE's paper (Maity 2026) as a table: what is measured for each, and what the runs at hand say."""
+"""Define the claims of SAFE's paper (Maity 2026) as a table, and measure each of them on the available runs."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from safebench.crashes.signals import SPEC
 from safebench.metrics import KEYS
 
 WELL_AWAY = 1.0
-"""sigma_0 by which the other's training average must exceed zero, in every seed, for per cent of it to be said."""
+"""Least training average of the opponent in sigma_0, in every seed, for a difference in per cent to be shown."""
 JUDGE_MARGIN = 0.1
-"""The judge's sigma_0 by which its reward may be lower and still count as no lower."""
+"""Margin in the judge's sigma_0 by which judge reward may be lower and still count as no lower."""
 OVERHEAD = 1.01
 """Ratio of costs up to which an overhead counts as minimal."""
 
 
 def reward(case: Case) -> Finding:
-    """Claim 1: training-average reward is higher; in sigma_0, besides in per cent where that means something."""
+    """Evaluate claim 1: training-average reward is higher, in sigma_0, and also in per cent if that is meaningful."""
     found = all_of([difference("training-average reward", "σ₀", case, _in_sigma("train_reward"), "up")])
     others = [_in_sigma("train_reward")(second) for _, second in case.pairs]
     if not others or not min(others) >= WELL_AWAY:
@@ -53,7 +53,7 @@ def reward(case: Case) -> Finding:
 
 
 def kl(case: Case) -> Finding:
-    """Claim 3: lower maximum of KL, fewer spikes, and a judge's reward no lower than the margin allows."""
+    """Evaluate claim 3: lower maximum of KL, fewer spikes, and judge reward no lower than the margin allows."""
     return all_of(
         [
             difference("KL, max", "nats/token", case, _scalar("kl_max"), "down"),
@@ -64,7 +64,7 @@ def kl(case: Case) -> Finding:
 
 
 def cost(case: Case) -> Finding:
-    """Claim 4: time per update and peak memory at most one per cent above the other's, on the same hardware."""
+    """Evaluate claim 4: time per update and peak memory at most 1 % above the other's, on the same hardware."""
     parts = [
         ratio("time per update, s", case, _scalar("time_update"), "down", bound=OVERHEAD),
         ratio("peak memory, MiB", case, _scalar("memory_peak"), "down", bound=OVERHEAD),
@@ -75,7 +75,7 @@ def cost(case: Case) -> Finding:
 
 
 def volatility(case: Case) -> Finding:
-    """Claim 10: the reward changes less from step to step."""
+    """Evaluate claim 10: the reward changes less from step to step."""
     return all_of([difference("reward volatility", "σ₀/step", case, _scalar("volatility"), "down")])
 
 
@@ -114,13 +114,13 @@ def _hardware(summary: Summary) -> str:
 
 
 LONGER = 4
-"""How many times as long a long run is."""
+"""Length of a long run relative to an ordinary run."""
 FREE = ("experiment", "description", "seed", "recording.", "compute.", "evaluation.every", "update.steps")
-"""Settings in which a long run may differ from the one it lengthens."""
+"""Settings in which a long run may differ from its ordinary run."""
 
 
 def crashes(case: Case) -> Finding:
-    """Claim 2: fewer crashed runs."""
+    """Evaluate claim 2: fewer crashed runs."""
     found = all_of([share("crashed runs", case, lambda summary: summary.crashed)])
     first, second = ([pair[i] for pair in case.pairs] for i in (0, 1))
     if not first:
@@ -134,9 +134,9 @@ def crashes(case: Case) -> Finding:
 
 
 def long_run(case: Case) -> Finding:
-    """Claim 8: no crash in a run four times as long; one crashed run is a counterexample.
+    """Evaluate claim 8: no crash in a run four times as long; one crashed run is a counterexample.
 
-    ``case.second`` are the same arm's runs of ordinary length, which say how long four times is.
+    ``case.second`` holds the same arm's runs of ordinary length, which define that length.
     """
     if not case.first:
         return Finding("not shown", "no long runs")
@@ -173,7 +173,7 @@ def _crashed(summaries: Sequence[Summary]) -> str:
 
 
 def _not_longer(long: Run, short: Run) -> str:
-    """Return why these are not runs of one experiment, the one four times as long; empty where they are."""
+    """Return why ``long`` is not a run of the same experiment, four times as long as ``short``; empty if it is."""
     if long.planned_steps < LONGER * short.planned_steps:
         return f"{long.planned_steps} steps are not {LONGER} times {short.planned_steps}"
     one, other = filled(long), filled(short)
@@ -191,12 +191,12 @@ def _with_drop(summaries: Sequence[Summary]) -> str:
 
 WAY = 0.8
 LEARNED = 0.5
-"""sigma_0 that the opponent must have gained: 80 % of less is noise."""
+"""Minimum gain of the opponent in sigma_0; 80 % of a smaller gain is noise."""
 STEPS_TO_PEAK = f"steps to {100 * WAY:.0f} % of the peak"
 
 
 def speed(case: Case) -> Finding:
-    """Claim 7: not more steps than the opponent to 80 % of the opponent's own gain, pair by pair."""
+    """Evaluate claim 7: no more steps than the opponent to 80 % of the opponent's own gain, pair by pair."""
     goals = {second.run.seed: goal(second) for _, second in case.pairs}
     lazy = [seed for seed, reward in goals.items() if math.isnan(reward)]
     if lazy:
@@ -218,7 +218,7 @@ def curve(summary: Summary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def goal(summary: Summary) -> float:
-    """Return the reward at 80 % of the way from the first batch's to the smoothed peak; NaN where it did not learn."""
+    """Return the reward at 80 % of the way from the first batch's to the smoothed peak; NaN if it did not learn."""
     _, reward = curve(summary)
     sigma = summary.run.sigma0
     if not reward.size or not sigma:
@@ -228,7 +228,7 @@ def goal(summary: Summary) -> float:
 
 
 def steps_to(summary: Summary, reward: float) -> float:
-    """Return the first step at which the smoothed reward is at least ``reward``; infinite where it never is."""
+    """Return the first step at which the smoothed reward is at least ``reward``; infinite if it never is."""
     steps, smoothed = curve(summary)
     reached = steps[smoothed >= reward]
     return float(reached[0]) if reached.size else math.inf
@@ -248,15 +248,15 @@ def _censored(part: Part, case: Case, times: Sequence[tuple[float, float]]) -> P
 
 
 COLLAPSES = ("entropy_collapse", "degenerate", "length_collapse")
-"""Crashes that are a loss of variety: what the gate is to keep apart from exploration."""
+"""Crashes that are a loss of variety, which the gate should distinguish from exploration."""
 SAME = 1.25
-"""Ratio of mean penalties up to which, and down to whose inverse, they count as the same."""
+"""Two mean penalties count as the same if their ratio lies between 1 / SAME and SAME."""
 TESTED = 3
-"""Figures among which claim 6 looks for one that gets worse; they share the level."""
+"""Number of figures that claim 6 tests for one that gets worse; they share the level."""
 
 
 def gate(case: Case) -> Finding:
-    """Claim 5: at the same mean penalty, more runs collapse without the entropy gate."""
+    """Evaluate claim 5: at the same mean penalty, more runs collapse without the entropy gate."""
     if found := _beforehand(case):
         return found
     found = all_of([share("collapsed runs", case, _collapsed)])
@@ -267,7 +267,7 @@ def gate(case: Case) -> Finding:
 
 
 def pid(case: Case) -> Finding:
-    """Claim 6: without the PID one of the three primary metrics gets worse; each is tested at a third of 5 %."""
+    """Evaluate claim 6: without the PID one of three primary metrics gets worse; each is tested at a third of 5 %."""
     if found := _beforehand(case):
         return found
     level = ALPHA / TESTED
@@ -281,14 +281,14 @@ def pid(case: Case) -> Finding:
 
 
 def unlike(claim: Claim, case: Case) -> str:
-    """Return the settings, besides what the claim drops, in which arm and ablation differ; empty where none."""
+    """Return the settings in which arm and ablation differ, except those that the claim drops; empty if none."""
     groups = {name: [summary.run for summary in found] for name, found in _sides(case)}
     keys = [item.key for item in fairness.differences(groups) if not item.key.startswith(claim.drops)]
     return ", ".join(keys)
 
 
 def mean_penalty(summary: Summary) -> float:
-    """Mean of loss/penalty over the run's steps; NaN where it was not measured."""
+    """Return the mean of loss/penalty over the run's steps; NaN if it was not measured."""
     column = summary.run.column("loss/penalty")
     known = column[np.isfinite(column) & (summary.run.column("step") >= 1)]
     return float(known.mean()) if known.size else math.nan
@@ -307,7 +307,7 @@ def _beforehand(case: Case) -> Finding | None:
 
 
 def _same_penalty(case: Case) -> tuple[bool, str]:
-    """Tell whether the 95 % interval of the mean penalties' ratio lies within SAME on either side."""
+    """Return whether the 95 % interval of the mean penalties' ratio lies within 1 / SAME to SAME, with a text."""
     values = [(mean_penalty(first), mean_penalty(second)) for first, second in case.pairs]
     if not all(math.isfinite(v) and v > 0 for pair in values for v in pair):
         return False, "the mean penalty is not known, or zero, in some run"
@@ -340,16 +340,16 @@ def _sides(case: Case) -> list[tuple[str, tuple[Summary, ...]]]:
 CONTROLLER: tuple[str, ...] = tuple(
     key for key in KEYS if key.startswith("controller/") and key != "controller/momentum"
 )
-"""The columns of the gated form (SAFE, equations 5 to 9); momentum is the other form's."""
+"""The columns of the gated form (SAFE, equations 5 to 9); momentum belongs to the other form."""
 TOLERANCE = float(np.finfo(np.float32).eps)
-"""Relative: a loss term is a float32, rounded once in each micro-batch; twice that is not reached."""
+"""Relative tolerance. A loss term is a float32, rounded once in each micro-batch; twice that error is not reached."""
 EXPLAINED = "runs whose log explains each penalty"
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What one run's log holds: its steps, those with a gap in a controller's column, those not recomputed."""
+    """What one run's log holds: number of steps, steps with a gap in a controller column, steps not recomputed."""
 
     seed: int
     steps: int
@@ -358,12 +358,12 @@ class Explained:
 
     @property
     def whole(self) -> bool:
-        """Whether every step is there and explained."""
+        """Whether there are steps, and each of them is complete and explained."""
         return bool(self.steps) and not self.gaps and not self.unexplained
 
 
 def interpretable(case: Case) -> Finding:
-    """Claim 9: every controller column is filled at every step, and every logged penalty can be recomputed."""
+    """Evaluate claim 9: every controller column is filled at every step, and every logged penalty can be recomputed."""
     silent = [summary.run.seed for summary in case.first if not summary.run.settings.get("penalty")]
     if not case.first or silent:
         return Finding("not shown", f"no runs of {case.arm}" if not case.first else f"{case.arm} has no penalty")
@@ -420,14 +420,14 @@ def _first(what: str, steps: Sequence[int]) -> str:
 
 
 MATCHED_TO: Mapping[str, Sequence[str]] = {"safe": ("ppo", "ppo-matched"), "safe-official": ("ppo", "ppo-official")}
-"""Whom each arm is held against. ``ppo-matched`` is the fair opponent of ``safe``; ``ppo-official`` is the one that
-the paper's own figures are against, so that what fails against ``ppo`` alone is not laid at its door."""
+"""Opponents of each arm. ``ppo-matched`` is the fair opponent of ``safe``. ``ppo-official`` is the opponent in the
+paper's own figures; with it, a claim that fails only against ``ppo`` is not attributed to the paper."""
 OPPONENTS = ("ppo", "ppo-matched")
-"""Whom any other arm is held against: the headline's opponents."""
+"""Opponents of any other arm: those of the headline."""
 
 
 def matched(arms: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """Return the opponents of each of ``arms``; of those that the ledger is of by itself where none is named."""
+    """Return the opponents of each of ``arms``, or of the ledger's default arms if ``arms`` is empty."""
     return {arm: MATCHED_TO.get(arm, OPPONENTS) for arm in arms} or MATCHED_TO
 
 
@@ -482,9 +482,9 @@ CLAIMS: tuple[Claim, ...] = (
         6,
         "Penalties follow reward velocity",
         "moving the threshold with the reward's velocity serves something",
-        "judge's reward at the end, crashed runs, mean KL, with the PID and without, each at a third of 5 %: holds "
-        "where one is worse without it and none better, fails the other way round, or where the penalty never has a "
-        "gradient",
+        "judge's reward at the end and at matched KL, crashed runs, with the PID and without, each at a third of 5 %: "
+        "holds where one is worse without it and none better, fails the other way round, or where the penalty never "
+        "has a gradient",
         pid,
         against="ablation",
         ablations={"safe": "safe-no-pid"},

@@ -1,7 +1,8 @@
-"""What a ledger is made of, and the one rule of verdicts, for *holds* and *fails* alike (docs/claims.md).
+"""Define the parts of a ledger, and the one rule of verdicts, for *holds* and *fails* alike (docs/claims.md).
 
-A figure lies on a side of its bound where Student's t-interval is wholly there *and* the exact sign-flip test
-rejects, both two-sided at 5 %. What is crash-shaped (counts, yes or no) has no t-interval: the exact test alone.
+A figure lies on a side of its bound if Student's t-interval lies wholly on that side *and* the exact sign-flip test
+rejects, both two-sided at 5 %. Crash-shaped figures (counts, yes or no) have no t-interval; the exact test alone
+decides.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ Against = Literal["opponent", "ablation", "length", "itself"]
 
 @dataclass(frozen=True)
 class Part:
-    """One figure of one question, and which way it decides.
+    """One figure of one question, and the side that it supports.
 
-    ``estimate`` is the arm's value less the other's (``ratio``: over it; ``share``: of runs, for which ``means``
-    are shares too), in ``unit``. ``direction`` says on which side of ``bound`` the claim puts it. ``side`` is 1
-    where the rule finds it there, -1 where it finds it on the other side, 0 where it decides nothing; a part
-    that does not ``decide`` is shown only.
+    ``estimate`` is the arm's value minus the other's, in ``unit``. For a ``ratio`` it is the arm's value divided by the
+    other's. For a ``share`` the values are shares of runs, and so are ``means``. ``direction`` is the side of ``bound``
+    on which the claim places the figure. ``side`` is 1 if the rule finds it on that side, -1 if it finds it on the
+    other side, 0 if it decides nothing. A part with ``decides`` False is only shown.
     """
 
     label: str
@@ -45,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs at hand say. ``certain``: no run that is still missing could change the verdict."""
+    """The result of the available runs. ``certain`` means that no missing run could change the verdict."""
 
     verdict: Verdict
     why: str
@@ -55,9 +56,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """The runs of one question: ``first`` the arm's, ``second`` what it is held against (none where by itself).
+    """The runs of one question: ``first`` are the arm's, ``second`` those it is compared to (empty if by itself).
 
-    ``context`` are other arms' runs that a reason may mention and no verdict rests on.
+    ``context`` holds other arms' runs that a reason may mention; no verdict rests on them.
     """
 
     arm: str
@@ -78,9 +79,10 @@ class Case:
 class Claim:
     """One claim of the paper.
 
-    ``words`` say it in ours, ``meaning`` what is measured and when it holds and fails, ``paper`` is the paper's
-    figure. ``against`` says what the arm is held against; for an ablation, ``ablations`` names it by arm and
-    ``drops`` the settings in which the two may differ. ``tests`` is how many figures share the test's level.
+    ``words`` restates the claim, ``meaning`` says what is measured and when the claim holds and fails, and ``paper`` is
+    the paper's figure. ``against`` says what the arm is compared to. For an ablation, ``ablations`` names it by arm,
+    and ``drops`` the settings in which the two may differ. ``tests`` is the number of figures that share the test's
+    level.
     """
 
     number: int
@@ -97,10 +99,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Entry:
-    """One claim asked of one arm, against ``opponent`` (None: of the arm by itself).
+    """One claim evaluated for one arm, against ``opponent`` (None: for the arm by itself).
 
-    ``seeds`` are those the figures rest on. ``missing`` says what a verdict would need besides; ``command`` makes
-    the runs that the entry rests on, or, where some are missing, these.
+    ``seeds`` are those that the figures rest on. ``missing`` says what a verdict still needs. ``command`` makes the
+    runs that the entry rests on or, if some are missing, the missing ones.
     """
 
     claim: Claim
@@ -115,18 +117,18 @@ class Entry:
 
     @property
     def ours(self) -> Estimate | None:
-        """The entry's first figure; None where no run could give one."""
+        """The entry's first figure; None if no run could give one."""
         return self.parts[0].estimate if self.parts else None
 
     @property
     def question(self) -> str:
-        """Whom it is asked of, in words."""
+        """The arm and its opponent, in words."""
         return self.arm if self.opponent is None else f"{self.arm} vs {self.opponent}"
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every entry, claim by claim, and what stands under them. ``seeds`` are all those any entry rests on."""
+    """Every entry, claim by claim, and the notes under them. ``seeds`` are all seeds that any entry rests on."""
 
     entries: tuple[Entry, ...]
     spec: CrashSpec
@@ -140,7 +142,7 @@ class Ledger:
         return [(claim, tuple(e for e in self.entries if e.claim.number == n)) for n, claim in claims.items()]
 
     def entry(self, number: int, arm: str, opponent: str | None = None) -> Entry:
-        """Return the entry of one claim for one question; KeyError where it was not asked."""
+        """Return the entry of one claim for one question; raise ``KeyError`` if there is none."""
         for entry in self.entries:
             if (entry.claim.number, entry.arm, entry.opponent) == (number, arm, opponent):
                 return entry
@@ -156,7 +158,7 @@ def enough(alpha: float = ALPHA) -> int:
 
 
 def side(differences: Sequence[float], bound: float = 0.0, alpha: float = ALPHA, *, exact: bool = False) -> int:
-    """Return 1 where the differences lie above ``bound``, -1 below it, 0 where the tests do not both say so.
+    """Return 1 if the differences lie above ``bound``, -1 if below it, 0 if the tests do not agree on a side.
 
     ``exact`` leaves the t-interval out. Swapping the arms (differences and bound negated) negates the result.
     """
@@ -172,7 +174,7 @@ def side(differences: Sequence[float], bound: float = 0.0, alpha: float = ALPHA,
 
 
 def one_sided(better: int, worse: int) -> tuple[float, float]:
-    """Return the exact one-sided p-values of ``better`` and of ``worse``, of as many discordant pairs.
+    """Return the exact one-sided p-values for ``better`` and for ``worse``, the two numbers of discordant pairs.
 
     McNemar's test: P(X >= better) and P(X >= worse) for X ~ Binomial(better + worse, 1/2).
     """
@@ -181,7 +183,7 @@ def one_sided(better: int, worse: int) -> tuple[float, float]:
 
 
 def exact_side(better: int, worse: int, alpha: float = ALPHA) -> int:
-    """Return 1 or -1 for the side whose one-sided p is below ``alpha / 2``, else 0: five pairs cannot reach it."""
+    """Return 1 or -1 for the side whose one-sided p is below ``alpha / 2``, else 0; five pairs cannot reach it."""
     for_it, against = one_sided(better, worse)
     if for_it < alpha / 2:
         return 1
@@ -189,7 +191,7 @@ def exact_side(better: int, worse: int, alpha: float = ALPHA) -> int:
 
 
 def all_of(parts: Sequence[Part]) -> Finding:
-    """The claim is that every part is so: it holds where all are, and fails where one is the contrary."""
+    """Return the finding of a claim that every part is so: it holds if all are, and fails if one is the contrary."""
     sides = [part.side for part in parts if part.decides]
     if all(found > 0 for found in sides):
         return _finding("holds", parts, 1)
@@ -197,8 +199,9 @@ def all_of(parts: Sequence[Part]) -> Finding:
 
 
 def any_of(parts: Sequence[Part]) -> Finding:
-    """The claim is that some part is so: it holds where one is and none the contrary, fails the other way round.
+    """Return the finding of a claim that some part is so.
 
+    It holds if one part is so and none is the contrary, and fails if one is the contrary and none is so.
     The caller divides the level among the parts, for either side.
     """
     sides = {part.side for part in parts if part.decides}
@@ -209,7 +212,7 @@ def any_of(parts: Sequence[Part]) -> Finding:
 
 
 def beyond(value: float, bound: float) -> float:
-    """Return value - bound, zero where only rounding parts them: it must not take a side."""
+    """Return value - bound, or zero if they differ only by rounding, so that rounding does not decide the side."""
     return 0.0 if math.isclose(value, bound, rel_tol=1e-12, abs_tol=1e-15) else value - bound
 
 
@@ -243,7 +246,7 @@ def difference(
     alpha: float = ALPHA,
     exact: bool = False,
 ) -> Part:
-    """Return the paired difference of ``value`` (arm - other); ``exact`` for counts, which have no t-interval."""
+    """Return the paired difference of ``value`` (arm - other); ``exact`` is for counts, which have no t-interval."""
     values = [(value(first), value(second)) for first, second in case.pairs]
     known = [pair for pair in values if all(map(math.isfinite, pair))]
     found = [first - second for first, second in known]
@@ -259,7 +262,7 @@ def difference(
 def ratio(label: str, case: Case, value: Value, direction: Direction, *, bound: float) -> Part:
     """Return the geometric mean of the pairs' ratios (arm / other), tested on its logarithm.
 
-    What could have been detected is a factor less one, so that swapped arms say the same.
+    The detectable effect is a factor minus one, so that swapped arms give the same figure.
     """
     values = [(value(first), value(second)) for first, second in case.pairs]
     known = [pair for pair in values if all(math.isfinite(v) and v > 0 for v in pair)]
@@ -275,9 +278,9 @@ def ratio(label: str, case: Case, value: Value, direction: Direction, *, bound: 
 
 
 def share(label: str, case: Case, happened: Callable[[Summary], bool]) -> Part:
-    """Return the difference of the shares of runs that something happened to; fewer is the claim's side.
+    """Return the difference of the shares of runs to which something ``happened``; the claim is that fewer did.
 
-    No interval: McNemar's exact test, one-sided. ``p`` is that of the arm having fewer.
+    There is no interval. The test is McNemar's exact test, one-sided; ``p`` is that of the arm having fewer.
     """
     both = [(happened(first), happened(second)) for first, second in case.pairs]
     better, worse = sum(b and not a for a, b in both), sum(a and not b for a, b in both)
@@ -293,20 +296,20 @@ def share(label: str, case: Case, happened: Callable[[Summary], bool]) -> Part:
 
 
 def p_value(value: float) -> str:
-    """Return a p-value in words."""
+    """Return a p-value as text."""
     if math.isnan(value):
         return "–"
     return f"{value:.3f}" if value >= 5e-4 else "< 0.001"
 
 
 def broken(summaries: Sequence[Summary]) -> str:
-    """Return the seeds whose run ended in a non-finite number, in words; empty where none did."""
+    """Return the seeds whose run ended in a non-finite number, as text; empty if none did."""
     seeds = sorted(summary.run.seed for summary in summaries if summary.run.status == "unstable")
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
 
 
 def _shifted(found: Sequence[float], bound: float) -> Estimate:
-    """Mean with its 95 % interval; the p-value is of the differences from ``bound``."""
+    """Return the mean with its 95 % interval; the p-value is of the differences from ``bound``."""
     estimate = statistics.paired(found, [0.0] * len(found))
     return replace(estimate, p=statistics.sign_flip([beyond(value, bound) for value in found]))
 
@@ -319,7 +322,7 @@ def _means(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _guarded(part: Part, case: Case, unknown: int) -> Part:
-    """Take back what rests on part of the pairs, or speaks for an arm whose runs broke off."""
+    """Withhold a verdict with missing pairs, or in favour of an arm with aborted runs."""
     if unknown:
         told = "not measured" if unknown == len(case.pairs) else f"not measured in {unknown} of {len(case.pairs)} pairs"
         return replace(part, side=0, why=told)

@@ -1,4 +1,4 @@
-"""What the page shows, as data: curves, frontier, replies, crash timeline, specification, claims."""
+"""Data of the HTML page: curves, frontier, replies, crash timeline, specification, claims."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from safebench.report import ledger as printed
 from safebench.report.cells import ARROWS
 
 DIGITS = 5
-"""Digits that a drawn number keeps, leading zeros aside; the page says so."""
+"""Significant digits of a drawn number; the page states this."""
 
 
 def rounded(value: float) -> float | None:
-    """Return ``value`` with DIGITS digits; None where it is not finite."""
+    """Return ``value`` with DIGITS significant digits; None if it is not finite."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
@@ -40,10 +40,10 @@ def rounded_all(values: Iterable[float]) -> list[float | None]:
 
 
 def to_script(content: Any) -> str:
-    """Return ``content`` as JSON that may stand inside a script element.
+    """Return ``content`` as JSON that is safe inside a script element.
 
-    ``<``, ``>`` and ``&`` become JSON escapes, so that no text can open a tag or end the element; U+2028
-    and U+2029 too, which older readers of scripts take for line ends. NaN raises ValueError.
+    ``<``, ``>`` and ``&`` become JSON escapes, so that no text can open a tag or end the element. U+2028
+    and U+2029 are escaped too, because older script parsers take them for line ends. NaN raises ValueError.
     """
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -57,16 +57,16 @@ THRESHOLD = "controller/threshold"
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. ``floor`` and ``ceiling`` are what the quantity cannot pass; the axis ends there."""
+    """One chart. ``floor`` and ``ceiling`` are the bounds of the quantity; the axis ends there."""
 
     key: str
     title: str
     floor: float | None = 0.0
     ceiling: float | None = None
     points: bool = False
-    """Measured at evaluation points only: markers are drawn."""
+    """Whether it is measured only at evaluation points, which get markers."""
     unit: str = ""
-    """The schema's where empty."""
+    """The schema's unit if empty."""
 
 
 PANELS = (
@@ -79,15 +79,15 @@ PANELS = (
     Panel("reply/distinct", "Distinct replies in a batch", ceiling=1.0),
     Panel("reply/distinct_2", "Distinct bigrams in a batch", ceiling=1.0),
 )
-"""Training reward is the proxy's; the judge is never trained on."""
+"""The training reward is the proxy's; no policy is trained on the judge."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """One arm's runs in one metric, on the steps that any run measured, all of length S.
+    """One arm's runs in one metric, on the S steps that any run measured.
 
-    ``runs`` has a row per run, NaN where it measured nothing; ``margin`` is half the t-interval's width, NaN
-    where fewer than two runs measured; ``n`` counts those that did.
+    ``runs`` [runs, S] is NaN where a run measured nothing. The other arrays have length S: ``margin`` is half the
+    t-interval's width, NaN where fewer than two runs measured; ``n`` is the number of runs that measured.
     """
 
     steps: Array
@@ -98,7 +98,7 @@ class Band:
 
 
 def band(runs: Sequence[Run], key: str) -> Band:
-    """Return the curves of ``runs`` in one metric. A run that ended early is in the mean until it ended."""
+    """Return the curves of ``runs`` in one metric. A run that ended early is in the mean until its end."""
     found = [(run.column("step"), run.column(key)) for run in runs]
     steps = np.unique(np.concatenate([at[np.isfinite(values)] for at, values in found] or [np.empty(0)]))
     table = np.full((len(found), steps.size), np.nan)
@@ -114,9 +114,9 @@ def band(runs: Sequence[Run], key: str) -> Band:
 
 
 def curves(comparison: Comparison) -> dict[str, Any]:
-    """Return the panels' data: per panel and arm the mean, its margin, the runs by seed, and on KL the threshold.
+    """Return the panels' data: per panel and arm the mean, its margin, the runs by seed, and for KL the threshold.
 
-    Steps are kept once per distinct list and referred to by ``grid``. Panels that no run measured are left
+    Each distinct list of steps is stored once, and ``grid`` is its index. Panels that no run measured are left
     out and named in ``missing``.
     """
     grids: list[list[int]] = []
@@ -167,7 +167,7 @@ def _arm(runs: Sequence[Run], key: str, grids: list[list[int]]) -> dict[str, Any
 
 
 def drawn(found: Frontier) -> dict[str, Any]:
-    """Return the chart's data: per arm the mean path and the seeds' paths, as [step, KL, judge, ...] points."""
+    """Return the frontier chart's data: per arm the mean path and the seeds' paths, as [step, KL, judge, ...]."""
     return {
         "arms": {arm.arm: _frontier_of_arm(arm) for arm in found.arms},
         "reference": [_best(best) for best in found.best_of_n if best.judge is not None],
@@ -240,9 +240,9 @@ def _estimate(estimate: Estimate) -> list[float | None]:
 
 
 PROMPTS = 12
-"""Prompts shown: the first in their fixed order, so that nobody chose them by what was answered."""
+"""Number of prompts shown: the first in their fixed order, so that the choice does not depend on the replies."""
 POINTS = 8
-"""Evaluation points shown, evenly spaced from the first to the last, where no steps are asked for."""
+"""Most evaluation points shown if no steps are requested, evenly spaced from the first to the last."""
 
 Replies = Mapping[int, Mapping[int, Mapping[str, Any]]]
 """Records by step, then by row."""
@@ -251,8 +251,8 @@ Replies = Mapping[int, Mapping[int, Mapping[str, Any]]]
 def samples(comparison: Comparison, steps: Sequence[int] | None = None) -> dict[str, Any]:
     """Return prompts, and replies by seed, arm and step: [reply, proxy reward, judge reward], None where none is kept.
 
-    ``steps`` (default: up to POINTS evaluation points) are those offered; ones that no run has are left out.
-    ``note`` says what of all that was recorded is shown here.
+    ``steps`` are the steps to show (default: up to POINTS evaluation points); steps that no run has are left out.
+    ``note`` says which part of the recorded replies is shown.
     """
     held = {
         arm: {summary.run.seed: _held_out(summary.run) for summary in comparison.summaries[arm]}
@@ -280,7 +280,7 @@ def samples(comparison: Comparison, steps: Sequence[int] | None = None) -> dict[
 
 
 def _held_out(run: Run) -> Replies:
-    """Return the run's held-out replies; judged again, with the scores of the reward that stands in for the judge."""
+    """Return the run's held-out replies; if it was rescored, with the scores of the reward that replaces the judge."""
     found: dict[int, dict[int, Mapping[str, Any]]] = {}
     again = run.manifest.get("rescored")
     scores = rescored.read(run.folder, again["reward"]).heldout if again else None
@@ -293,7 +293,7 @@ def _held_out(run: Run) -> Replies:
 
 
 def _rewards(comparison: Comparison) -> str:
-    """Name the proxy and the judge, each once."""
+    """Return a sentence that names the proxies and the judges, each once."""
     runs = [summary.run for summaries in comparison.summaries.values() for summary in summaries]
     sections = [run.settings.get("reward", {}) for run in runs]
     proxies, judges = (dict.fromkeys(str(one.get(key) or "none") for one in sections) for key in ("name", "judge"))
@@ -301,7 +301,7 @@ def _rewards(comparison: Comparison) -> str:
 
 
 def _prompts(every: Sequence[Replies]) -> dict[int, str]:
-    """Return the prompts by row, those that every run puts in the same place."""
+    """Return the prompts by row, without rows that have different prompts in different runs."""
     texts: dict[int, set[str]] = {}
     for replies in every:
         for by_row in replies.values():
@@ -311,7 +311,7 @@ def _prompts(every: Sequence[Replies]) -> dict[int, str]:
 
 
 def _first(prompts: Mapping[int, str], every: Sequence[Replies], steps: Sequence[int]) -> list[int]:
-    """Return the first rows, of those with the most replies at the steps shown: some runs keep all only once."""
+    """Return the first rows of those with the most replies at the steps shown, as some runs keep all rows only once."""
     counts = {row: sum(row in replies.get(step, {}) for replies in every for step in steps) for row in prompts}
     most = max(counts.values(), default=0)
     return [row for row in prompts if counts[row] == most][:PROMPTS]
@@ -373,7 +373,7 @@ class Rule:
 
 
 def rules(spec: CrashSpec, planned_steps: int) -> tuple[Rule, ...]:
-    """Return a rule per kind of crash, its window shrunk as it is for runs of ``planned_steps``."""
+    """Return a rule per kind of crash, with its window shrunk as for runs of ``planned_steps``."""
     above, below = _scaled("> {:g}", lambda limit, scale: limit * scale), _scaled("< {:g}", lambda x, scale: x / scale)
 
     def steps(window: int) -> str:
@@ -423,9 +423,9 @@ def _steps(count: int) -> str:
 
 
 def timeline(comparison: Comparison) -> dict[str, Any]:
-    """Return a row per run, arm by arm: its extent, its status, the kinds it could not show, its episodes by scale.
+    """Return a row per run, arm by arm: its extent, its status, the kinds that were not watched, its episodes by scale.
 
-    An episode is [kind, start, end, open, peak, depth]; one still open ends at the run's last step.
+    An episode is [kind, start, end, open, peak, depth]; an open one ends at the run's last step.
     """
     rows = [_row(arm, summary) for arm in comparison.arms for summary in comparison.summaries[arm]]
     seen = {episode[0] for row in rows for episodes in row["episodes"].values() for episode in episodes}
@@ -466,14 +466,14 @@ def _episodes(events: Iterable[Event], last: int) -> list[list[Any]]:
 
 
 CSS = {"holds": "holds", "fails": "fails", "not shown": "open"}
-"""Class of a verdict's badge."""
+"""CSS class of a verdict's badge."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One claim asked of one arm: its figures as (label, cells), the verdict, why, and the command behind it.
+    """One claim tested on one arm: its figures as (label, cells), the verdict, the reason, and the command for it.
 
-    ``figure`` names the quantity where there is one alone, beside the question; several have a label each.
+    ``figure`` names the quantity beside the question if there is only one; several figures have a label each.
     """
 
     figure: str

@@ -1,4 +1,4 @@
-"""What the page says in words, computed from the comparison's figures."""
+"""Sentences of the HTML page, computed from the comparison's figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safebench.report import cells
 
 @dataclass(frozen=True)
 class Card:
-    """One primary metric: an arm's name and figure each, and a sentence per difference to the baseline."""
+    """One primary metric: name and figure of each arm, and a sentence per difference to the baseline."""
 
     title: str
     unit: str
@@ -25,7 +25,7 @@ class Card:
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run, for the list of what was read."""
+    """One run in the list of runs that the page was made from."""
 
     arm: str
     seed: int
@@ -42,7 +42,7 @@ def title(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Return what was compared and how it came out, in one sentence, every figure with its interval."""
+    """Return one sentence with what was compared and the result, every figure with its interval."""
     runs = _runs(comparison)
     steps = " or ".join(f"{count:,}" for count in sorted({run.planned_steps for run in runs}))
     models = " and ".join(sorted({run.model for run in runs}))
@@ -60,7 +60,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Return what so many seeds allow to be said; for a single arm, that there is nothing it was held against."""
+    """Return what this number of seeds can show; for a single arm, that nothing was compared."""
     if len(comparison.arms) < 2:
         return "One arm: nothing was compared, and no test was made."
     found = cells.tests(comparison)
@@ -96,14 +96,14 @@ def run_lines(comparison: Comparison) -> list[RunLine]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings in which arms differ; ``groups`` are those of a section that some arm does not have at all."""
+    """Settings in which arms differ; ``groups`` holds, by section, those of sections that some arm lacks."""
 
     each: tuple[Unequal, ...]
     groups: Mapping[str, tuple[Unequal, ...]]
 
 
 def settings(comparison: Comparison) -> Settings:
-    """Return the differing settings, those of a section that an arm goes without folded into one group each."""
+    """Return the differing settings; those of a section that an arm lacks form one group per section."""
     each: list[Unequal] = []
     groups: dict[str, list[Unequal]] = {}
     first = [found[0].run.settings for found in comparison.summaries.values() if found]

@@ -1,4 +1,4 @@
-"""Writes the page: figures as JSON, words through the template, style and script inlined once."""
+"""Writes the HTML page: figures as JSON, text through the template, style and script inlined once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INSTALL = "pip install plotly"
 
 
 def plotly_source() -> str:
-    """Return plotly.min.js as text, about 4.8 MB. Raises ``MissingResource`` where plotly is not installed."""
+    """Return plotly.min.js as text, about 4.8 MB. Raises ``MissingResource`` if plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError as error:
@@ -47,7 +47,7 @@ def plotly_source() -> str:
 
 ASSETS = resources.files("safebench.report.html") / "assets"
 SCRIPTS = ("theme.js", "charts.js", "curves.js", "frontier.js", "timeline.js", "samples.js", "main.js")
-"""Our own script, in the order in which its parts need each other; one script element."""
+"""Parts of the page's own script in the order of their dependencies; they form one script element."""
 
 
 def write_report(
@@ -58,12 +58,12 @@ def write_report(
     frontier: Frontier | None = None,
     steps: Sequence[int] | None = None,
 ) -> Path:
-    """Write the comparison as one HTML file that reaches for nothing else, and return its path.
+    """Write the comparison as one HTML file that loads no other file, and return its path.
 
-    ``ledger`` is the claims to show (the section says so where there are none). ``frontier`` is computed from
-    the comparison's runs where none is given, with best of n where a record lies beside them. ``steps`` are the
-    evaluation points whose replies are shown (default: up to eight, evenly spaced). The same input gives the
-    same bytes. Raises ``MissingResource`` where plotly is not installed.
+    ``ledger`` holds the claims to show; without it, the section says that there are none. ``frontier`` is computed
+    from the comparison's runs by default, with best of n if a record lies beside them. ``steps`` are the evaluation
+    points whose replies are shown (default: up to eight, evenly spaced). The same input gives the same bytes.
+    Raises ``MissingResource`` if plotly is not installed.
     """
     library, path = plotly_source(), Path(path)
     groups = {arm: [summary.run for summary in comparison.summaries[arm]] for arm in comparison.arms}
@@ -83,7 +83,7 @@ def write_report(
 
 
 def _figures(comparison: Comparison, found: Frontier, steps: Sequence[int] | None) -> dict[str, Any]:
-    """Return what the script draws."""
+    """Return the data that the script draws."""
     return {
         "arms": list(comparison.arms),
         "runs": {
@@ -98,7 +98,7 @@ def _figures(comparison: Comparison, found: Frontier, steps: Sequence[int] | Non
 
 
 def _context(comparison: Comparison, found: Frontier, ledger: Ledger | None) -> dict[str, Any]:
-    """Return what the template says."""
+    """Return the values that the template shows."""
     planned = max(summary.run.planned_steps for found in comparison.summaries.values() for summary in found)
     return {
         "title": words.title(comparison),
@@ -141,7 +141,7 @@ def _plain(value: Any) -> str:
 
 
 def _code(text: str) -> Any:
-    """Return text as markup: what stands between backticks as code, all of it escaped."""
+    """Return text as escaped markup, with the parts between backticks as code."""
     from markupsafe import Markup, escape
 
     parts = (f"<code>{escape(part)}</code>" if at % 2 else str(escape(part)) for at, part in enumerate(text.split("`")))
@@ -151,8 +151,8 @@ def _code(text: str) -> Any:
 def _policy(*scripts: str) -> str:
     """Return the page's Content-Security-Policy: nothing is loaded, and only these scripts run.
 
-    Style is allowed inline, since plotly positions and styles what it draws by style attributes and an element of
-    its own; images are those that it turns a chart into when it is saved as a file.
+    Inline style is allowed because plotly positions and styles its drawing with style attributes and a style element
+    of its own. Images are allowed because plotly turns a chart into one when it is saved as a file.
     """
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
