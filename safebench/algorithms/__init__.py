@@ -1,1 +1,1 @@
-"""What an algorithm is, and PPO, SAFE and SAFE as released, each with its controller."""
+"""The interface of an algorithm, and PPO, SAFE and SAFE as released, with their controllers."""

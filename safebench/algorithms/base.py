@@ -1,4 +1,4 @@
-"""What an algorithm on the shared loop is, and what it is given: a scored batch, mini-batches, the policy's answers."""
+"""Define the interface of an algorithm on the shared loop and its inputs: scored batch, mini-batches, model outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Columns = dict[str, float | str]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a controller sees of one batch."""
+    """The input of a controller: statistics of one batch."""
 
     kl: float
     """Exact KL to the reference, nats per token, mean over the batch."""
@@ -29,14 +29,14 @@ class Measurement:
     reward: float
     """Mean reward in units of sigma_0."""
     raw_reward: float = math.nan
-    """Mean reward as the reward gives it."""
+    """Mean reward in the reward's own unit."""
     entropy_by_reply: float = math.nan
     """Nats per token, mean over replies of each reply's own mean."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What policy and reference say of sampled replies; all [B, R], zero outside the reply."""
+    """Measurements of sampled replies under policy and reference; all [B, R], zero outside the reply."""
 
     log_probs: Tensor
     reference_log_probs: Tensor
@@ -44,33 +44,33 @@ class Measured:
     """Exact KL to the reference, nats."""
     entropy: Tensor
     reference_states: Tensor
-    """[B, R, h]: with the output embedding they give the reference's distribution again."""
+    """[B, R, h]: the reference's distribution is recomputed from these and the output embedding."""
     states: Tensor
-    """[B, R, h] of the policy, without gradient."""
+    """[B, R, h]: states of the policy, without gradient."""
     graph: Tensor | None = None
-    """[B, T, h]: all states of the policy with their graph, in the order of ``Rollout.groups``; for one backward pass
-    through the policy as it was, where it was asked for."""
+    """[B, T, h]: all states of the policy with their graph, in the order of ``Rollout.groups``. They serve one backward
+    pass through the policy as it was measured, and are None unless requested."""
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch of this process from which advantages are made: what was sampled, measured, and its rewards."""
+    """A batch of this process from which advantages are computed: its replies, measurements and rewards."""
 
     policy: Policy
     critic: Critic
     rollout: Rollout
     measured: Measured
     scores: Tensor
-    """[B]: one reward per reply, as training sees it."""
+    """[B]: one reward per reply, as used in training."""
     draws: tuple[int, int, int] = (0, 0, 0)
-    """Seed, step and the batch's first row: where random draws are derived from."""
+    """Seed, step and the batch's first row, from which random draws are derived."""
     add: Add = identity
     """Sum over all processes."""
 
 
 @dataclass(frozen=True)
 class Experience:
-    """Everything the epochs of updates need. B rows, R positions, H value heads."""
+    """All inputs of the update epochs. B rows, R positions, H value heads."""
 
     rollout: Rollout
     measured: Measured
@@ -82,23 +82,23 @@ class Experience:
     positions: Tensor
     """[B, R]: positions whose value is trained."""
     shaped: Tensor
-    """[B, R]: the reward that the advantages see."""
+    """[B, R]: the reward from which the advantages are computed."""
 
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """What the policy and critic of this moment say of a micro-batch; [b, R], zero outside the reply."""
+    """Outputs of the current policy and critic for a micro-batch; [b, R], zero outside the reply."""
 
     log_probs: Tensor
     entropy: Tensor | None
     kl: Tensor | None
     heads: Tensor
-    """[b, R, H], or [b, 1, H] where the critic reads the last position."""
+    """[b, R, H], or [b, 1, H] if the critic reads the last position."""
 
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """The same rows as they were sampled, and the counts over the whole mini-batch, all processes."""
+    """The same rows as measured before the updates, and counts over the whole mini-batch of all processes."""
 
     mask: Tensor
     log_probs: Tensor
@@ -110,7 +110,7 @@ class MiniBatch:
     token_count: float
     position_count: float
     place_count: float
-    """Reply positions, padding included."""
+    """Number of reply positions, padding included."""
 
 
 class Loss(NamedTuple):
@@ -119,13 +119,13 @@ class Loss(NamedTuple):
     terms: Terms
     """Each term by its name; their sum is the loss."""
     per_token: Mapping[str, float] = {}
-    """Sums over the reply tokens, by column; the loop divides them by the mini-batch's tokens."""
+    """Sums over the reply tokens, by column; the loop divides them by the mini-batch's number of tokens."""
     per_value: Mapping[str, float] = {}
-    """Sums over the values that are trained, by column; the loop divides them by their number."""
+    """Sums over the trained values, by column; the loop divides them by the number of trained values."""
 
 
 class Algorithm(Protocol):
-    """An algorithm on the shared loop. Shares of micro-batches and processes add up to the mini-batch's."""
+    """An algorithm on the shared loop. The losses of micro-batches and processes add up to the mini-batch's loss."""
 
     names: tuple[str, ...]
     """The loss terms, in order."""
@@ -138,7 +138,7 @@ class Algorithm(Protocol):
     needs_entropy: bool
     """Whether ``ForwardOutput.entropy`` is needed."""
     reads: Literal["token", "last"]
-    """The state that the critic reads: that before each token, or the one at the batch's last position."""
+    """The state that the critic reads: the one before each token, or the one at the batch's last position."""
     over_padding: bool
     """Whether ``ForwardOutput.entropy`` covers padding."""
 
@@ -151,9 +151,10 @@ class Algorithm(Protocol):
         ...
 
     def control_update(self, kl: float) -> tuple[dict[str, float], Columns]:
-        """Advance what moves with every update, by its sampled KL (k1, nats per token), before its step.
+        """Advance the state that changes with every update, by the update's sampled KL (k1, nats per token).
 
-        Returns the loss columns that are plain numbers, without gradient, and the columns of its signal.
+        The call comes before the optimizer step. It returns the loss columns that are plain numbers, without gradient,
+        and the columns of the controller's signal.
         """
         ...
 
@@ -166,5 +167,5 @@ class Algorithm(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``dump`` gave."""
+        """Restore the state that ``dump`` returned."""
         ...

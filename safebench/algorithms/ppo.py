@@ -1,4 +1,4 @@
-"""PPO (Schulman et al. 2017, arXiv 1707.06347) on the shared loop; other algorithms replace parts of it."""
+"""Implement PPO (Schulman et al. 2017, arXiv 1707.06347) on the shared loop; other algorithms override parts of it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class PPO:
             self.names = (*self.names, "kl")
 
     def control(self, measurement: Measurement) -> Columns:
-        """PPO has no controller."""
+        """Return no columns: PPO has no controller."""
         return {}
 
     def control_update(self, kl: float) -> tuple[dict[str, float], Columns]:
-        """PPO has no controller."""
+        """Return no columns: PPO has no controller."""
         return {}, {}
 
     @torch.no_grad()
     def advantages(self, batch: ScoredBatch) -> Experience:
-        """Turn the scores [B] into token rewards, advantages by generalised estimation, and returns, all [B, R]."""
+        """Compute token rewards, generalised advantage estimates and returns, all [B, R], from the scores [B]."""
         settings, critic, rollout, measured = self.settings.advantage, batch.critic, batch.rollout, batch.measured
         mask, positions = rollout.mask, value_mask(rollout.mask)
         features = critic.features(measured.states, rollout.ids, rollout.attention)
@@ -66,13 +66,13 @@ class PPO:
         return Experience(rollout, measured, heads, values, kept, returns, positions, rewards)
 
     def rewards(self, batch: ScoredBatch, mask: Tensor) -> Tensor:
-        """Return each token's reward [B, R]: its sampled KL, weighted, taken off; the score on the last token."""
+        """Return each position's reward [B, R]: minus the weighted sampled KL, plus the score after the last token."""
         reward, measured = self.settings.reward, batch.measured
         kl = sampled_kl(measured.log_probs, measured.reference_log_probs, reward.kl_estimator)
         return token_rewards(batch.scores, mask, kl, reward.kl_coefficient)
 
     def loss(self, past: MiniBatch, present: ForwardOutput) -> Loss:
-        """Return policy and value terms, and the entropy bonus and the KL if they have a coefficient."""
+        """Return the policy and value terms, and the entropy and KL terms if their coefficients are nonzero."""
         loss = self.settings.loss
         ratio = torch.exp(present.log_probs - past.log_probs)
         errors = value_loss(
@@ -95,11 +95,11 @@ class PPO:
         return Loss(terms, *self.describe(past, present))
 
     def surrogate(self, ratio: Tensor, advantages: Tensor) -> Tensor:
-        """Return each token's policy loss [b, R], of the ratio of new to old probability."""
+        """Return each token's policy loss [b, R] from the ratio of new to old probability."""
         return clipped_surrogate(ratio, advantages, self.settings.loss.clip)
 
     def values(self, heads: Tensor) -> Tensor:
-        """Return what learns the return, [..., 1 or H]."""
+        """Return the values that are regressed onto the return, [..., 1 or H]."""
         alpha = self.settings.critic.softmin_alpha
         return soft_min(heads, alpha)[..., None] if self.settings.loss.regress == "softmin" else heads
 
@@ -109,7 +109,7 @@ class PPO:
 
     @torch.no_grad()
     def describe(self, past: MiniBatch, present: ForwardOutput) -> tuple[dict[str, float], dict[str, float]]:
-        """Return sums over reply tokens and over trained values of what describes the update, by column."""
+        """Return the columns that describe the update, as sums over reply tokens and over trained values."""
         loss = self.settings.loss
         log_ratio = (present.log_probs - past.log_probs)[past.mask]
         ratio, advantages = log_ratio.exp(), past.advantages[past.mask]
@@ -125,13 +125,13 @@ class PPO:
         return per_token, {"update/value_clip_fraction": cut}
 
     def dump(self) -> dict[str, Any]:
-        """PPO has no state of its own."""
+        """Return an empty state: PPO has none."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """PPO has no state of its own."""
+        """Do nothing: PPO has no state."""
 
 
 def share(x: Tensor, mask: Tensor, count: float) -> Tensor:
-    """Return the kept entries' part of a mean over ``count`` entries."""
+    """Return the kept entries' share of a mean over ``count`` entries."""
     return torch.where(mask, x, 0.0).sum() / count

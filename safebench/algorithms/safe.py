@@ -1,4 +1,4 @@
-"""SAFE (Maity 2026, arXiv 2602.04651): PPO's terms and an asymmetric KL penalty that a controller steers."""
+"""Implement SAFE (Maity 2026, arXiv 2602.04651): PPO's terms and an asymmetric KL penalty set by a controller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safebench.rl.losses import straight_through
 
 
 class SAFE(PPO):
-    """PPO, and the penalty of SAFE's controller: the gated one (equations 5 to 10), or that with momentum (12)."""
+    """PPO with the penalty of SAFE's controller: the gated form (equations 5 to 10), or the form with momentum (12)."""
 
     needs_kl = True
 
@@ -30,12 +30,12 @@ class SAFE(PPO):
         self.signal: Any = None
 
     def control(self, measurement: Measurement) -> Columns:
-        """Advance the controller by one batch; its signal holds for the batch's updates."""
+        """Advance the controller by one batch; its signal applies to all updates on the batch."""
         self.state, self.signal = self.controller.update(self.state, measurement)
         return self.controller.columns(self.signal)
 
     def loss(self, past: MiniBatch, present: ForwardOutput) -> Loss:
-        """Return PPO's loss and the penalty: value at the controller's KL, gradient of the present KL."""
+        """Return PPO's loss and the penalty: value at the controller's KL, gradient of the current KL."""
         assert self.signal is not None
         assert present.kl is not None
         value, slope = self.controller.penalty(self.signal)
@@ -49,5 +49,5 @@ class SAFE(PPO):
         return asdict(self.state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``dump`` gave."""
+        """Restore the state that ``dump`` returned."""
         self.state = self.controller.load(state)

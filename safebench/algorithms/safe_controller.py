@@ -1,4 +1,4 @@
-"""SAFE's controllers as values, equations 5 to 12: trackers, PID, phase, threshold, gate; and the one with momentum."""
+"""Implement SAFE's controllers as functions (equations 5 to 12): trackers, PID, phase, threshold, gate, momentum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safebench.rl.losses import kl_penalty
 
 
 class StandardisedRule(Protocol):
-    """Settings of the rule (``settings.penalty.Phase``)."""
+    """Settings of the rule (``config.schema.Phase``)."""
 
     window: int
     good: float
@@ -22,16 +22,17 @@ class StandardisedRule(Protocol):
 
 
 def standardised_phase(rule: StandardisedRule, rewards: tuple[float, ...], first: float) -> str:
-    """Return the phase that the rewards put the run in, after SAFE's equation 8, in units of the rewards' own noise.
+    """Return the run's phase from its rewards, after SAFE's equation 8, with changes measured in standard errors.
 
     With n the window, a the last n rewards, b the n before them: z = (mean a - mean b) / sqrt(var a / n + var b / n).
-    ``warmup`` before 2n rewards; then ``climbing`` if z > ``sure``; else ``converged`` if |z| <= ``sure`` and mean a
-    lies more than ``good`` above ``first``; else, and where a reward is not finite, ``plateau``. Rewards in sigma_0,
-    oldest first (the last 2n suffice); ``first`` is the reward of the first batch, which the untouched policy sampled.
+    The phase is ``warmup`` before 2n rewards. Then it is ``climbing`` if z > ``sure``; else ``converged`` if
+    |z| <= ``sure`` and mean a exceeds ``first`` by more than ``good``; else ``plateau``. It is also ``plateau`` if a
+    reward is not finite. Rewards are in sigma_0, oldest first (the last 2n suffice). ``first`` is the reward of the
+    first batch, which the initial policy sampled.
 
-    Departs from the published rule in what it holds a change against: a fixed rise of 0.01 fires on 39 % of flat
-    windows at 32 replies a batch, and a spread below 0.02 cannot be had from such batches. Here both are standard
-    errors, and "good" is a gain, so that neither the reward's scale nor its zero decides.
+    The published rule compares changes with fixed numbers: a rise of 0.01 fires on 39 % of flat windows at 32 replies
+    a batch, and such batches cannot reach a spread below 0.02. This rule compares both with standard errors, and
+    "good" is a gain over the first reward. The phase therefore does not depend on the reward's scale or zero.
     """
     n = rule.window
     if len(rewards) < 2 * n:
@@ -46,7 +47,7 @@ def standardised_phase(rule: StandardisedRule, rewards: tuple[float, ...], first
 
 
 def standard_score(recent: tuple[float, ...], before: tuple[float, ...]) -> float:
-    """Return the difference of the means over its standard error (Welch 1947); 0 where both are constant and equal."""
+    """Return the difference of the means over its standard error (Welch 1947); 0 if both are constant and equal."""
     difference = fmean(recent) - fmean(before)
     error = math.sqrt(variance(recent) / len(recent) + variance(before) / len(before))
     if error == 0.0:
@@ -55,7 +56,7 @@ def standard_score(recent: tuple[float, ...], before: tuple[float, ...]) -> floa
 
 
 class PidGains(Protocol):
-    """Settings of the PID (``settings.penalty.Pid``)."""
+    """Settings of the PID (``config.schema.Pid``)."""
 
     enabled: bool
     proportional: float
@@ -67,7 +68,7 @@ class PidGains(Protocol):
 
 
 class PhaseRule(Protocol):
-    """Settings of the phases (``settings.penalty.Phase``)."""
+    """Settings of the phases (``config.schema.Phase``)."""
 
     enabled: bool
     window: int
@@ -104,7 +105,7 @@ class PidOutput:
 
     @property
     def total(self) -> float:
-        """Their sum, which moves the threshold."""
+        """The sum of the three parts, which is added to the base threshold."""
         return self.proportional + self.integral + self.derivative
 
 
@@ -114,9 +115,9 @@ def pid(gains: PidGains, state: PidState, reward: float) -> tuple[PidState, PidO
     m <- s m + (1 - s) r;  e = (m_t - m_{t-1}) - target;  I <- clip(I + e, +-limit);
     out = kp e + ki I + kd (e_t - e_{t-1}). The first call only sets m and returns zero.
 
-    I does not wind up beyond its limit L: it leaves the clamp with the first error of the other sign, and under a
-    constant error e it is back at zero after L / |e| calls. With the published L = 1 and target 0.001 that is
-    1000 calls of flat rewards, and 91 where m falls by 0.01 a call.
+    I does not wind up beyond its limit L. It leaves the clamp at the first error of the opposite sign, and under a
+    constant error e it is back at zero after L / |e| calls. With the published L = 1 and target 0.001 this takes
+    1000 calls with flat rewards, and 91 calls if m falls by 0.01 per call.
     """
     if state.smoothed is None:
         return replace(state, smoothed=reward), PidOutput()
@@ -134,13 +135,13 @@ def pid(gains: PidGains, state: PidState, reward: float) -> tuple[PidState, PidO
 
 
 def phase(rule: PhaseRule, rewards: tuple[float, ...]) -> str:
-    """Return the phase that the rewards seen so far put the run in (SAFE, equation 8).
+    """Return the run's phase from the rewards so far (SAFE, equation 8).
 
-    With n the window: ``warmup`` before n rewards; then with the last n against the n before them
-    (against themselves below 2n): ``climbing`` if the mean rose by more than ``rise``; else
-    ``converged`` if the deviation (population) is below ``calm`` and the mean above ``good``; else
-    ``plateau``. ``rewards`` in sigma_0, oldest first; the last 2n suffice. Where one of them is not finite there
-    is neither rise nor calm to speak of: ``plateau``.
+    With n the window, the phase is ``warmup`` before n rewards. Then the last n rewards are compared with the n
+    before them (with themselves below 2n rewards): ``climbing`` if the mean rose by more than ``rise``; else
+    ``converged`` if the standard deviation (population) is below ``calm`` and the mean above ``good``; else
+    ``plateau``. ``rewards`` are in sigma_0, oldest first; the last 2n suffice. If one of them is not finite, the
+    phase is ``plateau``.
     """
     n = rule.window
     if len(rewards) < n:
@@ -158,10 +159,10 @@ def phase(rule: PhaseRule, rewards: tuple[float, ...]) -> str:
 def entropy_gate(
     entropy: float, floor: float, least: float, offset: float = 0.1, most: float = math.inf
 ) -> float:
-    """Return g = max(least, min(most, floor / (H + offset))) (SAFE, equation 9): larger where entropy is low. Nats.
+    """Return g = max(least, min(most, floor / (H + offset))) (SAFE, equation 9), larger at low entropy; nats.
 
-    As published, offset 0.1 and no bound but the one that it gives, floor / 0.1; the gate is then below 1 at the floor.
-    With offset 0 it is 1 there, and ``most`` bounds it.
+    As published, the offset is 0.1 and the only upper bound is the resulting floor / 0.1; the gate is then below 1 at
+    H = floor. With offset 0 the gate is 1 at H = floor, and ``most`` bounds it.
     """
     raw = floor / (entropy + offset) if entropy + offset != 0.0 else math.inf
     return max(min(raw, most), least)
@@ -173,7 +174,7 @@ def threshold(base: float, control: float, factor: float, lowest: float, highest
 
 
 class PenaltySettings(Protocol):
-    """Settings of the controller (``settings.penalty.Penalty``)."""
+    """Settings of the controller (``config.schema.Penalty``)."""
 
     base_threshold: float
     min_threshold: float
@@ -195,7 +196,7 @@ class PenaltySettings(Protocol):
 
 @dataclass(frozen=True)
 class SafeState:
-    """All that SAFE's controller remembers between steps."""
+    """State of SAFE's controller between steps."""
 
     kl_short: float | None = None
     kl_long: float | None = None
@@ -207,13 +208,13 @@ class SafeState:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> SafeState:
-        """Return the state that ``dataclasses.asdict`` made ``plain``, JSON's lists included."""
+        """Return the state from ``plain``, the result of ``dataclasses.asdict``, which may have lists from JSON."""
         return cls(**{**plain, "pid": PidState(**plain["pid"]), "rewards": tuple(plain["rewards"])})
 
 
 @dataclass(frozen=True)
 class SafeSignal:
-    """What SAFE's controller says about one step's updates."""
+    """Output of SAFE's controller for one step's updates."""
 
     kl_short: float
     kl_long: float
@@ -229,13 +230,13 @@ def update_safe(
 ) -> tuple[SafeState, SafeSignal]:
     """Turn one batch's measurement into the step's signal (SAFE, equations 5 to 9).
 
-    The trackers start at the first measured KL rather than at zero, as bias correction would have it.
+    The trackers start at the first measured KL instead of zero, which is what bias correction gives.
     """
     short = _average(state.kl_short, measurement.kl, settings.short_decay)
     long = _average(state.kl_long, measurement.kl, settings.long_decay)
     pid_state, control = pid(settings.pid, state.pid, measurement.reward)
     if not settings.pid.enabled:
-        control = PidOutput(control.velocity)  # what the signal reports is what moved the threshold
+        control = PidOutput(control.velocity)  # the signal reports only parts that changed the threshold
     rewards = (*state.rewards, measurement.reward)[-2 * settings.phase.window :]
     first = measurement.reward if state.first is None else state.first
     standardised = settings.phase.rule == "standardised"
@@ -269,7 +270,7 @@ def _average(old: float | None, new: float, decay: float) -> float:
 
 
 class MomentumTerm(Protocol):
-    """Settings of the momentum term (``settings.penalty.Momentum``)."""
+    """Settings of the momentum term (``config.schema.Momentum``)."""
 
     coefficient: float
     window: int
@@ -277,7 +278,7 @@ class MomentumTerm(Protocol):
 
 @dataclass(frozen=True)
 class MomentumState:
-    """All that the controller remembers between steps."""
+    """State of the controller with momentum between steps."""
 
     kls: tuple[float, ...] = ()
     """The last window of measured KLs, nats per token, oldest first."""
@@ -285,16 +286,16 @@ class MomentumState:
 
 @dataclass(frozen=True)
 class MomentumSignal:
-    """What the controller says about one step's updates."""
+    """Output of the controller with momentum for one step's updates."""
 
     kl: float
     """KL_t, nats per token."""
     momentum: float | None
-    """Nats per token and step; None until a window of values is seen."""
+    """Nats per token and step; None before a full window of values."""
 
 
 def momentum(kls: tuple[float, ...], window: int) -> float | None:
-    """Return (KL_t - KL_{t-n+1}) / n of the last n = ``window`` values, None before there are so many.
+    """Return (KL_t - KL_{t-n+1}) / n of the last n = ``window`` values, None if there are fewer.
 
     As published: the rise over n - 1 steps is divided by n. Nats per token and step.
     """
@@ -304,7 +305,7 @@ def momentum(kls: tuple[float, ...], window: int) -> float | None:
 def update_momentum(
     settings: MomentumTerm, state: MomentumState, measurement: Measurement
 ) -> tuple[MomentumState, MomentumSignal]:
-    """Turn one batch's measurement into the step's signal (SAFE, equation 12); only its KL counts."""
+    """Turn one batch's measurement into the step's signal (SAFE, equation 12); only its KL is used."""
     kls = (*state.kls, measurement.kl)[-settings.window :]
     return MomentumState(kls), MomentumSignal(measurement.kl, momentum(kls, settings.window))
 
@@ -316,8 +317,8 @@ def momentum_penalty(
 
     L = c max(0, KL_t - tau)^2 + m max(0, v)^2 with v = (KL_t - KL_{t-n+1}) / n (SAFE, equation 12: c 0.1,
     tau 0.3, m 5, n 50); dL/dKL_t = 2 c max(0, KL_t - tau) + 2 m max(0, v) / n. The past KL is a constant.
-    Each term is one-sided; without ``asymmetric`` the first counts on both sides. The division by n is inside
-    the square: a rise of D over the window weighs as m / n^2 = 0.002 times D^2, a fiftieth of c.
+    Each term is one-sided; without ``asymmetric`` the first one is two-sided. The division by n is inside the
+    square: a rise of D over the window has the weight m / n^2 = 0.002 on D^2, a fiftieth of c.
     """
     value, slope = kl_penalty(signal.kl, threshold, 1.0, coefficient, asymmetric=asymmetric)
     if signal.momentum is None:
@@ -331,19 +332,19 @@ Columns = dict[str, float | str]
 
 @dataclass(frozen=True)
 class Controller:
-    """A controller: where it starts, its step, its penalty, what it logs, and its state from plain numbers."""
+    """A controller: initial state, update, penalty, logged columns, and a function that loads its state."""
 
     start: Any
     update: Callable[[Any, Measurement], tuple[Any, Any]]
     """(state, measurement) -> (state, signal)."""
     penalty: Callable[[Any], tuple[float, float]]
-    """Signal -> the penalty's value and its slope in the present KL."""
+    """Signal -> the penalty's value and its slope in the current KL."""
     columns: Callable[[Any], Columns]
     load: Callable[[dict[str, Any]], Any]
 
 
 def controller_of(settings: Penalty) -> Controller:
-    """Return the form that the settings ask for."""
+    """Return the controller that the settings select."""
     return _gated(settings) if settings.momentum is None else _with_momentum(settings, settings.momentum)
 
 

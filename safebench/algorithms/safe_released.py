@@ -1,12 +1,14 @@
-"""SAFE and its baseline as SAFE's released code behaves, mistakes included (docs/paper-map.md, "The released code").
+"""Implement SAFE and its baseline as in SAFE's released code, errors included (docs/paper-map.md, "The released code").
 
-What else the release does differently are settings that any algorithm may use (experiments/safe-official.yaml); this
-is what is its own:
-1. value and advantage are one per sequence, read at the batch's last position, which is padding where a row ends early;
-2. the controller is advanced before every update, twice per batch with two epochs, each time by the update's
-   own sampled KL (k1) and by the batch's one entropy and reward, the reward in its own unit;
-3. its trackers start at zero;
-4. the penalty is added to the loss as a plain number, so that threshold, gate, PID and phase steer nothing;
+This module implements the differences that only the release has. Its other differences are settings that any algorithm
+may use (experiments/safe-official.yaml). The differences here are:
+1. there is one value and one advantage per sequence, read at the batch's last position, which is padding if a row ends
+   early;
+2. the controller is advanced before every update (twice per batch with two epochs), each time with the update's
+   own sampled KL (k1) and with the batch's single entropy and reward, the reward in its own unit;
+3. the controller's trackers start at zero;
+4. the penalty is added to the loss as a plain number, so that threshold, gate, PID and phase have no effect
+   on the gradient;
 5. SAFE's entropy bonus averages over padding too.
 """
 
@@ -47,11 +49,11 @@ class ReleasedPPO(PPO):
 
     @torch.no_grad()
     def advantages(self, batch: ScoredBatch) -> Experience:
-        """Turn scores [B] into one return and one advantage per sequence, each token's its own sequence's.
+        """Compute one return and one advantage per sequence from the scores [B], for all of its tokens.
 
-        A = standardised (R - V); V is read at the last position of the batch's prompt and reply, which is padding
-        where a row ends early, and under dropout, as the updates have it. In the experience positions [B, 1] are the
-        sequences, and the rollout tells its padding by the pad token.
+        A = standardised (R - V). V is read at the last position of the batch's prompt and reply, which is padding if a
+        row ends early. V is computed with dropout, as in the updates. In the experience, positions [B, 1] stand for
+        the sequences, and the rollout identifies padding by the pad token.
         """
         rollout = batch.rollout.padded(int(batch.policy.tokenizer.pad_token_id))
         measured = _narrowed(batch.measured, rollout.mask, batch.policy.output.weight.dtype)
@@ -88,7 +90,7 @@ class ReleasedPPO(PPO):
 
 
 class ReleasedSAFE(ReleasedPPO):
-    """The released baseline's loop, and the number that SAFE's controller adds to the terms' sum."""
+    """The released baseline, with the penalty of SAFE's controller added to the loss as a number."""
 
     over_padding = True
 
@@ -106,14 +108,14 @@ class ReleasedSAFE(ReleasedPPO):
         self.entropy, self.reward = 0.0, 0.0
 
     def control(self, measurement: Measurement) -> Columns:
-        """Keep the batch's entropy and reward, which every update hands to the controller again."""
+        """Keep the batch's entropy and reward, which every update passes to the controller again."""
         self.entropy, self.reward = measurement.entropy_by_reply, measurement.raw_reward
         return {}
 
     def control_update(self, kl: float) -> tuple[dict[str, float], Columns]:
         """Advance trackers, PID and phase by one update; return the penalty's value and the signal.
 
-        The velocity's column stays empty: it is in units of sigma_0, the release's is not.
+        The velocity's column stays empty: its unit is sigma_0 per step, which the release does not use.
         """
         self.state, signal = self.controller.update(self.state, Measurement(kl, self.entropy, self.reward))
         columns = self.controller.columns(signal)
@@ -129,15 +131,15 @@ class ReleasedSAFE(ReleasedPPO):
         return dataclasses.asdict(self.state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``dump`` gave."""
+        """Restore the state that ``dump`` returned."""
         self.state = self.controller.load(state)
 
 
 def _narrowed(measured: Measured, mask: Tensor, dtype: torch.dtype) -> Measured:
-    """Return what was measured of the positions of ``mask`` [B, R'], log-probabilities as the release keeps them.
+    """Return the measurements at the positions of ``mask`` [B, R'], with log-probabilities in the release's precision.
 
-    It takes the logarithm in the model's own precision before the updates and in float32 during them, so that in
-    bfloat16 the first ratio is off by rounding.
+    The release computes log-probabilities in the model's own precision before the updates and in float32 during them,
+    so that in bfloat16 the first ratio is off by rounding.
     """
     narrow = {name: value[:, : mask.shape[1]] for name, value in vars(measured).items() if name != "graph"}
     for name in ("log_probs", "reference_log_probs"):

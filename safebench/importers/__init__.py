@@ -1,1 +1,1 @@
-"""Reads metric histories of other trainers into run folders."""
+"""Histories of other trainers, read into run folders."""

@@ -1,1 +1,1 @@
-"""What a run computes with: policy, critic, prompts, rewards, generation, audits, random draws."""
+"""The components of a run: policy, critic, prompts, rewards, generation, audits, random draws."""

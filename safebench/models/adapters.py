@@ -1,4 +1,4 @@
-"""LoRA adapters: a fresh one on a policy, and folders that hold a trained one."""
+"""Attach fresh LoRA adapters to a policy, and load trained ones from folders."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from safebench.models.libraries import quiet_libraries
 from safebench.models.probes import COARSE, FINE, gap
 
 ALL_LINEAR = "all-linear"
-"""In the settings' targets: every linear layer but the output layer."""
+"""Target in the settings that stands for every linear layer but the output layer."""
 
 
 def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[PeftModel, tuple[str, ...]]:
-    """Return ``base`` with a fresh adapter, and what its targets leave out.
+    """Return ``base`` with a fresh adapter, and notices of what its targets leave out.
 
-    Raises ``UsageError`` where no layer has a target's name, or where one of the user's own targets fits nothing.
+    Raises ``UsageError`` if no layer has a target's name, or if one of the user's own targets matches no layer.
     """
     linear = _linear_names(base)
     wanted = tuple(lora.targets)
@@ -68,7 +68,7 @@ def attach(base: PreTrainedModel, name: str, lora: s.Lora, seed: int) -> tuple[P
 
 
 def _barred(base: PreTrainedModel, linear: list[str]) -> list[str]:
-    """Return the names of linear layers that peft refuses in this model, whose fused kernels would pass them by."""
+    """Return the names of linear layers that peft refuses because the model's fused kernels would bypass an adapter."""
     found = []
     for target in sorted({path.rpartition(".")[2] for path in linear}):
         alone = nn.Module()
@@ -77,14 +77,14 @@ def _barred(base: PreTrainedModel, linear: list[str]) -> list[str]:
         try:
             inject_adapter_in_model(LoraConfig(r=1, target_modules=[target]), alone)
         except ValueError as fault:
-            # What else is wrong with a layer that stands alone says nothing of it in the model.
+            # Other errors come from testing the layer alone and do not apply to it in the model.
             if "incompatible" in str(fault):
                 found.append(target)
     return found
 
 
 def _targets(base: PreTrainedModel, linear: list[str], wanted: tuple[str, ...]) -> str | list[str]:
-    """Return peft's targets: names of layers; of a model with more than a decoder, a pattern for those in it."""
+    """Return peft's targets: layer names, or a pattern for the decoder's layers if the names match others too."""
     decoder = base.get_decoder()
     inside = next((path for path, module in base.named_modules() if module is decoder), "")
     within = [path for path in linear if path.startswith(f"{inside}.")] or linear
@@ -97,9 +97,9 @@ def _targets(base: PreTrainedModel, linear: list[str], wanted: tuple[str, ...]) 
 
 
 def left_out(adapted: PeftModel, name: str) -> tuple[str, ...]:
-    """Return what an adapter's target names leave out: names that no layer has, and layers without adapter."""
+    """Return notices of an adapter's target names that no layer has, and of layers without adapter."""
     told = []
-    layers = list(getattr(adapted.base_model, "targeted_module_names", ()))  # kinds that adapt no layer have none
+    layers = list(getattr(adapted.base_model, "targeted_module_names", ()))  # absent from types that adapt no layer
     for config in adapted.peft_config.values():
         targets = getattr(config, "target_modules", None)
         named = sorted(targets) if isinstance(targets, list | tuple | set | frozenset) else []
@@ -109,7 +109,7 @@ def left_out(adapted: PeftModel, name: str) -> tuple[str, ...]:
 
 
 def bare_layers(adapted: PeftModel, name: str) -> tuple[str, ...]:
-    """Return a notice where some of a model's repeated layers have no adapter."""
+    """Return a notice for each list of repeated layers of which only some have an adapter."""
     found = []
     for path, layers in adapted.get_base_model().named_modules():
         if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
@@ -126,7 +126,7 @@ def bare_layers(adapted: PeftModel, name: str) -> tuple[str, ...]:
 
 
 def _linear_names(base: PreTrainedModel) -> list[str]:
-    """Return the paths of the linear layers but the output layer; a kind of its own, such as a router, is none."""
+    """Return the paths of the linear layers but the output layer; special types such as routers are excluded."""
     head = base.get_output_embeddings()
     return [
         path
@@ -137,7 +137,7 @@ def _linear_names(base: PreTrainedModel) -> list[str]:
 
 @torch.no_grad()
 def _is_plain(module: nn.Linear) -> bool:
-    """Say whether a linear layer gives one product, as an adapter of it would add to; a router gives more."""
+    """Return whether a linear layer returns one product, to which an adapter can add; a router returns more."""
     if type(module) is nn.Linear:
         return True
     weight = module.weight
@@ -157,7 +157,7 @@ def _draw(adapted: nn.Module, seed: int) -> None:
 
 
 def config_of(location: str) -> PeftConfig | None:
-    """Return the adapter's configuration where ``location``, a folder or hub id, holds an adapter, else None.
+    """Return the adapter's configuration if ``location``, a folder or hub id, holds an adapter, else None.
 
     Raises ``BadResource`` for a folder that holds both an adapter and a whole model.
     """
@@ -181,15 +181,15 @@ def config_of(location: str) -> PeftConfig | None:
 
 
 def weights_of(location: str) -> dict[str, Tensor]:
-    """Return the adapter's weights as its file has them, on the CPU."""
+    """Return the adapter's weights as stored in its file, on the CPU."""
     found: dict[str, Tensor] = load_peft_weights(location, device="cpu")
     return found
 
 
 def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> PeftModel:
-    """Return ``base`` with the adapter of ``location``, whose weights are ``stored``, checked one by one.
+    """Return ``base`` with the adapter of ``location``; each weight is checked against the file's ``stored`` weights.
 
-    Raises ``BadResource`` where a weight of the file is not in the model or one of the adapter's is not in the file.
+    Raises ``BadResource`` if a weight of the file is not in the model, or one of the adapter's is not in the file.
     """
     with _understood(location):
         config = PeftConfig.from_pretrained(location)
@@ -197,10 +197,10 @@ def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> 
         config.task_type = None if config.task_type == "CAUSAL_LM" else config.task_type  # below a classifier's adapter
     with quiet_libraries(), _understood(location):
         adapted: PeftModel = PeftModel.from_pretrained(base, location, config=config)
-    # Told to decide by itself, peft would ask the hub whether the base's embedding has changed.
+    # By default, peft would ask the hub whether the base's embedding has changed.
     own: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    # A file may hold weights of the base too, such as an embedding with more tokens, and a layer that is kept whole
-    # both by its own name and by peft's.
+    # A file may also hold weights of the base, such as an embedding with more tokens. A layer that is saved whole may
+    # have its own name or peft's.
     whole = {f".{part}.{adapted.active_adapter}.": f".{part}." for part in ("modules_to_save", "trainable_tokens")}
     there = dict(adapted.state_dict())
     there |= {key.replace(long, short): w for key, w in there.items() for long, short in whole.items() if long in key}
@@ -210,16 +210,16 @@ def load(base: PreTrainedModel, location: str, stored: Mapping[str, Tensor]) -> 
 
 @contextlib.contextmanager
 def _understood(location: str) -> Iterator[None]:
-    """Refuse an adapter of whose settings peft says that it ignores them.
+    """Raise ``BadResource`` if peft warns that it ignores some of an adapter's settings.
 
-    What it warns of besides, weights that it did not load, is looked for by name.
+    Its other warnings are of weights that it did not load. These are checked by name elsewhere.
     """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         yield
     for warning in told:
         said = " ".join(str(warning.message).split())
-        # Ranks and alphas of layers that a model does not have are told of experts that are not adapted, too.
+        # Warnings of ranks and alphas without a layer are accepted: peft gives them for unadapted experts, too.
         if "ignored" in said or "nexpected keyword" in said:
             raise BadResource(
                 f"the adapter {location} has settings that are not understood: {said[:300]}",
@@ -228,7 +228,7 @@ def _understood(location: str) -> Iterator[None]:
 
 
 def _refuse_partly(location: str, own: set[str], there: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
-    """Refuse where the file lacks one of the adapter's ``own`` weights, or has one that is not ``there`` as it is."""
+    """Raise ``BadResource`` if the file lacks an ``own`` weight, or has one that is not ``there`` with equal values."""
     missing = sorted(own - set(stored))
     lost = sorted(set(stored) - set(there))
     changed = [
@@ -249,8 +249,8 @@ def _refuse_partly(location: str, own: set[str], there: Mapping[str, Tensor], st
 def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
     """Return the model with its adapter folded into the weights.
 
-    Raises ``BadResource``, with both numbers, where the folded model says something else than base and adapter: where
-    layers share a weight, a fold into one acts in all of them.
+    Raises ``BadResource``, with both numbers, if the folded model's logits differ from those of base and adapter. This
+    happens if layers share a weight: folding into one layer changes all of them.
     """
     config: Any = adapted.peft_config[adapted.active_adapter]
     if getattr(config, "is_prompt_learning", False) or not hasattr(adapted.base_model, "merge_and_unload"):
@@ -260,11 +260,11 @@ def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
         )
     apart = _few_logits(adapted)
     with warnings.catch_warnings():
-        # peft warns that a fold into tied weights may lead to complications: they are measured.
+        # peft warns that folding into tied weights may lead to complications; these are measured below.
         warnings.filterwarnings("ignore", message=".*tie", category=UserWarning)
         model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     model.eval()
-    # A further adapter belongs on this model, not on the base alone: peft writes this name into its configuration.
+    # A further adapter needs this model, not the base alone: peft writes this name into the adapter's configuration.
     model.name_or_path = str(Path(location).resolve()) if Path(location).is_dir() else location
     model.config._name_or_path = model.name_or_path
     if apart is not None and (folded := _few_logits(model)) is not None:
@@ -281,7 +281,7 @@ def merged(adapted: PeftModel, location: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def _few_logits(model: Any) -> Tensor | None:
-    """Return what a model says of four short rows; None where it takes more than tokens."""
+    """Return a model's logits for four short rows, or None if it does not run on tokens alone."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     table = base.get_input_embeddings()
     ends = getattr(base.config, "eos_token_id", None)
@@ -289,10 +289,10 @@ def _few_logits(model: Any) -> Tensor | None:
     rows = int(table.weight.shape[0])
     ids = [i * (rows - 1) // 31 for i in range(32)]
     row = torch.tensor(ids, device=table.weight.device).view(4, 8)
-    if isinstance(last, int) and last < rows:  # some classifiers read the end token's state, and there is one in a row
+    if isinstance(last, int) and last < rows:  # some classifiers read the state of a row's single end token
         row = torch.cat([row.masked_fill(row == last, (last + 1) % rows), row.new_full((4, 1), last)], dim=1)
     try:
         found: Tensor = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
     except (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError):
-        return None  # what the model is run with shows it again
+        return None  # running the model raises the error again
     return found

@@ -1,4 +1,4 @@
-"""Put together what a run's policy lives in: policy, prompts, reward and judge; and check that they fit."""
+"""Assemble a run's components (policy, prompts, reward and judge), and check that they fit together."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from safebench.models.prompts import Prompts, as_messages, check_encoded, encode
 from safebench.models.rewards import Reward, load_reward
 
 SHOWN = 64
-"""Prompts whose token ids are looked at."""
+"""Number of prompts whose token ids are checked."""
 
 
 def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str, ...]:
-    """Return what should be told of template and end token; ``BadResource`` for prompts that the model cannot read.
+    """Return notices about template, end token and cut prompts; raise if the model cannot read the prompts.
 
-    Refused are token ids that it has no embedding for, an end token that it has no logit for, and lengths beyond its
-    table of positions.
+    Raises ``BadResource`` for token ids without an embedding and for an end token without a logit, and ``UsageError``
+    for lengths beyond the model's table of positions.
     """
     shown = _shown(policy, prompts)
     _refuse_unknown_ids(settings.model.name, policy, shown)
@@ -41,7 +41,7 @@ def check_fit(settings: Settings, policy: Policy, prompts: Prompts) -> tuple[str
 
 
 def _cut(limit: int, ids: list[list[int]]) -> str | None:
-    """Return what prompts lose to the limit of their length, None where none is longer."""
+    """Return a notice of what prompts lose to the limit of their length, None if none is longer."""
     longer = [len(row) for row in ids if len(row) > limit]
     if not longer:
         return None
@@ -52,7 +52,7 @@ def _cut(limit: int, ids: list[list[int]]) -> str | None:
 
 
 def longest_row(settings: Settings, policy: Policy, prompts: Prompts) -> int:
-    """Return how many tokens a prompt and its reply come to at most, by the prompts that are looked at."""
+    """Return the maximum number of tokens of a prompt with its reply, from the prompts that are checked."""
     longest = max(map(len, _shown(policy, prompts)))
     return min(longest, settings.prompts.max_tokens) + settings.rollout.reply_tokens
 
@@ -62,7 +62,7 @@ def _shown(policy: Policy, prompts: Prompts) -> list[list[int]]:
 
 
 def template_fault(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
-    """Return what is wrong with a prompt as the template and the tokenizer make it, None where nothing is."""
+    """Return what is wrong with a prompt after template and tokenizer, None if nothing is."""
     ids = encode_prompt(tokenizer, prompt)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -79,14 +79,14 @@ def template_fault(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | Non
 
 
 def end_fault(tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> str | None:
-    """Return how the template ends a reply where no token of ``stops`` does, None where one does."""
+    """Return a notice if the template ends a reply with no token of ``stops``, else None."""
     if tokenizer.chat_template is None or not stops:
         return None
     messages = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "no"}]
     try:
         whole = _rendered(tokenizer, messages, add_generation_prompt=False)
     except TemplateError:
-        return None  # a template that takes no such exchange ends replies as the prompts' own checks have it
+        return None  # a template may refuse this exchange; the prompts are checked on their own
     after = whole.rpartition("no")[2]
     ends = tokenizer(after, add_special_tokens=False)["input_ids"] if after.strip() else []
     special = [i for i in ends if i in set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)]
@@ -118,7 +118,7 @@ def _refuse_unknown_ids(name: str, policy: Policy, ids: list[list[int]]) -> None
 
 
 def _refuse_lengths(settings: Settings, policy: Policy, needed: int) -> None:
-    """Refuse sequences beyond a table of positions that was learned; models without one read on."""
+    """Raise ``UsageError`` for sequences beyond a learned table of positions; models without one are not limited."""
     places = learned_positions(policy.base)
     if places is not None and places < needed:
         raise UsageError(
@@ -129,7 +129,7 @@ def _refuse_lengths(settings: Settings, policy: Policy, needed: int) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """Everything outside the algorithm."""
+    """The components of a run outside the algorithm."""
 
     policy: Policy
     prompts: Prompts
@@ -139,13 +139,13 @@ class World:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know of these, each once."""
+        """The notices of all components, each one once."""
         parts = (self.policy, self.prompts, self.reward, self.judge)
         return tuple(dict.fromkeys(text for part in parts for text in getattr(part, "notices", ())))
 
 
 def assemble(settings: Settings, device: torch.device) -> World:
-    """Load all parts; whatever is missing or unfit says so before any training starts."""
+    """Load all components; what is missing or unfit raises an error before any training starts."""
     prompts, trust = load_prompts(settings), settings.trust_remote_code
     base, tokenizer, notices = load_with_notices(settings.model, settings.seed, device, trust=trust)
     notices = (*notices, *check_encoded(prompts, tokenizer))
@@ -161,12 +161,12 @@ def assemble(settings: Settings, device: torch.device) -> World:
 def adapt(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: s.Model, seed: int, device: torch.device
 ) -> Policy:
-    """Return the policy that the settings make of ``base``: with a fresh LoRA adapter, or trained as a whole.
+    """Return the policy made from ``base`` by the settings: with a fresh LoRA adapter, or trained as a whole.
 
     The adapter starts as in peft (B zero, A uniform by Kaiming), drawn from the run's seed alone. The model's
-    own dropout is off for good, in rollouts and updates alike: the ratio is 1 before the first update, unless
+    own dropout is switched off in rollouts and updates. The ratio is therefore 1 before the first update, unless
     the settings ask for dropout in the adapter. Without an adapter the reference is a frozen copy of ``base``.
-    Raises ``BadResource`` where the model's own logits are not those that the run would use (``probes``).
+    Raises ``BadResource`` if the model's own logits differ from those that the run would use (``probes``).
     """
     no_dropout(base)
     base.to(device)
@@ -188,7 +188,7 @@ def adapt(
 def load_proxy(
     settings: Settings, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, device: torch.device
 ) -> Reward:
-    """Return the reward that is trained on; ``tokenizer`` is the policy's."""
+    """Return the training reward; ``tokenizer`` is the policy's."""
     chosen = settings.reward
     return _scorer(settings, tokenizer, prompts, device, chosen.name, label=chosen.label)
 
@@ -196,7 +196,7 @@ def load_proxy(
 def load_judge(
     settings: Settings, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, device: torch.device
 ) -> Reward | None:
-    """Return the judge, None where the settings name none."""
+    """Return the judge, or None if the settings name none."""
     chosen = settings.reward
     if not chosen.judge:
         return None

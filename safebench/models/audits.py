@@ -1,6 +1,6 @@
-"""Audit replies by means that share nothing with the reward: words that are known, and closeness to the own turn.
+"""Audit replies by measures independent of the reward: the share of known words, and relevance to the prompt's turn.
 
-A judge can be fooled; these counts are cruder and fail elsewhere. They are about English.
+A judge can be exploited. These measures are cruder and fail in other cases. They apply to English.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from safebench.models.libraries import quiet_libraries
 from safebench.models.prompts import as_messages
 
 WORDS = registry.WORLD / "words.txt"
-"""Words that people of at least three of the embedded world's conversations used, one a line."""
+"""Words that people used in at least three of the embedded world's conversations, one a line."""
 MARKS = 3
-"""Longest run of marks, such as an emoticon, that is left out of the count of words; a longer one is no word."""
+"""Maximum length of a run of marks, such as an emoticon, that is not counted; a longer one is an unknown word."""
 TOKENS = 128
-"""What the encoder reads of a text, its own limit in training."""
+"""Maximum number of tokens of a text that the encoder reads, the same as in its training."""
 _TOGETHER = 32
 _LETTERS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
 class Auditor:
-    """Counts known words, and compares replies with turns by the encoder as it was before any preference."""
+    """Counts known words, and compares replies with turns by the encoder without any preference training."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -56,7 +56,7 @@ class Auditor:
             return model.to(self.device), AutoTokenizer.from_pretrained(place)
 
     def _embedded_turns(self, prompts: Sequence[str]) -> Tensor:
-        """Embed the last turn of each prompt, each text once."""
+        """Embed the last turn of each prompt, each distinct text once."""
         turns = [str(as_messages(prompt)[-1]["content"]) for prompt in prompts]
         new = [turn for turn in dict.fromkeys(turns) if turn not in self._turns]
         self._turns |= dict(zip(new, self._embed(new), strict=True))
@@ -81,15 +81,15 @@ class Auditor:
 
 
 def letters_of(text: str) -> list[str]:
-    """Return the parts of a text that are made of letters, apostrophes inside included, in lower case."""
+    """Return the parts of a text that consist of letters and inner apostrophes, in lower case."""
     return _LETTERS.findall(text.lower().replace("\u2019", "'"))
 
 
 def known_share(replies: Sequence[str], known: Set[str]) -> float:
-    """Return the share of known ones among the words of all replies, in [0, 1]; 0 where there is no word at all.
+    """Return the share of known words among the words of all replies, in [0, 1]; 0 if there are no words.
 
-    A word is what stands between blanks; it is known if every part of it made of letters is in ``known`` (lower case).
-    Numbers and up to three marks alone are no words; more marks are an unknown one.
+    Words are separated by blanks. A word is known if each of its parts made of letters is in ``known`` (lower case).
+    Numbers, and up to three marks alone, are not words. More marks alone are an unknown word.
     """
     found = [_is_known(piece, known) for reply in replies for piece in reply.split()]
     counted = [one for one in found if one is not None]
@@ -104,15 +104,16 @@ def _is_known(piece: str, known: Set[str]) -> bool | None:
 
 
 def _joined(part: str, known: Set[str]) -> bool:
-    """Say whether a word with apostrophes is made of known ones, as the encoder's vocabulary has them."""
+    """Return whether a word with apostrophes consists of known parts, as in the encoder's vocabulary."""
     return "'" in part and all(one in known for one in part.split("'") if one)
 
 
 def relevance(turns: Tensor, replies: Tensor) -> float | None:
-    """Return how much closer replies are to their own turns than to others'; None for a single one.
+    """Return how much closer replies are to their own turns than to others'; None for a single reply.
 
-    mean_i [cos(r_i, t_i) - mean_{j != i} cos(r_i, t_j)] of unit vectors ``turns`` and ``replies``, both [n, h]; 0 where
-    what is said fits any turn, at most 2. A turn said back is as close as can be: variety and judge must see that.
+    mean_i [cos(r_i, t_i) - mean_{j != i} cos(r_i, t_j)] of unit vectors ``turns`` and ``replies``, both [n, h]. It is 0
+    if the replies fit any turn equally, and at most 2. A reply that repeats its turn has the highest similarity; only
+    variety and judge can detect this.
     """
     n = len(turns)
     if n < 2:

@@ -1,4 +1,4 @@
-"""The critic of a run: value heads, the features they read, and the target that bootstraps."""
+"""Implement the critic: value heads, the features that they read, and the target network for bootstrapping."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from safebench.rl.value_heads import ValueHeads, polyak, soft_min
 
 
 class Critic:
-    """Values of reply positions. The heads sit on the policy's hidden states or on a body of their own.
+    """Values of reply positions. The heads read the policy's hidden states or those of a body of their own.
 
-    ``body``, a decoder, and ``head``, which makes one value of a state, come from a value model that was trained
-    before, and are trained themselves, not copies; without them they start as the settings say. ``reads``: the state
-    before each token, or that of the last position alone, one value per sequence.
+    ``body``, a decoder, and ``head``, which computes one value from a state, come from a previously trained value
+    model. They are trained in place, not copied. Without them, they are initialised by the settings. ``reads`` selects
+    the state before each token ("token"), or that of the last position alone, one value per sequence ("last").
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Critic:
         self.target = None if settings.target_decay is None else copy.deepcopy(self.online).requires_grad_(False)
 
     def read(self, hidden: Tensor, replies: int) -> Tensor:
-        """Return the states that values are read from: those before each reply token, or the last position's.
+        """Return the states from which values are read: those before each reply token, or the last position's.
 
-        ``hidden`` [b, P + R, h] gives [b, R, h], or [b, 1, h] where the critic reads the last position.
+        ``hidden`` [b, P + R, h] gives [b, R, h], or [b, 1, h] if the critic reads the last position.
         """
         return hidden[:, -1:] if self.reads == "last" else reply_states(hidden, replies)
 
     def features(self, read: Tensor, ids: Tensor, attention: Tensor) -> Tensor:
-        """Return what the heads see [b, R, h]: the states that ``read`` gave of the policy, or the own body's."""
+        """Return the heads' input [b, R, h]: the policy's states from ``read``, or those of the critic's body."""
         if self.body is None:
             return read.detach() if self.settings.detach else read
         states = self.body(input_ids=ids, attention_mask=attention, position_ids=positions(attention), use_cache=False)
@@ -72,20 +72,20 @@ class Critic:
         return soft_min(heads, self.settings.softmin_alpha)
 
     def next_values(self, features: Tensor, values: Tensor, keep: Tensor) -> Tensor:
-        """Return the value of the state after each token, [B, R]: the target's where there is one.
+        """Return the value of the state after each token, [B, R]: from the target network if there is one.
 
-        Positions that ``keep`` leaves out have no state and count zero.
+        Positions outside ``keep`` have no state and get the value zero.
         """
         source = values if self.target is None else self.pessimistic(self.target(features))
         return shift_left(torch.where(keep, source, 0.0))
 
     def advance_target(self, after: Literal["batch", "update"] = "batch") -> None:
-        """Let the target follow the online heads (SAFE, equation 14), if now is when it does."""
+        """Move the target towards the online heads (SAFE, equation 14) if the settings do so ``after`` this event."""
         if self.target is not None and self.settings.target_decay is not None and self.settings.target_follows == after:
             polyak(self.target, self.online, self.settings.target_decay)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield what the value loss trains."""
+        """Yield the parameters that the value loss trains."""
         for module in (self.online, self.body):
             if module is not None:
                 yield from (p for p in module.parameters() if p.requires_grad)
@@ -96,7 +96,7 @@ class Critic:
         return {name: module.state_dict() for name, module in modules.items() if module is not None}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the weights of a checkpoint."""
+        """Load the weights of a checkpoint."""
         modules = {"online": self.online, "target": self.target, "body": self.body}
         for name, module in modules.items():
             if module is not None:
@@ -109,7 +109,7 @@ def reply_states(hidden: Tensor, replies: int) -> Tensor:
 
 
 def _refuse_other_path(policy: Policy) -> None:
-    """A body of its own is run as most models are; where the policy's is not, its states would be others."""
+    """Raise ``UsageError`` if the policy does not run by the standard path, which a separate body always uses."""
     if policy.path.captured or policy.path.padding != "left":
         raise UsageError(
             f"critic.body is separate, and {type(policy.base).__name__} is not reached by its decoder's last state",

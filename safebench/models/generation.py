@@ -1,4 +1,4 @@
-"""Sample replies: the policy continues left-padded prompts, one uniform number per token."""
+"""Sample the policy's replies to left-padded prompts, with one uniform random number per token."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safebench.models.seeding import permutation
 
 _Thing = TypeVar("_Thing")
 _CONTEXT = 8
-"""Tokens of a prompt that are decoded with its reply."""
+"""Number of a prompt's last tokens that are decoded with its reply."""
 PROBABILITIES = 2**21
-"""Probabilities that are summed up at once in sampling, at most, unless a row has more: 16 MiB in double precision."""
+"""Maximum number of probabilities per chunk of rows in sampling, unless a row has more: 16 MiB in double precision."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Rollout:
 
     prompts: list[str]
     replies: list[str]
-    """As ``reply_texts`` has them: without a chat template they begin with what sets them off from the prompt."""
+    """As returned by ``reply_texts``: without a chat template they begin with what separates them from the prompt."""
     ids: Tensor
     """[B, P + R]: prompts padded on the left, replies on the right."""
     attention: Tensor
@@ -35,11 +35,11 @@ class Rollout:
     ended: Tensor
     """[B]: true where the reply ends with an end token."""
     truncated: int
-    """Prompts that lost tokens on the left."""
+    """Number of prompts that lost tokens on the left."""
     whole: bool = False
-    """Groups of rows keep the batch's reply positions, for what reads the padding."""
+    """Whether groups of rows keep all reply positions of the batch, for algorithms that read the padding."""
     replicate: int = 0
-    """Order of the groups, and of the rows in each: 0 by length, from 1 on one of the others, the same every time."""
+    """Order of the groups, and of the rows in each: 0 is by length; each number from 1 on is another fixed order."""
 
     @property
     def tokens(self) -> Tensor:
@@ -47,10 +47,10 @@ class Rollout:
         return self.ids[:, -self.mask.shape[1] :]
 
     def padded(self, pad: int) -> Rollout:
-        """Return the rows as a batch that tells its padding by its id, cut to the longest reply and kept whole.
+        """Return the rows with padding identified by the id ``pad``, cut to the longest reply, with ``whole`` true.
 
-        So SAFE's released code has it: what carries the id ``pad`` is neither attended to nor trained on, the end
-        token included where the two are one.
+        This follows SAFE's released code: tokens with the id ``pad`` are neither attended to nor trained on, including
+        the end token if it has the same id.
         """
         unused = self.mask.shape[1] - int(self.mask.sum(-1).max())
         ids = self.ids[:, : self.ids.shape[1] - unused]
@@ -60,11 +60,11 @@ class Rollout:
         return replace(self, ids=ids, attention=attention, mask=real[:, -mask.shape[1] :], whole=True)
 
     def groups(self, size: int | None, rows: list[int] | None = None) -> list[list[int]]:
-        """Return ``rows`` (all when None) in groups of at most ``size``, like lengths together.
+        """Return ``rows`` (all if None) in groups of at most ``size`` rows of similar length.
 
-        Rows of one group pass through the model at once, cut to the longest of them: the better they fit, the
-        fewer positions are spent on padding. A replicate has the same groups in another order, and the rows of each
-        in another order: sums over them then round otherwise.
+        Rows of one group pass through the model at once, cut to the longest of them. Similar lengths need less
+        padding. A replicate has the same groups in another order, and the rows of each group in another order, so that
+        sums over them round differently.
         """
         lengths = self.attention.sum(-1).tolist()
         order = sorted(range(len(lengths)) if rows is None else rows, key=lambda row: (lengths[row], row))
@@ -88,7 +88,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Cut:
-    """Some rows of a rollout, R' <= R reply positions: up to the one after the longest reply."""
+    """Some rows of a rollout, with R' <= R reply positions: up to the one after the longest reply."""
 
     ids: Tensor
     attention: Tensor
@@ -111,7 +111,7 @@ class Encoded:
 
 
 def encode(texts: list[str], tokens: list[list[int]], limit: int, pad: int, device: torch.device) -> Encoded:
-    """Pad prompts on the left to the longest of them; longer ones than ``limit`` lose their beginning."""
+    """Pad prompts on the left to the longest of them; prompts longer than ``limit`` lose their beginning."""
     kept = [t[-limit:] for t in tokens]
     width = max(map(len, kept))
     ids = torch.tensor([[pad] * (width - len(t)) + t for t in kept], device=device)
@@ -124,7 +124,7 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
     """Sample a reply for each prompt.
 
     Token t of row i is the inverse of the cumulative distribution at ``noise[i, t]`` (float64 [B, R], in
-    [0, 1)). Sampling stops at an end token or after R tokens. ``chunk`` rows go through the model at once.
+    [0, 1)). Sampling stops at an end token or after R tokens. ``chunk`` rows pass through the model at once.
     """
     rows = len(prompts.texts)
     size = chunk or rows
@@ -135,7 +135,7 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
         for i in range(0, rows, size)
     ]
     pad = int(policy.tokenizer.pad_token_id)
-    # One position past the longest reply, where there is room: the score of a reply falls there.
+    # One position past the longest reply, if there is room: the score of a reply is placed there.
     width = min(max(piece.shape[1] for piece in pieces) + 1, noise.shape[1])
     tokens = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=-1) for piece in pieces])
     mask = tokens >= 0
@@ -154,7 +154,7 @@ def sample(policy: Policy, prompts: Encoded, noise: Tensor, temperature: float, 
 
 
 def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Return sampled ids [b, R'], -1 after a row's end; R' is where the last row ended."""
+    """Return sampled ids [b, R'], -1 after a row's end; R' is the length of the longest reply."""
     limit = noise.shape[1]
     noise = noise.to(ids.device)
     stops = torch.tensor(policy.stop_ids, dtype=torch.long, device=ids.device)
@@ -174,7 +174,8 @@ def _sample_rows(policy: Policy, ids: Tensor, attention: Tensor, noise: Tensor, 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Return for each row the first token whose cumulative probability exceeds ``uniform`` [b].
 
-    Some rows at a time: no number depends on how many, and only these are held in double precision.
+    Rows are processed in chunks, and only one chunk is held in double precision. The chunk size does not change any
+    number.
     """
     size = max(1, PROBABILITIES // logits.shape[-1])
     return torch.cat(
@@ -199,13 +200,13 @@ def _texts(policy: Policy, tokens: Tensor, keep: Tensor, prompts: Encoded | None
 def reply_texts(tokenizer: PreTrainedTokenizerBase, replies: list[list[int]], prompts: list[list[int]]) -> list[str]:
     """Return the texts of replies, given their token ids and those of the prompts that they continue.
 
-    With a chat template a reply is the content of a turn, without blanks around it. Without one, prompt and reply are
-    one text: what stands between them, be it a blank, a line break or nothing, begins the reply.
+    With a chat template a reply is the content of a turn, without surrounding blanks. Without one, prompt and reply are
+    one text, and the reply begins with what separates them: a blank, a line break or nothing.
     """
     alone = tokenizer.batch_decode(replies, skip_special_tokens=True)
     if tokenizer.chat_template is not None:
         return [text.strip() for text in alone]
-    # Behind the prompt's last tokens, because many a decoder drops the blank before the first word of a text.
+    # Decoded after the prompt's last tokens, because many decoders drop the blank before a text's first word.
     last = [prompt[-_CONTEXT:] for prompt in prompts]
     heads = tokenizer.batch_decode(last, skip_special_tokens=True)
     wholes = tokenizer.batch_decode([a + b for a, b in zip(last, replies, strict=True)], skip_special_tokens=True)

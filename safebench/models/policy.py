@@ -1,4 +1,4 @@
-"""The policy: a causal language model, with a LoRA adapter or trained as a whole, its reference, and its passes."""
+"""Implement the policy: a causal language model (LoRA or trained as a whole), its reference, and its passes."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from safebench.rl.kl import PRODUCT, LogitForm, OutputLayer
 
 
 class ForwardPath(NamedTuple):
-    """How a model's logits are reached; measured against its own forward pass when it is loaded (``probes``)."""
+    """How a model's logits are computed; compared with its own forward pass when it is loaded (``probes``)."""
 
     form: LogitForm = PRODUCT
-    """What happens to the output layer's product before it is called logits."""
+    """How the output layer's product becomes the logits."""
     captured: bool = False
-    """The last hidden state is caught where it enters the output layer, not returned by the decoder."""
+    """Whether the last hidden state is captured at the input of the output layer, not returned by the decoder."""
     padding: Literal["left", "left, own places", "right"] = "left"
-    """Where rows are padded while they pass through: on the left with each token's place given or left to the model;
-    or on the right, for models whose tokens count or read what stands before them."""
+    """Where rows are padded in a pass: on the left, with each token's position given or left to the model; or on the
+    right, for models whose tokens count or read the padding before them."""
     decoding: Literal["cache", "cache, no mask", "whole"] = "cache"
-    """A token is sampled from the cache of those before it, with or without their mask; or each takes a pass over the
+    """How a token is sampled: from the cache of the tokens before it, with or without their mask; or by a pass over the
     whole sequence."""
 
 
 PLAIN = ForwardPath()
-"""Of a model as most are: the decoder's last state, the plain product, a cache."""
+"""The path of most models: the decoder's last state, the plain product, a cache."""
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Return each token's place in its sequence, [B, T], counted from the first real one on, padding included."""
+    """Return each token's position in its sequence, [B, T], counted from the first real token, padding included."""
     return (torch.arange(mask.shape[1], device=mask.device) - mask.argmax(-1, keepdim=True)).clamp(min=0)
 
 
 def learned_positions(model: nn.Module) -> int | None:
-    """Return how many positions a model's learned tables have, None where it has no such table.
+    """Return how many positions a model's learned tables have, None if it has no such table.
 
-    A table that begins behind a padding entry (RoBERTa) or at an offset (OPT) has fewer places than rows.
+    A table that begins after a padding entry (RoBERTa) or at an offset (OPT) has fewer positions than rows.
     """
     places = []
     for path, table in model.named_modules():
@@ -62,11 +62,11 @@ def learned_positions(model: nn.Module) -> int | None:
 
 
 POSITION_TABLES = ("position_embeddings", "embed_positions", "position_embedding", "wpe", "pos_emb", "positions_embed")
-"""What transformers' models call their learned tables of positions."""
+"""Names of the learned tables of positions in transformers' models."""
 
 
 def output_layer(head: Any, form: LogitForm) -> OutputLayer:
-    """Return the output layer that a model's output embedding makes."""
+    """Return the output layer of a model's output embedding."""
     return OutputLayer(head.weight, getattr(head, "bias", None), form)
 
 
@@ -78,10 +78,10 @@ def forward_pass(
     places: Tensor,
     cache: dict[str, Any] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return the last hidden states [B, T, h] of ids [B, T] at ``places`` [B, T], and the cache after them.
+    """Return the last hidden states [B, T, h] of ids [B, T] at positions ``places`` [B, T], and the cache after them.
 
-    ``mask`` [B, T' >= T] covers what the cache holds too. ``cache`` is what the pass over the tokens before gave,
-    empty for the first; None is a pass that keeps none.
+    ``mask`` [B, T' >= T] covers the cached tokens too. ``cache`` is the result of the pass over the tokens before, and
+    empty for the first pass. With None, the pass keeps no cache.
     """
     right = path.padding == "right"
     start = mask.argmax(-1, keepdim=True)
@@ -103,30 +103,30 @@ def forward_pass(
 
 
 def _rolled(x: Tensor, start: Tensor) -> Tensor:
-    """Return rows [B, T, ...] turned to the left by ``start`` [B, 1] places."""
+    """Return rows [B, T, ...] rotated to the left by ``start`` [B, 1] positions."""
     index = (torch.arange(x.shape[1], device=x.device) + start) % x.shape[1]
     return x.gather(1, index.reshape(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 def accepted(runner: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the inputs that a module's forward pass takes."""
+    """Return those of the inputs that a module's forward pass accepts."""
     taken = _accepted(getattr(runner.forward, "__func__", runner.forward))
     return inputs if taken is None else {name: value for name, value in inputs.items() if name in taken}
 
 
 @cache
 def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Return the names that a forward pass takes as inputs; None where it takes any."""
+    """Return the names of the inputs that a forward pass accepts; None if it accepts any."""
     parameters = inspect.signature(function).parameters.values()
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
 
 
 class _Caught(Exception):
-    """Leaves a model's forward pass where its last hidden state enters the output layer."""
+    """Raised to leave a model's forward pass where its last hidden state enters the output layer."""
 
 
 def _captured_pass(base: PreTrainedModel, inputs: dict[str, Any], *, whole: bool) -> tuple[Tensor, Any]:
-    """Return what enters the output layer, [B, T, h], and the pass's output; ``whole``: stop there, without one."""
+    """Return the output layer's input, [B, T, h], and the pass's output; with ``whole``, stop there without one."""
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -146,11 +146,11 @@ def _captured_pass(base: PreTrainedModel, inputs: dict[str, Any], *, whole: bool
 
 
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
-"""What models call their cache, as output and as input; transformers' own generation knows these names."""
+"""Names of models' caches, as output and as input; transformers' own generation uses the same names."""
 
 
 def _cache_of(out: Any) -> dict[str, Any]:
-    """Return a pass's cache as the inputs of the next one; empty where the model keeps none."""
+    """Return a pass's cache as inputs of the next pass; empty if the model keeps none."""
     for name in CACHES:
         if (found := getattr(out, name, None)) is not None:
             return {name: found}
@@ -158,9 +158,9 @@ def _cache_of(out: Any) -> dict[str, Any]:
 
 
 class LastStates:
-    """The state after a growing batch of left-padded rows, from a cache, or by whole passes where there is none.
+    """The last state of a growing batch of left-padded rows, from a cache, or by whole passes without a cache.
 
-    ``run`` is a pass (ids, mask, places, cache) as ``Policy.pass_through``.
+    ``run`` is a pass (ids, mask, places, cache) with the signature of ``Policy.pass_through``.
     """
 
     def __init__(self, run: Callable[..., Any], ids: Tensor, attention: Tensor, *, cached: bool) -> None:
@@ -176,7 +176,7 @@ class LastStates:
         return last
 
     def append(self, tokens: Tensor) -> None:
-        """Let each row go on with its token [b]."""
+        """Append its token [b] to each row."""
         place = self.places[:, -1:] + 1
         if self.cache is None:
             self.ids, self.places = torch.cat([self.ids, tokens[:, None]], 1), torch.cat([self.places, place], 1)
@@ -186,10 +186,10 @@ class LastStates:
 
 
 def recompute(model: PeftModel | PreTrainedModel) -> None:
-    """Let layers recompute in the backward pass what they would otherwise keep; within ``Policy.training`` only."""
+    """Let layers recompute their activations in the backward pass; this applies within ``Policy.training`` only."""
     model.enable_input_require_grads()
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    # transformers 5.23 gave it a new name, and warns of the old one.
+    # transformers 5.23 renamed this method and warns of the old name.
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     try:
         enable({"use_reentrant": False})
@@ -204,7 +204,7 @@ def recompute(model: PeftModel | PreTrainedModel) -> None:
 
 
 def _recomputed(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Run a layer so that the backward pass recomputes it, its training flag off meanwhile."""
+    """Run a layer so that the backward pass recomputes it, with its training flag off."""
     return checkpoint(_at_rest, module, function, *inputs, use_reentrant=False)
 
 
@@ -217,7 +217,7 @@ def _at_rest(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> A
 
 
 def no_dropout(base: nn.Module) -> None:
-    """Switch off the dropout that a model declares, for good: as a module of its own, or as a layer's number."""
+    """Switch off a model's own dropout permanently, both dropout modules and dropout rates of layers."""
     for module in base.modules():
         dropout = "drop" in type(module).__name__.lower()
         for name, value in list(vars(module).items()):
@@ -230,23 +230,23 @@ class Policy:
     """A language model with its tokenizer, and the reference that its KL is measured against."""
 
     model: PeftModel | PreTrainedModel
-    """With an adapter, or trained as a whole."""
+    """A model with an adapter, or one that is trained as a whole."""
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
-    """Tokens that end a reply; without any, every reply fills its length."""
+    """Tokens that end a reply; without any, every reply has the full length."""
     reference: PreTrainedModel | str | None = None
-    """A model of its own, another adapter of ``model`` by its name, or None: ``model`` with its adapter off."""
+    """A separate model, the name of another adapter of ``model``, or None for ``model`` with its adapter off."""
     mixed_precision: bool = False
     acting: PreTrainedModel | None = None
-    """The reference's own model while it acts."""
+    """The separate reference model while it is used."""
     path: ForwardPath = PLAIN
     reference_path: ForwardPath = PLAIN
-    """Of a reference that is a model of its own."""
+    """Path of a reference that is a separate model."""
     notices: tuple[str, ...] = ()
-    """What the user should know of the model and its adapter."""
+    """Notices for the user about the model and its adapter."""
 
     def __post_init__(self) -> None:
-        """Refuse an adapter on the output layer: logits are made from that layer's own weight."""
+        """Raise ``UsageError`` for an adapter on the output layer: logits are computed from that layer's own weight."""
         if hasattr(self.base.get_output_embeddings(), "base_layer"):
             raise UsageError(
                 "the adapter reaches the output layer, where it would neither act nor be trained",
@@ -255,19 +255,19 @@ class Policy:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The language model that acts, adapter layers in place."""
+        """The language model in use (policy or reference), with its adapter layers."""
         if self.acting is not None:
             return self.acting
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def output(self) -> OutputLayer:
-        """The output layer of the model that acts; without gradient where it is frozen."""
+        """The output layer of the model in use; without gradient if it is frozen."""
         return output_layer(self.base.get_output_embeddings(), self._acting_path.form)
 
     @property
     def output_weight(self) -> Tensor:
-        """The output embedding of the model that acts, [V, h]; ``logits`` says what else makes logits."""
+        """The output embedding of the model in use, [V, h]; ``logits`` applies the rest of the output layer."""
         return self.output.weight
 
     @property
@@ -281,13 +281,13 @@ class Policy:
 
     @property
     def vocabulary(self) -> int:
-        """Size of the vocabulary as the logits have it."""
+        """Size of the vocabulary in the logits."""
         rows = self._acting_path.form.rows
         return int(self.output_weight.shape[0]) if rows is None else rows
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.output_weight.device
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -295,16 +295,17 @@ class Policy:
         return self.pass_through(ids, mask, positions(mask))[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits [..., V] of the acting model's last hidden states [..., h]."""
+        """Return the logits [..., V] from last hidden states [..., h] of the model in use."""
         return self.output(hidden)
 
     def pass_through(
         self, ids: Tensor, mask: Tensor, places: Tensor, cache: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the last hidden states [B, T, h] of ids [B, T] at ``places`` [B, T], and the cache after them.
+        """Return the last hidden states [B, T, h] of ids [B, T] and the cache after them.
 
-        ``mask`` [B, T' >= T] covers what the cache holds too. ``cache`` is what the pass over the tokens before gave,
-        empty for the first; None is a pass that keeps none. What the forward pass raises names the model.
+        ``places`` [B, T] are the tokens' positions. ``mask`` [B, T' >= T] covers the cached tokens too. ``cache`` is
+        the result of the pass over the tokens before, and empty for the first pass. With None, the pass keeps no cache.
+        Errors of the forward pass name the model.
         """
         with passing(f"the model {self.base.config.name_or_path or type(self.base).__name__}"), self.precision():
             return forward_pass(self.base, self._acting_path, ids, mask, places, cache)
@@ -317,7 +318,7 @@ class Policy:
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Within this context the model is the reference."""
+        """Use the reference as the model within this context."""
         if isinstance(self.reference, PreTrainedModel):
             self.acting = self.reference
             try:
@@ -336,16 +337,17 @@ class Policy:
         if isinstance(self.reference, PreTrainedModel):
             return output_layer(self.reference.get_output_embeddings(), self.reference_path.form)
         head = self.base.get_output_embeddings()
-        # peft keeps, beside the original of a module that is trained whole, one copy for each adapter.
+        # For a module that is trained whole, peft keeps the original and one copy for each adapter.
         copies = getattr(head, "modules_to_save", None)
         if copies is None:
             return self.output
         return output_layer(dict(copies.items()).get(self.reference, head.original_module), self.path.form)
 
     def dropped_states(self, ids: Tensor, mask: Tensor, *where: int) -> Tensor:
-        """Return ``hidden_states`` under the adapter's dropout, if it has any, drawn by ``where`` alone.
+        """Return ``hidden_states`` with the adapter's dropout, if it has any, seeded by ``where``.
 
-        It drops only within ``training``. The draws depend on which rows share the pass, not on what ran before.
+        Dropout acts only within ``training``. The draws depend on ``where`` and on which rows share the pass, not on
+        earlier computation.
         """
         if not self.dropouts():
             return self.hidden_states(ids, mask)
@@ -354,10 +356,11 @@ class Policy:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Within this context the adapter's dropout is on, and layers with gradient checkpointing recompute.
+        """Turn on the adapter's dropout, and recomputation in layers with gradient checkpointing, within this context.
 
-        transformers ties recomputing in the backward pass to training mode. A layer's flag is set for that alone:
-        while the layer computes it is off again (``recompute``), so whatever dropout the model declares stays off.
+        transformers recomputes in the backward pass only in training mode. A layer's training flag is set only for
+        that. While the layer computes, the flag is off again (``recompute``), so that the model's own dropout stays
+        off.
         """
         modules = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)] + self.dropouts()
         for module in modules:
@@ -370,11 +373,11 @@ class Policy:
 
     @property
     def drops(self) -> bool:
-        """Whether the adapter has dropout, which makes every training pass another one."""
+        """Whether the adapter has dropout, so that every training pass differs."""
         return bool(self.dropouts())
 
     def dropouts(self) -> list[nn.Module]:
-        """Return the adapter's dropouts that drop: peft keeps them in a dictionary of its layers."""
+        """Return the adapter's dropout modules with a rate above 0; peft keeps them in a dictionary of its layers."""
         found = []
         for layer in self.model.modules():
             kept = getattr(layer, "lora_dropout", None)
@@ -382,9 +385,9 @@ class Policy:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write what is trained into ``folder``: the adapter, or the whole model."""
+        """Write the trained part into ``folder``: the adapter, or the whole model."""
         if isinstance(self.model, PeftModel):
-            # The vocabulary is the base's. peft would ask for the base's configuration to see whether it is.
+            # The vocabulary is the base's. By default, peft would fetch the base's configuration to check this.
             self.model.save_pretrained(folder, save_embedding_layers=False)
         else:
             self.model.save_pretrained(folder)
@@ -395,13 +398,13 @@ class Policy:
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy that no training moves."""
+    """Return a frozen copy in evaluation mode."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
 def _other_adapter(model: PeftModel, name: str) -> Iterator[None]:
-    """Within this context the adapter called ``name`` acts; what is trained stays what it was."""
+    """Use the adapter called ``name`` within this context; the set of trained parameters is restored afterwards."""
     active = model.active_adapter
     trained = [p for p in model.parameters() if p.requires_grad]
     model.set_adapter(name)
@@ -426,7 +429,7 @@ def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 
 def __getattr__(name: str) -> Any:
-    """Give ``adapt`` to callers outside that know it from here; ``assemble`` has it now."""
+    """Return ``adapt`` to external callers that import it from here; it is now in ``assemble``."""
     if name == "adapt":
         return importlib.import_module(".assemble", __package__).adapt
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

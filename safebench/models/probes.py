@@ -1,8 +1,8 @@
-"""What a model says of a few tokens, by its own forward pass and by ours; a run begins only where the two agree.
+"""Compare a model's own logits for a few tokens with those of our passes; a run starts only if the two agree.
 
-The model's own logits are the truth. They are compared with hidden state and output layer, with padded rows, with
-tokens sampled from a cache, and with two passes in training mode; and with the adapter off nothing that is trained
-may act. No list of model names decides.
+The model's own logits are the ground truth. They are compared with the logits from hidden state and output layer, from
+padded rows, from tokens sampled from a cache, and from two passes in training mode. With the adapter off, no trained
+parameter may have an effect. No list of model names is used.
 """
 
 from __future__ import annotations
@@ -37,42 +37,43 @@ if TYPE_CHECKING:
     from safebench.models.policy import Policy
 
 UNLIKE = (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError)
-"""What a model that is run otherwise than it expects may raise; another path may do."""
+"""Exceptions that a model may raise on an unsuitable path; another path may work."""
 TOKENS = 12
-"""Tokens of a probe's longer row; the shorter one has seven."""
+"""Number of tokens in a probe's longer row; the shorter row has seven."""
 TRAINED = 4
-"""Tokens of the longer row of a training pass, the shorter has two: what it is asked does not depend on length, and a
-backward pass in bfloat16 on a CPU takes half a second per token of half a billion weights."""
+"""Number of tokens in the longer row of a training pass; the shorter row has two. The checks do not depend on length.
+A backward pass in bfloat16 on a CPU takes half a second per token with half a billion weights."""
 PADDINGS: tuple[Literal["left", "left, own places", "right"], ...] = ("left", "left, own places", "right")
 DECODINGS: tuple[Literal["cache", "cache, no mask", "whole"], ...] = ("cache", "cache, no mask", "whole")
 SINGLY = 4
-"""How many of a row's last tokens enter the cache one by one."""
+"""Number of a row's last tokens that enter the cache one by one."""
 NO_CACHE = "{name} keeps no cache that agrees with its whole pass: each sampled token takes a whole pass"
 MOST_SPECIAL = 32
-"""Special tokens that are asked about; some tokenizers keep hundreds in reserve."""
+"""Maximum number of special tokens that are probed; some tokenizers have hundreds in reserve."""
 FINE, COARSE = 1e-4, 5e-2
-"""Largest share of the logits' spread that rounding explains, in float32 and in bfloat16: passes over the same tokens
-that differ in padding and grouping alone differ by up to 1e-5 and 2e-2 (tests/models/test_probes.py)."""
+"""Largest share of the logits' spread that rounding explains, in float32 and in bfloat16. Passes over the same tokens
+with other padding and grouping differ by up to 1e-5 and 2e-2 (tests/models/test_probes.py)."""
 
 
 class Gap(NamedTuple):
-    """How far two tensors of logits are apart."""
+    """The difference of two tensors of logits."""
 
     share: float
     """Root mean square of the difference, as a share of the spread of the first."""
     own: float
-    """The first one's logit where the difference is largest."""
+    """The first tensor's logit where the difference is largest."""
     ours: float
 
     def __str__(self) -> str:
-        """Say both numbers."""
+        """Return a text with both logits and the share."""
         return f"the model's own logit is {self.own:.6g}, ours {self.ours:.6g} ({self.share:.2g} of the logits' spread)"
 
 
 def gap(own: Tensor, ours: Tensor) -> Gap:
-    """Return how far two tensors of logits of one shape are apart, as a share of their spread.
+    """Return the difference of two tensors of logits of one shape, as a share of their spread.
 
-    One number a row, as a classifier's, may be nearly the same for every row: there it is a share of their size.
+    A classifier's single logit per row may be nearly the same for every row. The share is then that of the logits'
+    size (root mean square).
     """
     single = own.dim() > 0 and own.shape[-1] == 1
     own, ours = own.detach().double().flatten(), ours.detach().double().flatten()
@@ -84,10 +85,10 @@ def gap(own: Tensor, ours: Tensor) -> Gap:
 
 
 def probe(policy: Policy, name: str) -> Policy:
-    """Return the policy with the paths by which its logits and its reference's are reached.
+    """Return the policy with the paths by which its logits and its reference's logits are computed.
 
-    Raises ``BadResource`` or ``UsageError``, with both numbers, where our logits, sampling, padding or reference are
-    not the model's own. The answer is kept in the user's cache, under all that it depends on.
+    Raises ``BadResource`` or ``UsageError``, with both numbers, if our logits, sampling, padding or reference differ
+    from the model's own. The answer is kept in the user's cache, under a digest of all that it depends on.
     """
     file = _answer_file(policy, name)
     kept = _kept_answer(file)
@@ -109,10 +110,11 @@ def probe(policy: Policy, name: str) -> Policy:
 
 @torch.no_grad()
 def probe_length(policy: Policy, name: str, tokens: int) -> Policy:
-    """Return the policy with a way of sampling that agrees in rows of ``tokens`` tokens, as long as a run's.
+    """Return the policy with a way of sampling that agrees in rows of ``tokens`` tokens, as long as a run's rows.
 
-    Windows, chunks and tables of positions act where rows reach beyond them, which a few tokens never do. Raises
-    ``BadResource``, with both numbers, where ours are not the model's own. The answer is kept as ``probe``'s is.
+    Windows, chunks and tables of positions have an effect only in rows that reach beyond them, not in rows of a few
+    tokens. Raises ``BadResource``, with both numbers, if our logits differ from the model's own. The answer is kept in
+    the same way as that of ``probe``.
     """
     tokens = max(tokens, TOKENS)
     file = _answer_file(policy, name)
@@ -144,7 +146,7 @@ def _measured_length(policy: Policy, name: str, tokens: int) -> Answer:
 
 
 class Answer(NamedTuple):
-    """What the probes found of a policy."""
+    """Result of the probes of a policy."""
 
     path: ForwardPath
     reference_path: ForwardPath
@@ -167,7 +169,7 @@ def _measured_answer(policy: Policy, name: str) -> Answer:
 
 @contextlib.contextmanager
 def _all_cores() -> Iterator[None]:
-    """Within this context torch computes on all cores: a run's own number is for bits that are the same everywhere."""
+    """Let torch use all cores within this context; a run's own number of threads only serves bit-identical results."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(threads, os.cpu_count() or 1))
     try:
@@ -184,7 +186,7 @@ def _tolerance(policy: Policy) -> float:
 def _question(
     tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, device: torch.device, tokens: int = TOKENS
 ) -> tuple[Tensor, Tensor]:
-    """Return ids [tokens] of ordinary tokens, and those [N] that pad, end or stand for something else."""
+    """Return ids [tokens] of ordinary tokens, and ids [N] of special tokens (padding, end, placeholders)."""
     rows = int(base.get_input_embeddings().weight.shape[0])
     stated = [int(i) for key, i in _numbers(base.config.to_dict()) if key.endswith(("token_id", "token_index"))]
     special = dict.fromkeys([*stated, *tokenizer.all_special_ids])
@@ -197,7 +199,7 @@ def _question(
 
 
 def _numbers(config: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of a configuration with its key, nested ones too."""
+    """Yield every number of a configuration with its key, including nested ones."""
     for name, value in config.items():
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, Mapping):
@@ -208,37 +210,37 @@ def _numbers(config: Mapping[str, Any], key: str = "") -> Iterator[tuple[str, fl
 
 @dataclasses.dataclass(frozen=True)
 class ModelProbe:
-    """One model, asked about a few tokens."""
+    """Probe of one model with a few tokens."""
 
     base: PreTrainedModel
     name: str
     ids: Tensor
-    """[T], ordinary ones"""
+    """[T]: ordinary tokens"""
     special: Tensor
-    """[N]: tokens that stand for something, which may be sampled all the same"""
+    """[N]: special tokens, which may also be sampled"""
     pad: int
     tolerance: float
     precision: Callable[[], contextlib.AbstractContextManager[Any]]
 
     @torch.no_grad()
     def path(self) -> ForwardPath:
-        """Return how the model's logits are reached, and how it is sampled from."""
+        """Return how the model's logits are computed, and how tokens are sampled from it."""
         path = self.measuring_path()
         return self._sampling_path(path, self._last_logits(path, *_padded(self.ids, self.ids[:-5], self.pad)))
 
     @torch.no_grad()
     def measuring_path(self) -> ForwardPath:
-        """Return how the model's logits are reached from its hidden states, and where its rows are padded.
+        """Return how the model's logits are computed from its hidden states, and where its rows are padded.
 
-        Tried are the decoder's last hidden state and what enters the output layer; with each the plain product, and
-        every number of the configuration as a multiplier, divisor or soft-cap. The form with the least difference is
-        taken.
+        The candidates are the decoder's last hidden state and the output layer's input, each with the plain product
+        and with every number of the configuration as a multiplier, divisor or soft-cap. The form with the smallest
+        difference is taken.
         """
         head = self._head()
         try:
             row = torch.cat([self.ids, self.special])
             own = self._own(row)
-        except UNLIKE:  # a placeholder without its picture, say: the ordinary tokens alone, then
+        except UNLIKE:  # e.g. an image placeholder without its image: use only ordinary tokens
             row = self.ids
             own = self._own(row)
         if not bool(torch.isfinite(own).all()):
@@ -267,15 +269,15 @@ class ModelProbe:
         return head
 
     def _own(self, row: Tensor) -> Tensor:
-        """Return the logits [1, T, V] of a row's own forward pass."""
+        """Return the logits [1, T, V] of the model's own forward pass over a row."""
         with self.precision():
-            # Without a mask some models make one of their own: of where the pad token stands.
+            # Without a mask, some models make their own from the positions of the pad token.
             inputs = {"input_ids": row[None], "attention_mask": torch.ones_like(row[None]), "use_cache": False}
             logits: Tensor = self.base(**accepted(self.base, inputs)).logits
         return logits
 
     def _attempts(self, head: Any, row: Tensor, own: Tensor) -> Iterator[tuple[float, ForwardPath, Gap | str]]:
-        """Yield the difference of each way to the logits; the first that has none ends the search."""
+        """Yield the difference of each way to compute the logits; the first difference of zero ends the search."""
         ones = torch.ones_like(row[None])
         for captured in (False, True):
             within = False
@@ -302,20 +304,20 @@ class ModelProbe:
         return output_layer(self._head(), path.form)(self._run(path, ids, mask))
 
     def _last_logits(self, path: ForwardPath, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the logits [B, SINGLY + 1, V] of the last positions of one whole pass."""
+        """Return the logits [B, SINGLY + 1, V] of the last positions from one whole pass."""
         hidden = self._run(path, ids, mask)[:, -SINGLY - 1 :]
         return output_layer(self._head(), path.form)(hidden)
 
     @torch.no_grad()
     def long_path(self, path: ForwardPath) -> ForwardPath:
-        """Return the path with the way of sampling that agrees in rows this long; refuse where whole passes do not."""
+        """Return the path with the way of sampling that agrees in rows this long; raise if whole passes do not."""
         return self._sampling_path(path, self.check_length(path))
 
     @torch.no_grad()
     def check_length(self, path: ForwardPath) -> Tensor:
-        """Refuse a path by which rows this long, and rows padded to this length, say something else than alone.
+        """Raise ``BadResource`` if rows this long, or rows padded to this length, give other logits than alone.
 
-        Returns the last logits [2, SINGLY + 1, V] of both rows by one whole pass.
+        Returns the last logits [2, SINGLY + 1, V] of both rows from one whole pass.
         """
         rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
         ours = self._last_logits(path, rows, mask)
@@ -338,7 +340,7 @@ class ModelProbe:
         return ours
 
     def _check_causal(self, path: ForwardPath) -> None:
-        """Refuse a model whose tokens see what follows them."""
+        """Raise ``BadResource`` for a model whose tokens attend to later tokens."""
         rows = torch.stack([self.ids, torch.cat([self.ids[:-1], self.ids[:1]])])
         apart = gap(*self._logits(path, rows, torch.ones_like(rows))[:, :-1])
         if apart.share > self.tolerance:
@@ -349,7 +351,7 @@ class ModelProbe:
             )
 
     def _padding_path(self, path: ForwardPath) -> ForwardPath:
-        """Return the path with a padding that leaves what a shorter row says as it is, the path's own first."""
+        """Return the path with a padding that does not change a shorter row's logits; the path's own is tried first."""
         short = self.ids[:-5]
         rows, mask = _padded(self.ids, short, self.pad)
         alone = self._logits(path, short[None], torch.ones_like(short[None]))[0]
@@ -364,7 +366,7 @@ class ModelProbe:
     def _first_like(
         self, own: Tensor, trials: list[ForwardPath], logits: Callable[[ForwardPath], Tensor], what: str, hint: str
     ) -> ForwardPath:
-        """Return the first path whose logits are ``own``; where none is, refuse by what the first of them said."""
+        """Return the first path whose logits agree with ``own``; if none does, raise with the first difference."""
         said: Gap | str = ""
         for trial in trials:
             try:
@@ -378,7 +380,7 @@ class ModelProbe:
         raise self._refusal(f"{what}: {said}", hint)
 
     def _sampling_path(self, path: ForwardPath, whole: Tensor) -> ForwardPath:
-        """Return the path with the way of sampling whose logits are ``whole``, ``_last_logits`` of one whole pass."""
+        """Return the path with the way of sampling that agrees with ``whole``, ``_last_logits`` of one whole pass."""
         rows, mask = _padded(self.ids, self.ids[:-5], self.pad)
         first = DECODINGS.index(path.decoding if path.padding != "right" else "whole")
         return self._first_like(
@@ -390,7 +392,7 @@ class ModelProbe:
         )
 
     def _one_by_one(self, path: ForwardPath, rows: Tensor, mask: Tensor) -> Tensor:
-        """Return the logits [2, SINGLY + 1, V] after the tokens but the last ``SINGLY`` and after each of these."""
+        """Return the logits [2, SINGLY + 1, V] after all but the last ``SINGLY`` tokens, and after each of these."""
         before = rows.shape[1] - SINGLY
         cached = path.decoding != "whole"
         run = functools.partial(forward_pass, self.base, path)
@@ -411,7 +413,7 @@ class ModelProbe:
 
 
 def _forms(base: PreTrainedModel, vocabulary: int, rows: int) -> Iterator[LogitForm]:
-    """Yield what may happen to the product of hidden state and output layer, the plain product first."""
+    """Yield the possible forms of the logits, the plain product of hidden state and output layer first."""
     values = {float(v) for _, v in _numbers(base.config.to_dict())}
     values |= {float(v) for v in vars(base).values() if isinstance(v, float)}
     usable = sorted(v for v in values if 0 < v < float("inf") and v != 1.0)
@@ -423,10 +425,10 @@ def _forms(base: PreTrainedModel, vocabulary: int, rows: int) -> Iterator[LogitF
 
 
 def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
-    """Return what should be told of a training pass; refuse one that is not the pass that samples, or has no gradient.
+    """Return notices of a training pass; raise if it differs from a sampling pass or its gradient is not finite.
 
-    Two passes in training mode must have equal bits, the adapter's own dropout aside, and say what one in evaluation
-    mode says, with an adapter that acts; and their gradients must be finite, though rows are padded.
+    Two passes in training mode, without the adapter's own dropout, must be bit-identical. With an adapter that has an
+    effect, they must agree with a pass in evaluation mode. Their gradients must be finite although rows are padded.
     """
     trained = policy.trainable()
     if not trained:
@@ -477,7 +479,7 @@ def check_training(policy: Policy, ids: Tensor, name: str) -> tuple[str, ...]:
 
 
 def _states(policy: Policy, ids: Tensor, mask: Tensor) -> Tensor:
-    """Return ``Policy.hidden_states``; ``probe`` puts its faults into words, as the settings may be their cause."""
+    """Return ``Policy.hidden_states``; ``probe`` words its errors, because the settings may be their cause."""
     with policy.precision():
         return forward_pass(policy.base, policy.path, ids, mask, positions(mask))[0]
 
@@ -497,7 +499,7 @@ def _without_dropout(policy: Policy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _moved(parameters: list[Any], to: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within this context parameters have other values; they are put back."""
+    """Give parameters other values within this context; restore them afterwards."""
     kept = [p.detach().clone() for p in parameters]
     with torch.no_grad():
         for p in parameters:
@@ -512,14 +514,14 @@ def _moved(parameters: list[Any], to: Callable[[Tensor], Tensor]) -> Iterator[No
 
 @torch.no_grad()
 def check_reference(policy: Policy, ids: Tensor, name: str) -> None:
-    """Refuse an adapter that moves the reference: with it off, nothing that is trained may act."""
+    """Raise ``UsageError`` if training moves the reference: with the adapter off, no trained weight may act."""
     if not isinstance(policy.model, PeftModel) or isinstance(policy.reference, PreTrainedModel):
         return
     mask = torch.ones_like(ids[None])
 
     def reference() -> Tensor:
         with warnings.catch_warnings():
-            # peft warns of biases that are trained in place: what they do is measured here.
+            # peft warns of biases that are trained in place: their effect is measured here.
             warnings.filterwarnings("ignore", message="Careful, disabling adapter layers", category=UserWarning)
             return states()
 
@@ -542,7 +544,7 @@ def check_reference(policy: Policy, ids: Tensor, name: str) -> None:
 
 
 def _moves(measured: Callable[[], Tensor], before: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Say whether other values of ``parameters`` change what is measured; they are put back."""
+    """Return whether other values of ``parameters`` change the measured tensor; the values are restored."""
     with _moved(parameters, lambda p: p + 0.5 + p.abs()):
         return not torch.equal(measured(), before)
 
@@ -562,13 +564,13 @@ def _padded(long: Tensor, short: Tensor, pad: int) -> tuple[Tensor, Tensor]:
 
 
 def _kept_answer(path: Path) -> Answer | None:
-    """Return what was found before of a model that is the same in all that matters, None where nothing was."""
+    """Return the answer of an earlier probe of the same model, or None if there is none."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         paths = [ForwardPath(LogitForm(*form), *rest) for form, *rest in kept["paths"]]
         return Answer(paths[0], paths[1], tuple(kept["notices"]))
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # not there or not readable: the probes are run
+        return None  # missing or not readable: the probes are run
 
 
 def _keep_answer(path: Path, answer: Answer) -> None:
@@ -579,11 +581,11 @@ def _keep_answer(path: Path, answer: Answer) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError:
-        return  # a cache that cannot be written costs the next run the probes
+        return  # if the cache cannot be written, the next run repeats the probes
 
 
 def _answer_file(policy: Policy, name: str) -> Path:
-    """Return where the answer lies: under a digest of configuration, weights, and versions."""
+    """Return the answer's path, which has a digest of configuration, weights, and versions as its name."""
     digest = hashlib.blake2b(digest_size=16)
     tokenizer, adapters = policy.tokenizer, getattr(policy.model, "peft_config", {})
     for part in (
@@ -591,7 +593,7 @@ def _answer_file(policy: Policy, name: str) -> Path:
         *(torch.__version__, transformers.__version__, peft.__version__),
         repr((name, policy.device.type, policy.mixed_precision, type(policy.reference))),
         repr((tokenizer.pad_token_id, len(tokenizer), tokenizer.all_special_ids)),
-        # The names of layers are a set, whose order another process has otherwise.
+        # The names of layers are a set, whose order differs between processes.
         json.dumps({key: config.to_dict() for key, config in adapters.items()}, sort_keys=True, default=_sorted),
     ):
         digest.update(part.encode())
@@ -610,7 +612,7 @@ def _answer_file(policy: Policy, name: str) -> Path:
 
 
 def _held(x: Tensor) -> str:
-    """Return a few of a tensor's values and a sum of all their bits, which no order and no number of cores changes."""
+    """Return a few of a tensor's values and a sum of all bits that does not depend on order or number of cores."""
     few = x.flatten()[:4].float().cpu().tolist()
     return f"{few} {int(torch.hash_tensor(x).view(torch.int64)) if x.numel() else 0}"
 

@@ -1,4 +1,4 @@
-"""Prompts: texts and conversations to reply to, for training and held out."""
+"""Read prompts (texts and conversations), and split them into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from safebench.models.libraries import loading
 from safebench.registry import Entry
 
 Messages = list[dict[str, Any]]
-"""Each has ``role`` and ``content`` (a text), and what else it came with, such as ``tool_calls``."""
+"""Each has ``role`` and ``content`` (a text), and any other keys of its source, such as ``tool_calls``."""
 
 _ROLES = {"human": "user", **dict.fromkeys(("gpt", "model", "bot", "ai"), "assistant")}
 _SHAREGPT_ROLES = {**_ROLES, "chatgpt": "assistant", **{name: name for name in ("user", "assistant", "system", "tool")}}
@@ -33,14 +33,14 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """Return ``value`` as a list where it is a list, a tuple or a numpy array (as pandas has lists), else None."""
+    """Return ``value`` as a list if it is a list, a tuple or a numpy array (pandas' form of lists), else None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return list(value) if isinstance(value, list | tuple) else None
 
 
 def is_conversation(value: Any) -> bool:
-    """Say whether ``value`` is a list of messages, in whatever form."""
+    """Return whether ``value`` is a list of messages, in any form."""
     turns = as_list(value)
     return bool(turns) and all(isinstance(turn, Mapping) for turn in turns or ())
 
@@ -48,9 +48,9 @@ def is_conversation(value: Any) -> bool:
 def read_messages(value: Any, where: str, *, answered: bool = False) -> Messages:
     """Return the messages of turns that have ``role`` and ``content``, or ShareGPT's ``from`` and ``value``.
 
-    Where ``answered``, an assistant's turn at the end is left out: it is the policy's to write. Contents that are
-    lists of texts are joined by line breaks. Raises ``BadResource``, which begins with ``where``, for contents that
-    are no text, and for turns without a role.
+    With ``answered``, an assistant's turn at the end is left out, because the policy is to write it. Contents that are
+    lists of texts are joined by line breaks. Raises ``BadResource``, whose message begins with ``where``, for contents
+    that are not text, and for turns without a role.
     """
     turns = as_list(value) or []
     if answered and len(turns) > 1 and isinstance(turns[-1], Mapping) and _role_of(turns[-1], where) == "assistant":
@@ -59,16 +59,16 @@ def read_messages(value: Any, where: str, *, answered: bool = False) -> Messages
 
 
 def transcript(messages: Messages) -> str:
-    """Return the messages as a text to read: the content alone of a single user's turn, else every turn by its role."""
+    """Return the messages as a readable text: the content of a single user turn, else every turn with its role."""
     if [message["role"] for message in messages] == ["user"]:
         return str(messages[0]["content"])
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
 
 
 def from_transcript(text: str) -> Messages | None:
-    """Return the turns of a Human/Assistant transcript, None where ``text`` is none.
+    """Return the turns of a Human/Assistant transcript, None if ``text`` is not a transcript.
 
-    An empty assistant's turn at the end only says who is to speak.
+    An empty assistant's turn at the end only marks the next speaker and is dropped.
     """
     first = _TURN.match(text.strip())
     if first is None or first[1] != "Human":
@@ -79,14 +79,14 @@ def from_transcript(text: str) -> Messages | None:
         {"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
     if len(messages) == 1:
-        return None  # a text that begins with this word: nobody answers in it, nor is asked to
+        return None  # only a text that begins with this word: it has no turn of the assistant
     if messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()
     return messages
 
 
 def refuse_written(text: str, where: str) -> None:
-    """Refuse a text that is a conversation, or an object, written out: it would be read to the policy as it stands."""
+    """Raise ``BadResource`` for a conversation or object written out as text: the policy would read it verbatim."""
     start = text.lstrip()[:2]
     if start not in ("[{", '{"', "{'"):
         return
@@ -107,14 +107,14 @@ def refuse_written(text: str, where: str) -> None:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> str:
     """Return the text that the chat template makes of ``messages``, up to where the reply begins.
 
-    An assistant's turn at the end is continued. Raises ``BadResource``, which begins with ``where``, where there is
-    no chat template, and where it refuses the conversation.
+    An assistant's turn at the end is continued. Raises ``BadResource``, whose message begins with ``where``, if there
+    is no chat template or it refuses the conversation.
     """
     return str(_templated(tokenizer, messages, where, tokenize=False))
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> list[int]:
-    """Return the token ids of what ``render`` returns; raises as it does."""
+    """Return the token ids of what ``render`` returns; raises the same errors."""
     return list(_templated(tokenizer, messages, where, tokenize=True))
 
 
@@ -163,7 +163,7 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
     role, key = _role_of(turn, where), "content" if isinstance(turn.get("role"), str) else "value"
     if key not in turn:
         raise BadResource(f"{where} has no {key}, only {', '.join(map(str, turn))}", f"Give it {key}.")
-    # Tables have every key in every row; a template asks whether a message has the key.
+    # Tables have every key in every row, but templates test whether a message has a key: drop null values.
     more = {str(k): v for k, v in turn.items() if k not in ("role", "from", key) and v is not None}
     if more:
         try:
@@ -196,9 +196,9 @@ def _part(part: Any, where: str) -> str:
 
 
 Row = tuple[int, Any]
-"""The number of a row, from 1, and what it holds: a mapping by columns, a text, a list of messages, or None.
+"""The number of a row, from 1, and its value: a mapping by columns, a text, a list of messages, or None.
 
-In text files and JSON Lines the number is that of the line, in CSV that of the record after the header.
+In text files and JSON Lines the number is the line's. In CSV it is the record's, counted after the header.
 """
 
 _MARKS = {
@@ -211,17 +211,17 @@ _SAVE_AS_UTF8 = "Save the file as UTF-8."
 
 
 Choose = Callable[[Sequence[str]], Sequence[str]]
-"""Given a table's columns, returns those to read."""
+"""Takes a table's columns and returns those to read."""
 
 
 def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> tuple[list[Row], tuple[str, ...]]:
-    """Return the rows of a file, of a local directory or of a hub data set, and what of it was not read.
+    """Return the rows of a file, of a local directory or of a hub data set, and notices of what was not read.
 
-    Of a data set the split ``train`` is read.
+    The split ``train`` of a data set is read.
 
-    Of tables that keep columns apart only ``columns`` and those ``beside`` them are read, all where none of
-    ``columns`` is there. Raises ``MissingResource`` for what is not to be had, and ``BadResource`` with the place for
-    what cannot be read.
+    In columnar tables only ``columns`` and the columns ``beside`` them are read, or all if none of ``columns`` exists.
+    Raises ``MissingResource`` if the source is not available, and ``BadResource`` with the position if it cannot be
+    read.
     """
 
     def choose(names: Sequence[str]) -> Sequence[str]:
@@ -235,7 +235,7 @@ def read_rows(source: Entry, columns: Sequence[str], beside: Sequence[str]) -> t
 
 
 def _file(path: Path, choose: Choose) -> tuple[list[Row], tuple[str, ...]]:
-    """Return the rows of a file, gzipped or not; lines end in a line feed, and nothing else divides them."""
+    """Return the rows of a file, gzipped or not; only a line feed ends a line."""
     ending = registry.prompt_file(path)
     data = _bytes(path)
     if ending == ".parquet":
@@ -264,7 +264,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _decoded(path: Path, data: bytes) -> str:
-    """Decode UTF-8, with or without byte-order mark; offsets count from 0."""
+    """Decode UTF-8, with or without a byte-order mark; offsets in errors count from 0."""
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
             raise BadResource(f"{path}, line 1, byte offset 0: the file is {encoding}, not UTF-8", _SAVE_AS_UTF8)
@@ -285,7 +285,7 @@ def _place(data: bytes, offset: int) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the numbered lines; what follows the last line feed is one only where there is something."""
+    """Yield the numbered lines; what follows the last line feed is a line only if it is not empty."""
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -326,7 +326,7 @@ def _parquet(path: Path, data: bytes, choose: Choose) -> list[Row]:
 
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
-        # Lists of structs are lists of mappings here; in pandas they are arrays.
+        # pyarrow gives lists of structs as lists of mappings; pandas gives arrays.
         rows = file.read(columns=list(choose(file.schema_arrow.names))).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as fault:
         reason = " ".join(str(fault).split())
@@ -335,7 +335,7 @@ def _parquet(path: Path, data: bytes, choose: Choose) -> list[Row]:
 
 
 def _dataset(source: Entry, choose: Choose) -> tuple[list[Row], tuple[str, ...]]:
-    """Read the split ``train`` with `datasets`: from the hub, a directory of files, or what ``save_to_disk`` left."""
+    """Read the split ``train`` with `datasets`: from the hub, a directory of files, or ``save_to_disk``'s result."""
     location, what, others = source.location, f"prompts {source.name}", list[str]()
     with _readable(what, location), _quiet_datasets():
         found = _loaded(what, location)
@@ -351,7 +351,7 @@ def _dataset(source: Entry, choose: Choose) -> tuple[list[Row], tuple[str, ...]]
 
 
 def _other_kinds(folder: Path, found: Any) -> list[str]:
-    """Return the endings of files of prompts in a folder of which `datasets` read none."""
+    """Return the endings of those prompt files in a folder that `datasets` did not read."""
     read = _READERS.get(str(found.info.builder_name), frozenset())
     about = {"dataset_infos.json", "state.json", "dataset_dict.json", "dataset_info.json"}
     there = {file.suffix.lower() for file in folder.rglob("*") if file.is_file() and file.name not in about}
@@ -363,7 +363,7 @@ _READERS = {
     "csv": frozenset({".csv", ".tsv"}),
     "parquet": frozenset({".parquet"}),
 }
-"""Endings of the files of prompts that each builder of `datasets` reads; a text beside them is mostly a licence."""
+"""Endings of the prompt files that each builder of `datasets` reads; a text file beside them is mostly a licence."""
 
 
 def _loaded(what: str, location: str) -> Any:
@@ -383,7 +383,7 @@ def _loaded(what: str, location: str) -> Any:
 
 @contextlib.contextmanager
 def _readable(what: str, location: str) -> Iterator[None]:
-    """Name the data set that `datasets` could not read, and why."""
+    """Turn errors of `datasets` into a ``BadResource`` that names the data set and the reason."""
     from datasets.exceptions import DatasetsError
 
     here = Path(location).is_dir()
@@ -391,7 +391,7 @@ def _readable(what: str, location: str) -> Iterator[None]:
         with contextlib.nullcontext() if here else loading(what, location):
             yield
     except (DatasetsError, OSError, ValueError, RuntimeError) as fault:
-        # A data set made by a script of its own, which is not run, is a RuntimeError.
+        # A data set with a script of its own, which is not run, raises a RuntimeError.
         reason = " ".join(f"{fault} {fault.__cause__ or ''}".split())[:300]
         files = sorted(file for file in Path(location).rglob("*") if here and registry.prompt_file(file) is not None)
         hint = f"Name one file of it, such as {files[0]}." if files else _one_file(location)
@@ -416,7 +416,7 @@ def _quiet_datasets() -> Iterator[None]:
 
 
 def _json(path: Path, text: str, *, lines: bool) -> tuple[list[Row], tuple[str, ...]]:
-    """Return the rows of an array, of an object that has one list of them, or of JSON Lines, whichever it is."""
+    """Return the rows of an array, of an object with one list of rows, or of JSON Lines, whichever the text is."""
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
         return [], ()
@@ -424,7 +424,7 @@ def _json(path: Path, text: str, *, lines: bool) -> tuple[list[Row], tuple[str, 
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
         if text[end:].strip(" \t\r\n") and "\n" in text[start:end]:
-            json.loads(text)  # More than one value, and not one a line: this says where the second begins.
+            json.loads(text)  # More than one value, but not one a line: this raises with the position of the second.
     except (json.JSONDecodeError, RecursionError) as fault:
         if by_lines:
             return _json_lines(path, text), ()
@@ -441,11 +441,11 @@ def _json(path: Path, text: str, *, lines: bool) -> tuple[list[Row], tuple[str, 
 
 
 _USUAL = ("data", "rows", "prompts", "prompt", "train", "examples")
-"""Names of the one list of a JSON object that go without saying."""
+"""Names of a JSON object's one list that need no notice."""
 
 
 def _rows_within(path: Path, value: dict[str, Any]) -> tuple[str, list[Any]]:
-    """Return the one list of rows that an object holds: of objects, or of texts where there is none of objects."""
+    """Return an object's one list of rows and its name: a list of objects, or of texts if there is none of objects."""
     lists = {key: item for key, item in value.items() if isinstance(item, list) and item}
     objects = {key: item for key, item in lists.items() if isinstance(item[0], dict)}
     lists = objects or lists
@@ -483,18 +483,18 @@ def _not_json(path: Path, fault: json.JSONDecodeError | RecursionError, line: in
 _HELD_OUT_SHARE = 0.1
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _COLUMNS = ("prompt", "query", "question", "instruction", "text", "chosen", *_CONVERSATIONS)
-"""Where prompts are looked for, in this order."""
+"""Columns in which prompts are looked for, in this order."""
 _BESIDE = ("system", "system_prompt", "context", "history", "tools", "images", "image")
-"""What may belong to a prompt and is not read: told."""
+"""Columns that may belong to a prompt but are not read; a notice names them."""
 _SHOWN = 5
-"""Row numbers that a message lists."""
+"""Maximum number of row numbers that a message lists."""
 
 
 class Prompt(str):
-    """A prompt's text, and where it comes from. Of a conversation the text is a transcript to read.
+    """A prompt's text, and where it comes from. The text of a conversation is a readable transcript.
 
-    ``messages`` is the conversation, None where the prompt is a text; ``row_number`` counts from 1 in ``source``.
-    ``row`` is the data set's row, for rewards that read its columns; it does not travel between processes.
+    ``messages`` is the conversation, None if the prompt is a text. ``row_number`` counts from 1 in ``source``.
+    ``row`` is the data set's row, for rewards that read its columns. It is not sent between processes.
     """
 
     messages: Messages | None
@@ -510,18 +510,18 @@ class Prompt(str):
         source: str = "",
         row: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """Return ``text`` with what it stands for."""
+        """Return ``text`` with its messages and origin."""
         made = super().__new__(cls, text)
         made.messages, made.row_number, made.source, made.row = messages, row_number, source, row or {}
         return made
 
     def __reduce__(self) -> tuple[type[Prompt], tuple[str, Messages | None, int | None, str]]:
-        """Travel between processes without the row."""
+        """Return what to pickle between processes: all but the row."""
         return Prompt, (str(self), self.messages, self.row_number, self.source)
 
     @property
     def same_as(self) -> tuple[str, str]:
-        """What two prompts have in common where they are the same: text and messages."""
+        """The text and messages, which are equal if two prompts are the same."""
         return str(self), json.dumps(self.messages)
 
 
@@ -532,10 +532,10 @@ class Prompts:
     train: list[str]
     heldout: list[str]
     train_ids: list[list[int]] | None = None
-    """Token ids of prompts that came as such; the texts are encoded when None."""
+    """Token ids of prompts that were given as ids; if None, the texts are encoded."""
     heldout_ids: list[list[int]] | None = None
     notices: tuple[str, ...] = ()
-    """What was found while reading that the user should know."""
+    """Notices for the user from reading the prompts."""
 
     def ids(self, split: Literal["train", "heldout"], row: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the token ids of a prompt up to where the reply begins."""
@@ -547,9 +547,9 @@ class Prompts:
 def load_prompts(settings: Settings) -> Prompts:
     """Read the prompts that the settings name.
 
-    Rows without a prompt are left out, and so are prompts that are there twice, unless the rows name their split;
-    ``notices`` count both. Raises ``MissingResource`` and ``BadResource`` with the row or the place in the file, and
-    where the prompts are fewer than a batch.
+    Rows without a prompt are left out. Repeated prompts are left out too, unless the rows name their split. ``notices``
+    count both. Raises ``MissingResource`` and ``BadResource`` with the row or the place in the file, also if there are
+    fewer prompts than a batch.
     """
     name, column = settings.prompts.name, settings.prompts.column
     read, told = read_rows(
@@ -578,7 +578,7 @@ def load_prompts(settings: Settings) -> Prompts:
 
 
 def conversation_of(prompt: str) -> Messages | None:
-    """Return the messages of a prompt that is a conversation, None of one that is a text."""
+    """Return the messages of a prompt that is a conversation, None if it is a text."""
     return list(prompt.messages) if isinstance(prompt, Prompt) and prompt.messages is not None else None
 
 
@@ -588,9 +588,10 @@ def as_messages(prompt: str) -> Messages:
 
 
 def as_text(prompt: str) -> str:
-    """Return a prompt as a model without chat template continues it.
+    """Return a prompt as the text that a model without chat template continues.
 
-    Behind the turns of a transcript the assistant's is asked for; one that ends within the assistant's goes on there.
+    A transcript gets a new turn of the assistant at its end. One that ends within the assistant's turn is continued
+    there.
     """
     text, messages = str(prompt), as_messages(prompt)
     goes_on = messages[-1]["role"] == "assistant" or text.rstrip().endswith("\n\nAssistant:")
@@ -600,9 +601,9 @@ def as_text(prompt: str) -> str:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the ids of a prompt up to where the reply begins, by the chat template where there is one.
+    """Return the ids of a prompt up to where the reply begins, by the chat template if there is one.
 
-    Raises ``BadResource`` with the prompt's row for a conversation that cannot be encoded, and where nothing is left.
+    Raises ``BadResource`` with the prompt's row if a conversation cannot be encoded or the prompt has no tokens.
     """
     if tokenizer.chat_template is None and conversation_of(prompt) is None:
         ids = encode_text(tokenizer, as_text(prompt))
@@ -614,17 +615,17 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a text that is to be continued: an end token that the tokenizer appends is left out."""
+    """Return the ids of a text that is to be continued, without an end token that the tokenizer appends."""
     ids, end = list(tokenizer(text)["input_ids"]), tokenizer.eos_token_id
     appended = len(ids) > 1 and ids[-1] == end and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if appended else ids
 
 
 def check_encoded(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Encode prompts before anything is trained on them, and return what should be told of the chat template.
+    """Encode prompts before any training, and return notices about the chat template.
 
-    All conversations are rendered, of transcripts one for each order of turns, and the first texts are encoded.
-    Raises as ``encode_prompt`` does, for the first row that cannot be encoded.
+    All conversations are rendered. Of transcripts and texts, the first one for each order of turns is encoded. Raises
+    the errors of ``encode_prompt`` for the first row that cannot be encoded.
     """
     if prompts.train_ids is not None:
         return ()
@@ -653,12 +654,12 @@ def check_encoded(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 
 def _unheard(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, ...]:
-    """Return the roles of which some message is not in what the template makes of these turns, whatever it says."""
+    """Return the roles of messages that the template leaves out for these turns, whatever their contents."""
     marked = [{**message, "content": f"turn {number} of it"} for number, message in enumerate(messages)]
     try:
         text = render(tokenizer, marked, where)
     except BadResource:
-        return ()  # a template that looks into the contents: they are looked for as they are
+        return ()  # the template reads the contents: only the real contents are looked for
     return tuple(dict.fromkeys(str(m["role"]) for m in marked if str(m["content"]) not in text))
 
 
@@ -669,7 +670,7 @@ def _where(prompt: str) -> str:
 
 
 def _columns(name: str, number: int, row: Any) -> Mapping[str, Any]:
-    """Return a row by its columns: a text alone is a prompt, a list of messages alone a conversation."""
+    """Return a row as a mapping by columns: a text alone is a prompt, a list of messages alone is a conversation."""
     if isinstance(row, Mapping):
         return row
     if row is None or isinstance(row, str):
@@ -682,7 +683,7 @@ def _columns(name: str, number: int, row: Any) -> Mapping[str, Any]:
 
 
 def _choose(name: str, rows: Sequence[tuple[int, Mapping[str, Any]]], column: str | None) -> str:
-    """Return the column of the prompts: the one named, or the first of those known that holds anything."""
+    """Return the column of the prompts: the named one, or the first known one that holds any value."""
     if not rows:
         raise BadResource(f"{name} holds no rows", "Name prompts that do.")
     names = dict.fromkeys(str(key) for _, row in rows for key in row)
@@ -710,7 +711,7 @@ def _is_null(value: Any) -> bool:
 
 
 def _prompt(name: str, number: int, row: Mapping[str, Any], chosen: str, column: str | None) -> Prompt:
-    """Return the prompt of a row; an empty one where the row has null, a blank text or no last word."""
+    """Return the prompt of a row; it is empty if the row has null, a blank text or a blank last message."""
     if chosen not in row:
         others = () if column is not None else _COLUMNS
         chosen = next((known for known in others if known in row), "")
@@ -741,7 +742,7 @@ def _prompt(name: str, number: int, row: Mapping[str, Any], chosen: str, column:
 
 def _text(where: str, row: Mapping[str, Any], chosen: str, value: str) -> str:
     if chosen == "chosen" and value.strip():
-        # A preference transcript ends with the assistant's turn, which is the policy's to write.
+        # A preference transcript ends with the assistant's turn, which the policy is to write.
         before, assistant, _ = value.rpartition("\n\nAssistant:")
         if not assistant:
             raise BadResource(
@@ -753,7 +754,7 @@ def _text(where: str, row: Mapping[str, Any], chosen: str, value: str) -> str:
 
 
 def _last_word(where: str, messages: Messages, chosen: str) -> str:
-    """Return what there is to reply to; an assistant's turn can be that of a ``prompt`` alone, which is continued."""
+    """Return the last message to reply to; only in ``prompt`` may it be the assistant's, which is then continued."""
     last = messages[-1]
     if last["role"] == "assistant" and chosen != "prompt":
         raise BadResource(f"{where}: {chosen} has nothing before the assistant's answer", "Leave the row out.")
@@ -761,7 +762,7 @@ def _last_word(where: str, messages: Messages, chosen: str) -> str:
 
 
 def _split(name: str, rows: Sequence[tuple[Prompt, Any]]) -> Prompts:
-    """Split by the rows' own ``split``, or put a tenth aside in an order that depends on the size alone."""
+    """Split by the rows' own ``split``, or hold out a tenth, in an order that depends on the prompts' number alone."""
     if any(split is not None for _, split in rows):
         return _given_split(name, rows)
     texts, again = _first_and_repeated([prompt for prompt, _ in rows])
@@ -794,7 +795,7 @@ def _given_split(name: str, rows: Sequence[tuple[Prompt, Any]]) -> Prompts:
 
 
 def _first_and_repeated(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the prompts as they first come, and those that have come before."""
+    """Return the first occurrence of each prompt, and the repeated prompts."""
     first: dict[tuple[str, str], Prompt] = {}
     repeated = [prompt for prompt in prompts if first.setdefault(prompt.same_as, prompt) is not prompt]
     return list(first.values()), repeated
@@ -807,7 +808,7 @@ def _told(prompts: Sequence[Prompt], what: str) -> tuple[str, ...]:
 def _not_read(
     name: str, rows: Sequence[tuple[int, Mapping[str, Any]]], chosen: str, column: str | None
 ) -> tuple[str, ...]:
-    """Tell of columns that may belong to the prompts, and of conversations that stand beside texts."""
+    """Return a notice of unread columns that may belong to the prompts, and of conversations beside texts."""
     beside = [*_BESIDE, *(_CONVERSATIONS if column is None and chosen not in _CONVERSATIONS else ())]
     there = [key for key in beside if key != chosen and any(row.get(key) for _, row in rows)]
     return (f"of {name} the column {chosen} is read, and not {', '.join(there)}",) if there else ()

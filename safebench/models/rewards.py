@@ -1,4 +1,4 @@
-"""Rewards: what scores a reply to a prompt, be it a model or a Python function."""
+"""Implement rewards, which score a reply to a prompt by a model or a Python function."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from safebench.user_code import named
 Messages = list[dict[str, str]]
 
 _SHORT = "yes"
-"""A reply of which no limit cuts anything."""
+"""A reply that no limit cuts."""
 
 _FRAME = 64
-"""Tokens that a chat template and the short reply take, generously."""
+"""Upper bound on the tokens that a chat template and the short reply usually take."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,19 @@ class Dialogue:
 
     ids: list[int]
     size: int
-    """Characters of its text, before any cut."""
+    """Number of characters of its text, before any cut."""
     types: list[int] | None = None
-    """Segment of each token, where the tokenizer tells prompt and reply apart so."""
+    """Segment of each token, if the tokenizer marks prompt and reply by segments."""
 
 
 class Reader:
     """Encodes dialogues with a reward model's own tokenizer, in one of three ways.
 
-    Through its chat template; as a pair (prompt, reply) where the tokenizer has [CLS] and [SEP] and no template; else
-    as one text, with what stood between prompt and reply for the policy. ``limit`` is the most tokens that the model
-    reads: longer dialogues lose the prompt's beginning. ``apart``: the policy has a chat template, so that its replies
-    come without the blank that sets them off; where neither side has one, a blank is put in.
+    It uses the chat template if there is one. Else it encodes a pair (prompt, reply) if the tokenizer has [CLS] and
+    [SEP]. Else it encodes one text, with what stood between prompt and reply for the policy. ``limit`` is the maximum
+    number of tokens that the model reads; longer dialogues lose the prompt's beginning. ``apart`` means that the policy
+    has a chat template, so that its replies come without the blank that separates them. If neither prompt nor reply has
+    one there, a blank is inserted.
     """
 
     def __init__(
@@ -59,24 +60,24 @@ class Reader:
         self.templated = tokenizer.chat_template is not None
         self.paired = not self.templated and _reads_pairs(tokenizer)
         self.told: tuple[str, ...] = ()
-        """Notices of the model's loading, and of the prompts that were looked at."""
+        """Notices from loading the model and from the prompts that were checked."""
         self._looked = False
         self.forget()
         if self.paired:
             tokenizer.truncation_side = "left"
 
     def forget(self) -> None:
-        """Begin to count what is told."""
+        """Reset the counts for the notices."""
         self.cut_prompts = 0
-        """Dialogues so far whose prompt lost its beginning."""
+        """Number of dialogues so far whose prompt lost its beginning."""
         self.cut_replies = 0
-        """Dialogues so far whose reply alone was longer than the limit, and lost tokens."""
+        """Number of dialogues so far whose reply alone was longer than the limit and lost tokens."""
         self.folded = False
         """Whether a system turn was put in front of the first user turn."""
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know of the dialogues read so far."""
+        """Notices for the user about the dialogues read so far."""
         told = [*self.told]
         if self.folded and not self._looked:
             told.append(
@@ -96,13 +97,13 @@ class Reader:
         return tuple(told)
 
     def look_at(self, prompts: Sequence[str]) -> None:
-        """Read each prompt with a short reply, so that what is to be told of them is known before the first batch.
+        """Read each prompt with a short reply, so that the notices are known before the first batch.
 
-        Raises ``BadResource`` with the prompt's number where the chat template refuses one.
+        Raises ``BadResource`` with the prompt's number if the chat template refuses one.
         """
         if self.templated:
             self._look_at_turns(prompts)
-        # A token is a byte at least: what is shorter than the limit in bytes need not be encoded.
+        # A token has at least one byte: prompts shorter than the limit in bytes need not be encoded.
         limit = float("inf") if self.limit is None else self.limit - _FRAME
         long = [prompt for prompt in prompts if len(prompt.encode(errors="replace")) > limit]
         if long:
@@ -112,7 +113,7 @@ class Reader:
         self.forget()
 
     def _look_at_turns(self, prompts: Sequence[str]) -> None:
-        """Render the conversations of several turns: one of a single user turn is like any other."""
+        """Render the first prompt and all conversations of several turns; single user turns are all alike."""
         for number, prompt in enumerate(prompts, 1):
             if number > 1 and len(as_messages(prompt)) == 1:
                 continue
@@ -122,13 +123,13 @@ class Reader:
                 raise BadResource(f"prompt {number} ({str(prompt)[:60]!r}): {refusal}", refusal.hint) from refusal
 
     def text(self, prompt: str, reply: str) -> str:
-        """Return a dialogue as one text; special tokens that the tokenizer itself adds are not in it."""
+        """Return a dialogue as one text, without the special tokens that the tokenizer itself adds."""
         if not self.templated:
             return self._joined(as_text(prompt), reply)
         messages = as_messages(prompt)
         if messages[-1]["role"] != "assistant":
             return self._rendered([*messages, {"role": "assistant", "content": reply.strip()}])
-        # The policy went on with a turn that the prompt begins.
+        # The policy continued a turn that the prompt begins.
         whole = self._joined(messages[-1]["content"], reply).strip()
         return self._rendered([*messages[:-1], {"role": "assistant", "content": whole}])
 
@@ -155,12 +156,12 @@ class Reader:
         return self.limit is None or len(ids) <= self.limit
 
     def _ids(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
-        # Without ``verbose`` no warning of lengths that are cut below.
+        # Without ``verbose`` the tokenizer does not warn of lengths, which are cut below.
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
         return found
 
     def _without_beginning(self, ids: list[int], text: str, reply: str) -> list[int]:
-        """Return the last ids, as many as the limit lets, behind the token that begins every text."""
+        """Return the last ids within the limit, after the token that begins every text, if there is one."""
         assert self.limit is not None
         first = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         room = self.limit - len(first)
@@ -191,7 +192,7 @@ class Reader:
         (ids,) = self._ids([reply])
         if len(ids) > room:
             self.cut_replies += 1
-            # Its text may take a token more than its ids did: then another one goes.
+            # The decoded text may take more tokens than its ids: then one more is removed.
             while len(ids) > room or len(self._ids([str(self.tokenizer.decode(ids))])[0]) > room:
                 ids = ids[: min(room, len(ids) - 1)]
             prompt, reply = "", str(self.tokenizer.decode(ids))
@@ -203,12 +204,12 @@ class Reader:
     def _rendered(self, messages: Messages) -> str:
         try:
             return self._applied(messages)
-        except Exception as refusal:  # a template is a program of the model's authors, and may raise anything
+        except Exception as refusal:  # a template is a program of the model's authors and may raise anything
             folded = _folded(messages)
             if folded is not None:
                 try:
                     text = self._applied(folded)
-                except Exception:  # it refuses this conversation either way: what it said first is told
+                except Exception:  # it refuses both forms: the first error is reported
                     pass
                 else:
                     self.folded = True
@@ -224,7 +225,7 @@ class Reader:
 
 
 def token_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the most tokens that model and tokenizer take, None where neither has a limit."""
+    """Return the maximum number of tokens that model and tokenizer take, None if neither has a limit."""
     limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < 2**31 else []
     if model is not None:
         stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -234,14 +235,14 @@ def token_limit(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _reads_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether a tokenizer joins two texts by special tokens of its own, as those of BERT and its kin do."""
+    """Return whether a tokenizer joins two texts by its own special tokens, as BERT's and similar ones do."""
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         return False
     return bool(tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False))
 
 
 def _folded(messages: Messages) -> Messages | None:
-    """Return the conversation with its system turn in front of the first user turn's words; None without."""
+    """Return the conversation with its system turn put before the first user turn's text; None without one."""
     if [message["role"] for message in messages[:2]] != ["system", "user"]:
         return None
     system, user, *rest = messages
@@ -271,17 +272,17 @@ class RolloutReward(Protocol):
 
 
 def score(reward: Reward, rollout: Rollout) -> Tensor:
-    """Return the score of each reply, [B]: by its ids where the reward reads ids, else by its text."""
+    """Return the score of each reply, [B]: by its ids if the reward reads ids, else by its text."""
     if isinstance(reward, RolloutReward):
         return reward.score_rollout(rollout)
     return reward.score(rollout.prompts, rollout.replies)
 
 
 class ModelReward:
-    """A sequence classifier, reading the dialogue with its own tokenizer; one of its labels is the score.
+    """A sequence classifier that reads the dialogue with its own tokenizer; one of its labels is the score.
 
-    ``chunk`` dialogues of like length are read at once, so that little of the work goes to padding. ``label`` is the
-    output that is the score; ``Reader`` says what ``apart`` means.
+    ``chunk`` dialogues of similar length are read at once, so that there is little padding. ``label`` is the index of
+    the output that is the score. ``Reader`` defines ``apart``.
     """
 
     def __init__(
@@ -290,12 +291,12 @@ class ModelReward:
         self.name, self.model, self.chunk, self.label = name, model, chunk, label
         self.reader = Reader(name, tokenizer, token_limit(model, tokenizer), apart=apart)
         self.pad, self.rows = (0, None) if model is None else (_pad_id(name, model, tokenizer), _rows(model))
-        # Decoders count positions from the first column: their padding stands behind.
+        # Decoders count positions from the first column, so their padding is on the right.
         self.left = self.reader.paired and tokenizer.padding_side == "left"
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know of the dialogues scored so far."""
+        """Notices for the user about the dialogues scored so far."""
         return self.reader.notices
 
     @torch.no_grad()
@@ -335,7 +336,7 @@ class ModelReward:
             return self.model(**inputs)
 
     def _scores(self, output: Any) -> Tensor:
-        # ArmoRM and its kin name their preference score ``score``; a classifier has logits.
+        # ArmoRM and similar models name their preference score ``score``; a classifier has logits.
         if hasattr(output, "score"):
             own: Tensor = output.score
             return own.float().reshape(len(own), -1)[:, 0].cpu()
@@ -344,7 +345,7 @@ class ModelReward:
 
 
 def _logits(output: Any) -> Any:
-    """Return a classifier's logits, of an output with names or of a mapping."""
+    """Return a classifier's logits from an output with attributes or from a mapping."""
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
 
 
@@ -367,7 +368,7 @@ class FunctionReward:
         )
 
     def _ask(self, prompts: list[str], replies: list[str]) -> Sequence[float]:
-        """Call the function: by name where its names say which is which, else by place."""
+        """Call the function by keyword if its parameter names identify prompts and replies, else by position."""
         if self._named is None:
             return self.function(prompts, replies)
         given = {"prompts": prompts, "replies": replies}
@@ -375,17 +376,17 @@ class FunctionReward:
 
 
 REPLIES, PROMPTS = ("replies", "completions", "responses"), ("prompts", "queries")
-"""What a reward function may call its parameters, beside any names in the order (prompts, replies)."""
+"""Parameter names that a reward function may use in any order; other names need the order (prompts, replies)."""
 
 
 def named_roles(function: Callable[..., Any], name: str) -> dict[str, str] | None:
     """Return which parameters of a reward function take the prompts and which the replies; None for that order.
 
-    Of two parameters one name tells. Raises ``UsageError`` where the function needs more than the two.
+    With two parameters, one known name suffices. Raises ``UsageError`` if the function needs more than these two.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # of what is not written in Python
+    except (TypeError, ValueError):  # functions that are not written in Python
         return None
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     known = dict.fromkeys(REPLIES, "replies") | dict.fromkeys(PROMPTS, "prompts")
@@ -409,7 +410,7 @@ def named_roles(function: Callable[..., Any], name: str) -> dict[str, str] | Non
 
 @contextlib.contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Put back what a stranger's code may set for the whole process: gradients, devices, precision, the folder."""
+    """Restore what a user's code may set for the whole process: gradients, device, precision, working directory."""
     grad, dtype, folder = torch.is_grad_enabled(), torch.get_default_dtype(), Path.cwd()
     device = torch.get_default_device()
     try:
@@ -425,9 +426,9 @@ def _as_it_was() -> Iterator[None]:
 def called(
     name: str, function: Callable[[], Sequence[float]], count: int, hint: str, defined: str | None = None
 ) -> Tensor:
-    """Return what a user's reward function says, float32 [count].
+    """Return the values of a user's reward function, float32 [count].
 
-    Whatever it raises becomes a ``BadResource`` with the user's file and line, and ``hint``; where it was not even
+    Any exception becomes a ``BadResource`` with the user's file and line, and ``hint``. If the function was not
     entered, the place is where it is ``defined``.
     """
     try:
@@ -436,7 +437,7 @@ def called(
             found = list(values) if _is_list(values) else None
     except (KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as fault:  # no one knows what a stranger's function may raise
+    except BaseException as fault:  # a user's function may raise anything
         place = user_code.where(fault) or defined
         said = f"the reward function {name} raised {user_code.named(fault)}{f' ({place})' if place else ''}"
         raise BadResource(said, hint) from fault
@@ -449,9 +450,12 @@ def called(
 
 
 def _is_list(values: Any) -> bool:
-    """Say whether iterating gives a value per reply: a mapping gives its keys, a set any order, a text its letters."""
+    """Return whether iteration gives one value per reply.
+
+    It does not for a mapping (its keys), a set (any order) or a text (its letters).
+    """
     if inspect.iscoroutine(values):
-        values.close()  # nobody waits for it: without this Python warns of that
+        values.close()  # it is never awaited: without this, Python warns
     return (
         hasattr(values, "__iter__")
         and not isinstance(values, (Mapping, Set, str, bytes))
@@ -467,7 +471,7 @@ def _article(value: Any) -> str:
 
 
 def checked(name: str, values: Sequence[float], count: int) -> Tensor:
-    """Return ``values`` as float32 [count], or say which reward broke its word and how."""
+    """Return ``values`` as float32 [count]; raise ``BadResource`` if there are more or fewer, or one is not finite."""
     if len(values) != count:
         raise BadResource(
             f"the reward {name} returned {len(values)} values for {count} replies",
@@ -508,9 +512,9 @@ def load_reward(
 ) -> Reward:
     """Return the reward of a catalogue name, hub id, local directory or ``module:function``, checked.
 
-    ``label`` names the output of a classifier with several; ``option`` is how the user gives it. ``trust``: names of
-    models whose own code may run. ``apart``: see ``Reader``. ``prompts`` that it is to read are looked at, too. Raises
-    ``BadResource`` where the model cannot score replies: whatever can be found before the first batch is.
+    ``label`` names the output of a classifier with several; ``option`` is the command-line option for it. ``trust``
+    holds names of models whose own code may run. ``apart``: see ``Reader``. ``prompts`` that the reward is to read are
+    checked too. Raises ``BadResource`` if the model cannot score replies; the checks run before the first batch.
     """
     source = registry.reward_source(name)
     if source.kind == "function":
@@ -535,7 +539,7 @@ def load_reward(
 
 
 def _listen(reward: FunctionReward, prompt: str) -> None:
-    """Tell of a function that gives two answers to one prompt the same score, as one that reads prompts alone does."""
+    """Add a notice if a function gives two answers to one prompt the same score, as if it read the prompt alone."""
     first, second = reward.score([prompt] * 2, list(_ANSWERS)).tolist()
     if first == second:
         reward.notices = (
@@ -546,15 +550,15 @@ def _listen(reward: FunctionReward, prompt: str) -> None:
 
 _LONG = "tell me about the sea and the wind " * 8
 _SAME = 1e-3
-"""Share of the scores' size by which two passes over the same dialogues may differ, on whatever device."""
+"""Share of the scores' size by which two passes over the same dialogues may differ, on any device."""
 _COARSE = 5e-2
-"""The same of passes in half precision over the same dialogues in different batches."""
+"""The same share for passes in half precision over the same dialogues in different batches."""
 _ANSWERS = ("yes", "no, not at all, never")
 
 
 @torch.no_grad()
 def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
-    """Let the reward read two answers to one prompt; refuse one that cannot tell them apart, or has no one score."""
+    """Score two answers to one prompt; raise ``BadResource`` if both read the same or there is no single score."""
     first, second = reward.reader.read([_LONG] * 2, list(_ANSWERS))
     if first.ids == second.ids:
         raise BadResource(
@@ -581,9 +585,9 @@ def _examine(reward: ModelReward, label: int | str | None, option: str) -> None:
 
 
 def _choose_side(reward: ModelReward, dialogues: list[Dialogue]) -> None:
-    """Pad where a dialogue beside a longer one has the score that it has alone; refuse a model that has no such side.
+    """Choose the padding side on which a dialogue beside a longer one has the same score as alone; raise if none has.
 
-    Code of a model's own may read the last column, or count positions through the padding.
+    A model's own code may read the last column, or count positions through the padding.
     """
     alone = torch.cat([reward._scores(reward.output([dialogue])) for dialogue in dialogues])
     exact = next(reward.model.parameters()).dtype == torch.float32
@@ -602,7 +606,7 @@ def _choose_side(reward: ModelReward, dialogues: list[Dialogue]) -> None:
 
 
 def _label(reward: ModelReward, output: Any, label: int | str | None, option: str) -> int:
-    """Return the output that is the score."""
+    """Return the index of the output that is the score."""
     if hasattr(output, "score"):
         return 0
     logits = _logits(output)
@@ -631,7 +635,7 @@ def _label(reward: ModelReward, output: Any, label: int | str | None, option: st
 
 
 def _rows(model: Any) -> int | None:
-    """Return how many tokens the model's embedding has; None where it has no table of them."""
+    """Return how many tokens the model's embedding has; None if it has no table of tokens."""
     try:
         table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # models of bytes or of other inputs
@@ -647,7 +651,7 @@ def _too_few_rows(name: str, what: str, rows: int) -> BadResource:
 
 
 def _refuse_other_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer with words that the embedding does not have; its special tokens are met where they stand."""
+    """Raise if the tokenizer has words beyond the embedding; special tokens are checked where they occur."""
     rows = _rows(model)
     if rows is None:
         return
@@ -659,10 +663,10 @@ def _refuse_other_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
 
 
 def _refuse_stated_pad(name: str, location: str) -> None:
-    """Refuse a padding id beyond the embedding by its numbers: torch would not even build such a model."""
+    """Raise ``BadResource`` for a configured padding id beyond the embedding: torch cannot build such a model."""
     try:
         described, _ = PretrainedConfig.get_config_dict(location)
-    except (OSError, ValueError):  # no configuration, as in an adapter's folder, or a broken one: met when it is loaded
+    except (OSError, ValueError):  # no configuration, as in an adapter's folder, or a broken one: loading reports it
         return
     for part in (described, described.get("text_config")):
         if isinstance(part, dict):
@@ -672,15 +676,15 @@ def _refuse_stated_pad(name: str, location: str) -> None:
 
 
 def _pad_id(name: str, model: Any, tokenizer: Any) -> int:
-    """Return the padding id; where the model's configuration has none, the tokenizer's is written into it.
+    """Return the padding id; if the model's configuration has none, the tokenizer's is written into it.
 
-    A classifier looks for the last token that is no padding by that id, in the configuration of its text part.
+    A classifier uses this id, in the configuration of its text part, to find the last token that is not padding.
     """
     configs, rows = (model.config, model.config.get_text_config()), _rows(model)
     stated = next((i for c in configs if (i := getattr(c, "pad_token_id", None)) is not None and i >= 0), None)
     pad = next((i for i in (stated, tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), None)
     if stated is None and pad is not None and pad == tokenizer.eos_token_id:
-        # Alone the model reads the last token, the end token where there is one: it must not be taken for padding.
+        # In a row without padding the model reads the last token, the end token if any: it must not count as padding.
         others = [i for i in tokenizer.all_special_ids if i != pad and (rows is None or i < rows)]
         pad = others[0] if others else (rows or pad + 1) - 1
     if pad is None:
@@ -695,7 +699,7 @@ def _pad_id(name: str, model: Any, tokenizer: Any) -> int:
 
 
 def _takes_types(model: Any, largest: int) -> bool:
-    """Say whether a model has segments, and as many as the tokenizer tells apart."""
+    """Return whether a model has segments, and at least as many as the tokenizer uses."""
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return False
     known = getattr(model.config.get_text_config(), "type_vocab_size", None)

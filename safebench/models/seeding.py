@@ -1,8 +1,8 @@
-"""Every random draw of a run: generators derived from a purpose, the seed and where they are used.
+"""Make every random draw of a run, by generators derived from a purpose, the seed and the place of use.
 
-Nothing else draws random numbers, so arms with the same seed share initial weights, the order of
-prompts and, row by row, the sampling noise, whatever else they do. Numbers are drawn on the CPU and copied to the
-device that uses them, so a run starts alike on every device. Dropout is the exception (``seeded``).
+Nothing else draws random numbers. Algorithms with the same seed therefore share initial weights, the order of
+prompts and, row by row, the sampling noise. Numbers are drawn on the CPU and copied to the device that uses them, so a
+run starts in the same way on every device. Dropout is the exception (``seeded``).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def generator(purpose: str, *where: int) -> torch.Generator:
 
 
 class Draws:
-    """The draws of one purpose, one after another, put into tensors of any device and type.
+    """Successive draws for one purpose, written into tensors of any device and type.
 
-    They are made on the CPU in float32, in float64 for a float64 tensor, and copied: rounding to the target's type is
+    Numbers are drawn on the CPU in float32 (float64 for a float64 tensor) and copied. Rounding to the target's type is
     the only difference between devices and types.
     """
 
@@ -43,7 +43,7 @@ class Draws:
         _put(target, _room(target).uniform_(-bound, bound, generator=self._generator))
 
     def kaiming(self, target: Tensor) -> None:
-        """Fill a weight [outputs, inputs] as torch starts a linear layer: uniform in +-1/sqrt(inputs)."""
+        """Fill a weight [outputs, inputs] as torch initialises a linear layer: uniform in +-1/sqrt(inputs)."""
         _put(target, nn.init.kaiming_uniform_(_room(target), a=5**0.5, generator=self._generator))
 
 
@@ -58,11 +58,11 @@ def _put(target: Tensor, drawn: Tensor) -> None:
 
 @contextlib.contextmanager
 def seeded(device: torch.device, purpose: str, *where: int) -> Iterator[None]:
-    """Within this context torch's own generators depend on the arguments alone; after it they are as before.
+    """Seed torch's own generators from the arguments alone within this context; restore them afterwards.
 
-    For what can draw from nowhere else: dropout, and the libraries' own initialisation of layers. ``device`` is where
-    it draws, beside the CPU. On CUDA dropout uses the device's generator, so its masks differ from the CPU's: drawing
-    them on the CPU and copying them would cost more than the forward pass.
+    This is for draws that can use no other generator: dropout, and the libraries' own initialisation of layers.
+    ``device`` is the device that draws, besides the CPU. On CUDA dropout uses the device's generator, so its masks
+    differ from the CPU's. Drawing them on the CPU and copying them would cost more than the forward pass.
     """
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
@@ -75,15 +75,15 @@ def seeded(device: torch.device, purpose: str, *where: int) -> Iterator[None]:
 
 
 def undisturbed(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return a context after which torch's own generators are as before, whatever draws in it."""
+    """Return a context that restores torch's own generators at its end, whatever draws within it."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 @contextlib.contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
-    """Within this context a model that a library builds is on the CPU and has weights that depend on ``seed`` alone.
+    """Make a library build models on the CPU, with weights that depend on ``seed`` alone, within this context.
 
-    torch's own generator, which libraries draw from, is afterwards as before. Large tensors are drawn by all cores.
+    torch's own generator, from which libraries draw, is restored afterwards. Large tensors are drawn on all cores.
     """
     first = int(torch.randint(2**62, (1,), generator=generator("weights", seed)))
     with torch.random.fork_rng([]), torch.device("cpu"), ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -93,10 +93,10 @@ def initial_weights(seed: int) -> Iterator[None]:
 
 
 class _InPieces(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Draws each large tensor in pieces, every piece from its own generator: the number of threads changes no bit."""
+    """Draws each large tensor in pieces from one generator per piece; the number of threads does not change any bit."""
 
     PIECE = 2**20
-    """Elements of a piece."""
+    """Number of elements of a piece."""
     DRAWING = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 
     def __init__(self, seed: int, threads: ThreadPoolExecutor) -> None:
@@ -150,7 +150,7 @@ def order(seed: int, epoch: int, size: int) -> list[int]:
 def batch_indices(seed: int, step: int, batch: int, size: int) -> list[int]:
     """Return the prompts of training step ``step`` (from 1): consecutive pieces of shuffled passes.
 
-    A function of its arguments alone, so a resumed run needs no state to find its place.
+    The result depends on the arguments alone, so a resumed run needs no further state.
     """
     first = (step - 1) * batch
     positions = range(first, first + batch)

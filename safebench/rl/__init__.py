@@ -1,1 +1,1 @@
-"""Pure functions on tensors: no settings, no files."""
+"""Pure functions on tensors, without settings or file access."""

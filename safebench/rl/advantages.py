@@ -1,4 +1,4 @@
-"""From scores to token rewards, advantages and returns.
+"""Compute token rewards, advantages and returns from scores.
 
 Shapes: B replies, R reply positions. A reply of L tokens (its end token included) fills positions
 0 … L-1; ``values[:, t]`` is the value of the state before token t.
@@ -17,7 +17,7 @@ Add = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """Add over one process: return ``x``."""
+    """Return ``x``, the sum over one process."""
     return x
 
 
@@ -65,7 +65,7 @@ class Moments:
 
         Chan, Golub, LeVeque 1979: with delta = mean_b - mean and n = n_a + n_b,
         mean += delta n_b / n, M2 = var n_a + var_b n_b + delta^2 n_a n_b / n, var = M2 / n.
-        The batch's variance is the unbiased one; a single reward has none and counts as zero.
+        The batch's variance is unbiased; it is 0 for a single reward.
         """
         size = float(batch.numel())
         batch_mean = float(batch.double().mean())
@@ -81,7 +81,7 @@ class Moments:
 
 
 def token_rewards(scores: Tensor, mask: Tensor, kl: Tensor, kl_coefficient: float) -> Tensor:
-    """Return the reward of each position: minus coefficient times KL, plus the score after the last token.
+    """Return the reward of each position: minus the coefficient times KL, plus the score after the last token.
 
     Source: TRL 1.12.0, ``PPOTrainer.train``: the score falls at position L, one past the last token, or
     at R-1 when the reply fills its length. ``scores`` [B], ``mask`` [B, R] true on reply tokens, ``kl``
@@ -103,8 +103,8 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, gamma: float, lam:
 
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  A_t = delta_t + gamma lam A_{t+1}
     (Schulman et al. 2016, arXiv 1506.02438, equations 11 to 16).
-    ``next_values[:, t]`` is the value of the state after token t as the bootstrap sees it: a target
-    network's, or ``values`` shifted by one; zero after the last position.
+    ``next_values[:, t]`` is the bootstrap value of the state after token t, from a target network or from
+    ``values`` shifted by one. It is zero after the last position.
     """
     deltas = rewards + gamma * next_values - values
     advantages = torch.zeros_like(rewards)
@@ -116,10 +116,10 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, gamma: float, lam:
 
 
 def sequence_advantages(returns: Tensor, values: Tensor, add: Add = identity) -> Tensor:
-    """Return one advantage per sequence, [B]: R - V, less its mean, over its standard deviation + 1e-8.
+    """Return one advantage per sequence, [B]: (A - mean A) / (std A + 1e-8) with A = R - V.
 
-    Source: SAFE's released code. ``returns`` and ``values`` [B]; mean and unbiased deviation over the sequences of
-    all processes; one sequence gives NaN.
+    Source: SAFE's released code. ``returns`` and ``values`` are [B]. Mean and unbiased standard deviation are over the
+    sequences of all processes. A single sequence gives NaN.
     """
     advantages = returns - values
     kept = torch.ones_like(advantages, dtype=torch.bool)
@@ -128,5 +128,5 @@ def sequence_advantages(returns: Tensor, values: Tensor, add: Add = identity) ->
 
 
 def shift_left(values: Tensor) -> Tensor:
-    """Return ``values`` [B, R] moved one position to the left, zero in the last: the next state's value."""
+    """Return ``values`` [B, R] shifted one position to the left, zero in the last: the next state's value."""
     return torch.nn.functional.pad(values[:, 1:], (0, 1))

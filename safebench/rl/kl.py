@@ -1,6 +1,6 @@
-"""KL between policy and reference, and entropy: sampled estimates and exact sums over the vocabulary.
+"""Compute KL between policy and reference, and entropy: sampled estimates and exact sums over the vocabulary.
 
-All in nats. log p is the policy's log-probability, log r the reference's.
+All results are in nats. log p is the policy's log-probability, log r the reference's.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch.utils.checkpoint import checkpoint
 
 
 class LogitForm(NamedTuple):
-    """What a model does to the product of hidden state and output embedding before it calls it logits."""
+    """How a model turns the product of hidden state and output embedding into logits."""
 
     scale: float = 1.0
     softcap: float | None = None
     rows: int | None = None
-    """Rows of the output embedding that are tokens; all where None."""
+    """Number of rows of the output embedding that are tokens; all rows if None."""
 
 
 PRODUCT = LogitForm()
-"""The product itself."""
+"""The unchanged product."""
 
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """z = s (W h + b), and c tanh(z / c) where there is a soft-cap c (Gemma Team 2024, arXiv 2408.00118, section 2).
+    """Logits z = s (W h + b), or c tanh(z / c) with a soft-cap c (Gemma Team 2024, arXiv 2408.00118, section 2).
 
-    ``weight`` W [V, h] and ``bias`` b [V] are used as they are, in their own precision; ``form`` holds s and c,
-    and how many rows of W are tokens.
+    ``weight`` W [V, h] and ``bias`` b [V] are used unchanged, in their own precision. ``form`` holds s, c and the
+    number of rows of W that are tokens.
     """
 
     weight: Tensor
@@ -46,7 +46,8 @@ class OutputLayer:
     def few(self, hidden: Tensor) -> Tensor:
         """Return the logits [b, V] of a few states [b, h].
 
-        The large matrix comes first: on a CPU a few rows by a large vocabulary are several times faster so.
+        The large matrix is the first factor. On a CPU this order is several times faster for a few rows and a large
+        vocabulary.
         """
         product = (self.weight @ hidden.to(self.weight.dtype).T).T.contiguous()
         return self._formed(product if self.bias is None else product + self.bias)
@@ -62,7 +63,7 @@ def sampled_kl(log_p: Tensor, log_r: Tensor, estimator: Literal["k1", "k3"] = "k
     """Return a per-token estimate of KL(p || r) from the log-probabilities of tokens sampled from p.
 
     k1 = log p - log r;  k3 = r/p - 1 - log(r/p)  (Schulman 2020, "Approximating KL divergence").
-    Both inputs and the result have one shape; nats. k1 may be negative, k3 may not.
+    Both inputs and the result have the same shape, in nats. k1 may be negative, k3 is never negative.
     """
     log_ratio = log_r - log_p
     return -log_ratio if estimator == "k1" else torch.expm1(log_ratio) - log_ratio
@@ -82,18 +83,18 @@ def entropy(log_p: Tensor) -> Tensor:
 
 
 LOGITS = 2**24
-"""Logits of one chunk, at most: 64 MiB in float32, of which some six copies exist at once."""
+"""Maximum number of logits in a chunk: 64 MiB in float32, of which about six copies exist at once."""
 TOKENS = 1024
-"""Tokens of one chunk, at most."""
+"""Maximum number of tokens in a chunk."""
 
 
 def chunk_of(vocabulary: int) -> int:
-    """Return how many tokens' logits are computed at once with a vocabulary of that size."""
+    """Return the number of tokens whose logits are computed at once with a vocabulary of this size."""
     return max(1, min(TOKENS, LOGITS // vocabulary))
 
 
 class TokenStatistics(NamedTuple):
-    """What the distributions of policy and reference say of N sampled tokens; [N] each, nats."""
+    """Log-probability, entropy and exact KL of N sampled tokens under policy and reference; [N] each, in nats."""
 
     log_probs: Tensor
     entropy: Tensor | None
@@ -112,16 +113,16 @@ def token_statistics(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> TokenStatistics:
-    """Return log-probability, entropy and exact KL of N tokens without ever holding N x V logits.
+    """Return log-probability, entropy and exact KL of N tokens, with the logits of one chunk of tokens at a time.
 
-    ``hidden`` [N, h] and ``reference`` [N, h] are the last hidden states of policy and reference,
-    ``output`` the layer that makes their logits [N, V], which they share unless there is a ``reference_output``;
-    ``tokens`` [N] the sampled ids. Logits are divided by ``temperature``. Returns [N] each, in nats, float32 or the
-    weights' own precision where that is higher; entropy is None unless ``with_entropy``, KL and the
+    ``hidden`` [N, h] and ``reference`` [N, h] are the last hidden states of policy and reference.
+    ``output`` is the layer that computes their logits [N, V]; both share it unless ``reference_output`` is given.
+    ``tokens`` [N] are the sampled ids. Logits are divided by ``temperature``. The results are [N] each, in nats, in
+    float32 or the weights' own precision if that is higher. Entropy is None unless ``with_entropy``. KL and the
     reference's log-probability are None without ``reference``.
-    ``chunk`` tokens are done at once, as many as ``chunk_of`` says by default.
-    Gradients reach ``hidden``, and the layer's weights where they are trained; with several chunks each is recomputed
-    in the backward pass, so that memory stays at one chunk's logits.
+    ``chunk`` is the number of tokens that are processed at once; the default is that of ``chunk_of``.
+    Gradients reach ``hidden``, and the layer's weights if they are trained. With several chunks, each one is
+    recomputed in the backward pass, so that memory stays at one chunk's logits.
     """
     other = output if reference_output is None else reference_output
     size = chunk or chunk_of(len(output.weight))

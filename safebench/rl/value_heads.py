@@ -1,4 +1,4 @@
-"""Value heads on hidden states: single, or SAFE's double heads with their soft minimum."""
+"""Implement value heads on hidden states: a single head, or SAFE's double heads with their soft minimum."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def soft_min(values: Tensor, alpha: float) -> Tensor:
     """Return -alpha log(mean_i exp(-V_i / alpha)) over the last axis, the heads.
 
     Source: SAFE, equation 1, for any number of heads. With two: min <= V <= min(min + alpha ln 2, mean);
-    alpha -> 0 gives the minimum, alpha -> infinity the mean. ``values`` [..., H] in the units of the
-    reward, ``alpha`` > 0 in the same; the result is [...]. One head comes back unchanged.
+    alpha -> 0 gives the minimum, alpha -> infinity the mean. ``values`` [..., H] and ``alpha`` > 0 are in
+    the units of the reward; the result is [...]. The value of a single head is returned unchanged.
     """
     if values.shape[-1] == 1:
         return values.squeeze(-1)
@@ -22,7 +22,7 @@ def soft_min(values: Tensor, alpha: float) -> Tensor:
 
 
 class Draws(Protocol):
-    """Draws random numbers into tensors (``world.noise.Draws``)."""
+    """Draws random numbers into tensors (``models.seeding.Draws``)."""
 
     def normal(self, target: Tensor, deviation: float) -> None:
         """Fill ``target`` with normal numbers of mean zero."""
@@ -34,12 +34,12 @@ class Draws(Protocol):
 
 
 class ValueHeads(nn.Module):
-    """H independent heads on a hidden state of width h, each giving one value; float32 whatever the policy's type.
+    """H independent heads on a hidden state of width h, each with one value; float32 for any type of the policy.
 
     SAFE, equation 2: LayerNorm, then per head Linear(h, h/4), GELU, Linear(h/4, 1). The ``linear`` form
-    is PPO's usual Linear(h, 1). The last layer starts small (0.02, as Qwen2 initialises), drawn from
-    ``draws``, so that the heads differ and no value is large before the first update; ``small`` false
-    starts every layer as torch does.
+    is PPO's usual Linear(h, 1). The weights of the last layer are drawn from ``draws`` with a small standard deviation
+    (0.02, as in Qwen2), so that the heads differ and no value is large before the first update. With ``small`` false
+    every layer is initialised as in torch.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ def _head(width: int, mlp: bool, draws: Draws) -> nn.Module:
 
 
 def _linear(inputs: int, outputs: int, std: float, draws: Draws) -> nn.Linear:
-    # Built without values: nothing may be drawn from the global generator.
+    # Built without initial values, because nothing may be drawn from the global generator.
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     draws.normal(layer.weight, std)
     nn.init.zeros_(layer.bias)
@@ -98,9 +98,9 @@ def polyak(target: nn.Module, online: nn.Module, decay: float) -> None:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Return 1 - Var(R - V) / Var(R) over the kept entries: 1 is perfect, 0 no better than the mean.
+    """Return 1 - Var(R - V) / Var(R) over the kept entries: 1 is perfect, 0 is no better than the mean.
 
-    NaN when the returns do not vary or fewer than two are kept.
+    The result is NaN if the returns do not vary or fewer than two are kept.
     """
     kept = returns[mask]
     if kept.numel() < 2 or float(kept.var()) == 0.0:

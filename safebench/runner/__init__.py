@@ -1,1 +1,1 @@
-"""Carries out many runs, in turn or in worker processes, and shows their progress."""
+"""Many runs, in turn or in worker processes, and their progress."""

@@ -1,1 +1,1 @@
-"""Uses models after training: scores saved replies again, draws best of n, checks rewards, samples and exports."""
+"""What needs models after training: saved replies scored again, best of n, checks of a reward, sampling, export."""

@@ -1,1 +1,1 @@
-"""One run: the loop, its stages, several processes, and the way from settings to a final status."""
+"""One run: the loop, its stages, data-parallel processes, and the way from settings to a final status."""

@@ -1,4 +1,4 @@
-"""The processes that share a run: one alone, or several data-parallel ones started by accelerate."""
+"""Manage the processes that share a run: a single one, or several data-parallel ones started by accelerate."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from safebench.config.schema import Compute
 from safebench.errors import MissingResource, UsageError
 
 _WORLD_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
-"""Where a launcher says how many processes it started, in the order in which accelerate looks."""
+"""Variables in which a launcher gives its number of processes, in the order in which accelerate reads them."""
 
 
 class Processes:
-    """Rank, device and the sums over all processes that make statistics those of the whole batch.
+    """Rank, device, and sums over all processes, so that statistics are those of the whole batch.
 
-    A process that is alone needs nothing of accelerate's, which keeps one device for as long as the interpreter lives:
-    one run may use the CPU and the next the GPU, and the reverse.
+    A single process does not need accelerate, which keeps one device for the lifetime of the interpreter. One run may
+    therefore use the CPU and the next the GPU, or the reverse.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -42,10 +42,10 @@ class Processes:
 
     @functools.cached_property
     def accelerator(self) -> Accelerator:
-        """What accelerate knows of these processes, on this device.
+        """The accelerator of these processes, on this device.
 
-        A process that is alone makes it when it is asked for. Where accelerate's state is that of another device it is
-        made anew, as transformers' ``TrainingArguments`` make it; an accelerator of before then shows the new state.
+        A single process creates it on first access. If accelerate's state is for another device, the state is reset
+        first, as in transformers' ``TrainingArguments``. An accelerator created earlier then shows the new state.
         """
         used = PartialState._shared_state.get("device")
         if not _launched() and used is not None and used.type != self.device.type:
@@ -74,7 +74,7 @@ class Processes:
         return items if self.count == 1 else list(gather_object(items))
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes (one message)."""
+        """Replace each gradient by its sum over all processes, in one message."""
         if self.count == 1:
             return
         owners = list(parameters)
@@ -86,19 +86,19 @@ class Processes:
             start += p.numel()
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes reach this call."""
         if self.count > 1:
             self.accelerator.wait_for_everyone()
 
 
 def _leave() -> None:
-    """Leave the group before the interpreter goes: its threads would otherwise now and then abort the process."""
+    """Leave the process group before the interpreter exits; otherwise its threads sometimes abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _launched() -> bool:
-    """Say whether a launcher may have started several processes; accelerate then knows how many there are."""
+    """Return whether a launcher may have started several processes; accelerate then gives their number."""
     return torch.distributed.is_initialized() or get_int_from_env(_WORLD_SIZES, 1) > 1
 
 
@@ -106,7 +106,7 @@ def _device(name: str) -> torch.device:
     """Return the device that ``compute.device`` names; without an index, the first or this process's own."""
     kind, _, index = name.partition(":")
     if name == "auto":
-        # `accelerate launch --cpu` says it this way.
+        # `accelerate launch --cpu` sets this variable.
         usable = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
         return torch.device("cuda" if usable else "cpu")
     if kind not in ("cpu", "cuda") or (":" in name and not index.isdecimal()):

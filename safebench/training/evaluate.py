@@ -1,4 +1,4 @@
-"""Held-out evaluation: fixed prompts, the seed's own sampling noise, temperature 1; proxy, judge and audits."""
+"""Evaluate on fixed held-out prompts, with the seed's sampling noise at temperature 1, by proxy, judge and audits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from safebench.training.measure import measure
 
 
 def distinct_share(replies: Sequence[str]) -> float:
-    """Return the number of distinct replies, blanks around them aside, over the number of replies, in (0, 1]."""
+    """Return the number of distinct replies, without surrounding blanks, over the number of replies, in (0, 1]."""
     return len({reply.strip() for reply in replies}) / len(replies)
 
 
 def distinct_2(replies: Sequence[Sequence[int]]) -> float:
     """Return distinct bigrams over all bigrams of token ids, pooled over the batch (Li et al. 2016, 1510.03055).
 
-    Without any bigram (every reply shorter than two tokens) there is no variety to speak of: 0.
+    Return 0 if there is no bigram (every reply is shorter than two tokens).
     """
     bigrams = [pair for reply in replies for pair in pairwise(reply)]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
@@ -45,9 +45,9 @@ class Evaluation:
 
 
 def evaluate(settings: Settings, world: World, processes: Processes, piece: int | None = None) -> Evaluation:
-    """Reply to the held-out prompts and measure the replies; the noise is the seed's, in every arm and at every step.
+    """Sample and measure replies to the held-out prompts; a seed's noise is the same for every algorithm and step.
 
-    ``piece`` prompts of each process are held in memory at once; all when None.
+    ``piece`` prompts of each process are held in memory at once; all prompts if None.
     """
     share = range(processes.rank, len(world.prompts.heldout), processes.count)
     size = piece or max(1, len(share))
@@ -85,7 +85,7 @@ def evaluate(settings: Settings, world: World, processes: Processes, piece: int 
 
 
 def _exp(value: float) -> float:
-    """Return exp of ``value``, infinity where that is too large for a float."""
+    """Return exp of ``value``, or infinity if that is too large for a float."""
     try:
         return math.exp(value)
     except OverflowError:

@@ -1,12 +1,12 @@
-"""Optimizer steps that stay below a ceiling of KL: take the step, measure what it reached, shorten it if need be.
+"""Keep optimizer steps below a KL ceiling: take the step, measure its KL, and shorten it if necessary.
 
-SAFE, equation 13, as a guarantee: after every step the exact KL on the batch is at most max(ceiling, KL before
-the step), whatever the learning rate. Three choices:
+This enforces SAFE, equation 13: after every step the exact KL on the batch is at most max(ceiling, KL before
+the step), for any learning rate. Three choices:
 
-1. The optimizer's own state (Adam's moments, its count) stays as the whole step left it. It averages gradients,
-   and those were taken where the policy really was; how far the step then went does not make them wrong.
+1. The optimizer's own state (Adam's moments and step count) stays as the whole step left it. It averages gradients,
+   which were computed at the policy's actual weights. They stay valid when the step is shortened.
 2. The critic's step is not shortened. Its heads do not enter the KL, and it regresses onto returns of the batch,
-   which are the same however far the policy went.
+   which do not depend on the length of the policy's step.
 3. Weight decay of the policy is part of its step, and is shortened with it.
 """
 
@@ -31,10 +31,10 @@ from safebench.training.measure import scatter_to_mask
 
 @dataclass(frozen=True)
 class StepResult:
-    """How much of a step is kept, the KL that this reaches, and how many measurements it took."""
+    """The kept share of a step, the KL at this share, and the number of measurements."""
 
     scale: float
-    """In [0, 1]: 1 keeps the step, 0 takes it back."""
+    """In [0, 1]: 1 keeps the whole step, 0 undoes it."""
     kl: float
     """Nats per token."""
     passes: int
@@ -43,15 +43,16 @@ class StepResult:
 def backtrack(kl_at: Callable[[float], float], before: float, ceiling: float, trials: int) -> StepResult:
     """Return the first share s of a step, from 1 downwards, with KL(s) <= max(ceiling, before).
 
-    ``kl_at(s)`` is the KL at theta_old + s (theta_new - theta_old), ``before`` that at theta_old, ``ceiling``
-    > 0; nats per token. The second s is the published min(1, ceiling / KL(1)), a linear guess; each further one
-    is half of the last, up to ``trials`` after the whole step; then s = 0, which needs no measurement.
+    ``kl_at(s)`` is the KL at theta_old + s (theta_new - theta_old), ``before`` the KL at theta_old, and ``ceiling``
+    > 0; nats per token. The second s is the published min(1, ceiling / KL(1)), a linear guess. Each further s is half
+    of the previous one. At most ``trials`` values are tried after the whole step. Then s = 0, which needs no
+    measurement.
 
-    Nothing is assumed of KL(s): it may rise and fall, and where it is not finite it is above every ceiling
-    (there the second s is a half). What is returned was measured, or is 0 and ``before``. Should ``before``
-    itself be no number, the ceiling alone counts.
+    KL(s) may rise and fall with s. A KL that is not finite counts as above every ceiling, and the second s is then
+    1/2. The returned KL was measured, or is ``before`` with s = 0. If ``before`` is not finite, only the ceiling
+    applies.
     """
-    limit = max(ceiling, before)  # in this order a KL that is not a number does not become the limit
+    limit = max(ceiling, before)  # this order of arguments keeps NaN from becoming the limit
     if limit == math.inf:
         limit = ceiling
     scale, kl = 1.0, kl_at(1.0)
@@ -64,10 +65,10 @@ def backtrack(kl_at: Callable[[float], float], before: float, ceiling: float, tr
 
 
 class Stepper(Protocol):
-    """Makes the optimizer's steps."""
+    """Interface of the classes that make optimizer steps."""
 
     def begin(self, experience: Experience) -> None:
-        """Take the batch that the next steps are made on."""
+        """Set the batch for the next steps."""
         ...
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -75,27 +76,27 @@ class Stepper(Protocol):
         ...
 
     def columns(self) -> dict[str, float]:
-        """Return what the batch's steps have to tell."""
+        """Return the columns of the batch's steps."""
         ...
 
 
 class Plain:
-    """Steps as the optimizer makes them."""
+    """Makes steps without changing them."""
 
     def begin(self, experience: Experience) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make one step."""
         optimizer.step()
 
     def columns(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """Return no columns."""
         return {}
 
 
 class KLLineSearch:
-    """Steps shortened until their KL on the batch is at most max(ceiling, KL before the step)."""
+    """Shortens steps until their KL on the batch is at most max(ceiling, KL before the step)."""
 
     def __init__(
         self, settings: s.Settings, preview: s.Preview, policy: Policy, processes: Processes
@@ -107,14 +108,14 @@ class KLLineSearch:
         self.taken: list[StepResult] = []
 
     def begin(self, experience: Experience) -> None:
-        """Take the batch; the KL before its first step was measured with it."""
+        """Set the batch; the KL before its first step is in the batch's measurements."""
         self.experience, self.taken = experience, []
         self.kl = self._mean(experience.measured.kl)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make one step, as much of it as the ceiling allows; one forward pass unless it must be shortened.
+        """Make one step and shorten it if the KL exceeds the ceiling; a whole step takes one forward pass.
 
-        To be called outside ``policy.training()``: what is measured is the policy that samples, without dropout.
+        Call it outside ``policy.training()``: the KL is that of the sampling policy, without dropout.
         """
         old = _copies(self.parameters)
         optimizer.step()
@@ -133,7 +134,7 @@ class KLLineSearch:
         self.taken.append(taken)
 
     def columns(self) -> dict[str, float]:
-        """Return the KL of the last step as kept, and how often, how far and at what cost steps were shortened."""
+        """Return the KL after the last step, the share of shortened steps, their smallest scale and all passes."""
         if not self.taken:
             return {}
         scales = [taken.scale for taken in self.taken]
@@ -146,9 +147,9 @@ class KLLineSearch:
 
     @torch.no_grad()
     def _measure(self) -> Tensor:
-        """Return the present policy's exact KL, [B, R], in the groups of rows that ``experience.measure`` takes.
+        """Return the current policy's exact KL, [B, R], computed in the same groups of rows as in ``measure``.
 
-        Equal groups give equal bits: an unmoved policy has the KL that was measured before.
+        Equal groups give bit-identical results: an unchanged policy has the KL that was measured before.
         """
         assert self.experience is not None
         rollout, reference = self.experience.rollout, self.experience.measured.reference_states
@@ -171,7 +172,7 @@ class KLLineSearch:
         return kl
 
     def _mean(self, kl: Tensor) -> float:
-        """Return the mean over all reply tokens of all processes, the same number on each of them."""
+        """Return the mean over all reply tokens of all processes, the same number in each process."""
         assert self.experience is not None
         mask = self.experience.rollout.mask
         parts = self.processes.gather([(float(kl[mask].double().sum()), int(mask.sum()))])
@@ -179,7 +180,7 @@ class KLLineSearch:
 
 
 def stepper(settings: s.Settings, policy: Policy, processes: Processes) -> Stepper:
-    """Return what makes the steps that the settings ask for."""
+    """Return the stepper that the settings select."""
     preview = settings.update.preview
     return Plain() if preview is None else KLLineSearch(settings, preview, policy, processes)
 

@@ -1,9 +1,9 @@
-"""The training loop: sample, score, measure, control, advantages, update. Every algorithm of ours runs on it.
+"""Run the training loop of all algorithms but wrapped trainers: sample, score, measure, control, advantages, update.
 
-How it departs from TRL 1.12.0's PPOTrainer:
-1. the critic sits on the policy's own hidden states (a separate value model is a setting);
-2. logits are computed for reply tokens only, vocabulary-wide quantities in chunks;
-3. KL and entropy are exact over the vocabulary, and every mean leaves padding out;
+Differences from TRL 1.12.0's PPOTrainer:
+1. the critic reads the policy's own hidden states (a separate value model is a setting);
+2. logits are computed for reply tokens only, and vocabulary-wide quantities in chunks;
+3. KL and entropy are exact over the vocabulary, and every mean excludes padding;
 4. sampling noise depends on seed, step and row alone; nothing draws from a global generator;
 5. gradients are clipped, for policy and critic separately;
 6. the whole state is explicit, so a resumed run continues as if it had not stopped.
@@ -42,7 +42,7 @@ from safebench.training.update import Optimizers, UpdateMetrics, Updater
 
 
 class Clock:
-    """Adds up seconds by stage; on CUDA it waits for the device first."""
+    """Adds up seconds by stage; on CUDA it synchronises the device before reading the time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -58,7 +58,7 @@ class Clock:
             self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + self._now() - start
 
     def take(self) -> dict[str, float]:
-        """Return the seconds so far and start anew."""
+        """Return the seconds so far and reset them."""
         seconds, self.seconds = self.seconds, {}
         return seconds
 
@@ -78,11 +78,11 @@ def peak_memory(device: torch.device) -> float:
 
 Row = dict[str, float | str | None]
 Report = Callable[[Row, list[Sample]], bool]
-"""Takes a step's row and samples; says whether to go on."""
+"""Takes a step's row and samples; returns whether to continue."""
 
 
 class Learner(Protocol):
-    """One run's learner: our loop, or another library's trainer wrapped."""
+    """One run's learner: ``Loop``, or a wrapped trainer of another library."""
 
     world: World
     clock: Clock
@@ -90,24 +90,24 @@ class Learner(Protocol):
     """Standard deviation of the initial policy's held-out rewards; set before the first step."""
     step_number: int
     broken: str | None
-    """Which number stopped being finite, if one did."""
+    """Which number is not finite; None while all numbers are finite."""
 
     @property
     def resumable(self) -> bool:
-        """Whether ``state`` can continue the run; where not, one that was broken off begins anew."""
+        """Whether a run can be resumed from ``state``; if not, an interrupted run starts again from the beginning."""
         ...
 
     @property
     def paired(self) -> bool:
-        """Whether its randomness is that of seed, step and row, and runs of one seed are pairs."""
+        """Whether its randomness depends on seed, step and row alone, so that runs with the same seed are pairs."""
         ...
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the present policy on the held-out prompts."""
+        """Evaluate the current policy on the held-out prompts."""
         ...
 
     def learn(self, report: Report) -> None:
-        """Make steps until the last one, or until ``report`` says that it is enough."""
+        """Make steps until the last one, or until ``report`` returns false."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -115,26 +115,26 @@ class Learner(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Restore the state that ``state`` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """A batch in figures, over all processes; the columns of its row, and what a controller sees of it."""
+    """Statistics of a batch over all processes: the columns of its row, and the input of a controller."""
 
     columns: Mapping[str, float]
     entropy_by_reply: float
     """Mean over the replies of each one's mean entropy, nats per token."""
 
     def measurement(self, sigma0: float) -> Measurement:
-        """Return what a controller sees: KL and entropy in nats per token, the mean reward in units of sigma_0."""
+        """Return a controller's input: KL and entropy in nats per token, the mean reward in units of sigma_0."""
         kl, entropy, reward = (self.columns[key] for key in ("kl/mean", "entropy/mean", "reward/mean"))
         return Measurement(kl, entropy, reward / sigma0, reward, self.entropy_by_reply)
 
 
 def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: Processes) -> BatchStatistics:
-    """Return a batch's figures; rewards [B] of this process, the rest as ``measure`` gave it."""
+    """Return a batch's statistics; ``rewards`` [B] are this process's, ``measured`` is the result of ``measure``."""
     add, mask = processes.add, rollout.mask
     stops = rollout.ended.tolist()
     lengths = mask.sum(-1).tolist()
@@ -162,9 +162,9 @@ def describe(rollout: Rollout, measured: Measured, rewards: Tensor, processes: P
 
 
 def perturb_rewards(settings: Settings, rewards: Tensor, *, step: int, rows: Iterable[int], sigma0: float) -> Tensor:
-    """Return the rewards [B] of a step (from 1) as training sees them; ``rows`` are their places in the whole batch.
+    """Return the rewards [B] of a step (from 1), rescaled and with noise; ``rows`` are their indices in the batch.
 
-    The noise has a standard deviation of ``reward.noise`` sigma_0, and depends on seed, step and row alone.
+    The noise has a standard deviation of ``reward.noise`` sigma_0 and depends on seed, step and row alone.
     """
     reward = settings.reward
     if reward.rescale_at is not None and step > reward.rescale_at * settings.update.steps:
@@ -176,9 +176,9 @@ def perturb_rewards(settings: Settings, rewards: Tensor, *, step: int, rows: Ite
 
 
 class Loop:
-    """One run: the world, the learner, and how many steps they have made.
+    """One run: the world, the algorithm, the critic, their updater, and the number of steps so far.
 
-    A critic, an optimizer and a schedule may be given; without them they are what the settings say.
+    A critic, an optimizer and a schedule may be passed; otherwise they are made from the settings.
     """
 
     resumable = True
@@ -205,19 +205,19 @@ class Loop:
         self.broken: str | None = None
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the present policy on the held-out prompts."""
+        """Evaluate the current policy on the held-out prompts."""
         with self.clock.stage("evaluate"):
             return evaluate(self.settings, self.world, self.processes)
 
     def learn(self, report: Report) -> None:
-        """Make steps until the last one, or until ``report`` says that it is enough."""
+        """Make steps until the last one, or until ``report`` returns false."""
         while self.step_number < self.settings.update.steps and report(*self.step()):
             pass
 
     def step(self) -> tuple[Row, list[Sample]]:
-        """Make one step and return its row (crash columns left to the recorder) and its samples.
+        """Make one step and return its row (the recorder adds the crash columns) and its samples.
 
-        A number that stops being finite ends the updates, sets ``broken`` and is in the row.
+        A number that is not finite ends the updates, sets ``broken`` and is kept in the row.
         """
         self.step_number += 1
         with self.clock.stage("step"):
@@ -274,7 +274,7 @@ class Loop:
         )
 
     def _shaped(self, rollout: Rollout, rewards: Tensor, rows: range) -> Tensor:
-        """Return the rewards as training sees them: perturbed, less what no end token costs, normalised."""
+        """Return the rewards used in training: perturbed, less the penalty for a missing end token, normalised."""
         reward = self.settings.reward
         scores = perturb_rewards(self.settings, rewards, step=self.step_number, rows=rows, sigma0=self.sigma0)
         scores = scores - reward.missing_eos_penalty * (~rollout.ended).to(scores.dtype)
@@ -288,7 +288,7 @@ class Loop:
         return every is not None and (self.step_number - 1) % every == 0
 
     def _counts(self, rollout: Rollout) -> Row:
-        """Count the batch and return the counters, over all processes."""
+        """Add the batch to the counters and return them, over all processes."""
         sampled = self.processes.add(rollout.mask.sum())
         self.episodes += self.settings.rollout.batch
         self.tokens += int(sampled)
@@ -334,8 +334,8 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, as tensors and plain containers.
 
-        Generators are derived from seed, step and row (``models/seeding.py``), so the step is their state
-        and that of the data's order.
+        Generators are derived from seed, step and row (``models/seeding.py``), so the step number is
+        the only state that they and the order of the data need.
         """
         return {
             "step": self.step_number,
@@ -350,7 +350,7 @@ class Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Restore the state that ``state`` returned."""
         self.step_number, self.episodes, self.tokens = state["step"], state["episodes"], state["tokens"]
         self.sigma0 = state["sigma0"]
         parameters = self.world.policy.trainable()

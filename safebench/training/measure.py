@@ -1,4 +1,4 @@
-"""What policy and reference say of a batch of sampled replies: log-probabilities, exact KL, entropy, states."""
+"""Measure a batch of sampled replies under policy and reference: log-probabilities, exact KL, entropy, states."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from safebench.rl.kl import token_statistics
 def measure(
     policy: Policy, rollout: Rollout, temperature: float, chunk: int | None = None, *, keep_graph: bool = False
 ) -> Measured:
-    """Measure replies under policy and reference, ``chunk`` rows at a time, like lengths together.
+    """Measure replies under policy and reference, ``chunk`` rows of similar length at a time.
 
-    ``keep_graph``: keep the policy's pass for the first update's gradient; all rows must then share it.
+    ``keep_graph`` keeps the policy's pass for the first update's gradient. All rows must then share one pass; otherwise
+    the function raises ``ValueError``.
     """
     groups = rollout.groups(chunk)
     if keep_graph and len(groups) != 1:
@@ -47,7 +48,7 @@ def _widen(x: Tensor, width: int) -> Tensor:
 
 
 def _measure_rows(policy: Policy, cut: Cut, temperature: float, hidden: Tensor) -> tuple[Tensor, ...]:
-    """Measure the rows of one pass, whose states under the policy are ``hidden`` [b, T, h]."""
+    """Measure the rows of one pass; ``hidden`` [b, T, h] are their states under the policy."""
     mask, replies = cut.mask, cut.mask.shape[1]
     states = reply_states(hidden, replies)
     with policy.as_reference():
@@ -69,5 +70,5 @@ def _measure_rows(policy: Policy, cut: Cut, temperature: float, hidden: Tensor) 
 
 
 def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Put the values of N kept tokens back at their places in [b, R], zero elsewhere; gradients flow."""
+    """Put the values of N kept tokens at their positions in [b, R], zero elsewhere; gradients are kept."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

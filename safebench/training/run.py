@@ -36,22 +36,22 @@ ENDED = (Status.FINISHED, Status.UNSTABLE)
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended (``finished`` or ``unstable``) and its last figures."""
+    """The final status of a run (``finished`` or ``unstable``) and its last figures."""
 
     folder: Path
     status: str
     summary: dict[str, Any] = field(default_factory=dict)
     fresh: bool = True
-    """False when the run had ended before, and nothing was done."""
+    """False if the run had ended before and nothing was done."""
 
 
 def execute(
     settings: Settings, root: Path, *, if_exists: IfExists = "resume", progress: Report | None = None
 ) -> RunOutcome:
-    """Do one run, or what is left of it, and return how it ended.
+    """Execute one run, or the rest of it, and return its outcome.
 
-    Raises ``Interrupted`` after Ctrl-C or a termination signal, its state saved; other ``SafebenchError``s
-    say what is missing or wrong. A number that stops being finite ends the run as ``unstable``.
+    Raises ``Interrupted`` after Ctrl-C or a termination signal, with the state saved. Other ``SafebenchError``s
+    say what is missing or wrong. A number that is not finite ends the run as ``unstable``.
     """
     folder = config.run_folder(root, settings)
     processes = Processes(settings.compute)
@@ -64,7 +64,7 @@ def execute(
 
 
 def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
-    """Return what learns: our loop with the arm in it, or a trainer that is an arm by itself."""
+    """Return the learner: ``Loop`` with the algorithm, or a trainer that is an algorithm by itself."""
     entry = registry.find("algorithms", settings.algorithm)
     if entry.kind != "trainer":
         return Loop(settings, world, processes)
@@ -73,7 +73,7 @@ def _learner(settings: Settings, world: World, processes: Processes) -> Learner:
 
 
 def _settle_existing(folder: Path, settings: Settings, if_exists: IfExists, processes: Processes) -> RunOutcome | None:
-    """Decide what an existing folder means; return its outcome when nothing is left to do."""
+    """Handle an existing folder; return its outcome if nothing is left to do, else None."""
     record = layout.read_status(folder) if folder.exists() else None
     if record is None:
         return None
@@ -94,7 +94,7 @@ def _settle_existing(folder: Path, settings: Settings, if_exists: IfExists, proc
 
 
 def _refuse_stale(folder: Path, settings: Settings) -> None:
-    """A folder belongs to one set of settings; a result made with others is not this run's."""
+    """Raise ``UsageError`` if the folder's run was made with other settings."""
     there = config.load(folder / "config.yaml")
     if config.settings_hash(there) != config.settings_hash(settings):
         keys = ", ".join(key for key, _, _ in config.changes(settings, there))
@@ -105,13 +105,13 @@ def _refuse_stale(folder: Path, settings: Settings) -> None:
 
 
 def _refuse_other_files(folder: Path, settings: Settings) -> None:
-    """A finished result is not that of other prompts, models or reward functions of the same names."""
+    """Raise ``UsageError`` if an ended run used other prompts, models or reward functions of the same names."""
     before = manifest.read(folder).get("hashes") or {}
     try:
         now = manifest.hashes_of(settings)
     except SafebenchError:
-        return  # what it was made from is no longer here: there is nothing to hold it against
-    # A hub id stands for files that no copy lies here of; sums of files have 64 digits.
+        return  # the files that it was made from are missing, so there is nothing to compare
+    # Without a local copy, a hub id stands for the files; hashes of files have 64 digits.
     known = [key for key, found in now.items() if {len(found), len(before.get(key, ""))} == {64}]
     if other := [key for key in known if now[key] != before[key]]:
         raise UsageError(
@@ -121,7 +121,7 @@ def _refuse_other_files(folder: Path, settings: Settings) -> None:
 
 
 class RunDriver:
-    """Lets a learner learn to its end, recording as it goes. Only the first of several processes records."""
+    """Runs a learner to its end and records its steps. Only the first of several processes records."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class RunDriver:
         self.last: dict[str, Any] = {}
 
     def to_the_end(self) -> RunOutcome:
-        """Restore or start, then learn until the end, a stop, or a number that is not finite."""
+        """Restore or start the run, then learn until the last step, a stop request, or a number that is not finite."""
         with self._open() as recorder:
             self.learner.learn(lambda row, samples: self._step(recorder, row, samples))
             if self.learner.broken is not None:
@@ -151,7 +151,7 @@ class RunDriver:
             return self._finish(recorder, Status.FINISHED, "")
 
     def _interrupt(self, recorder: Recorder | NullRecorder) -> NoReturn:
-        """Save what the run needs to continue, and say how."""
+        """Save the run's state and raise ``Interrupted``, which says how to continue."""
         self._save(recorder)
         self._finish(recorder, Status.INTERRUPTED, "stopped by the user")
         how = "continue" if self.learner.resumable else "begin anew: this arm cannot continue a run"
@@ -190,7 +190,7 @@ class RunDriver:
             yield recorder
 
     def _step(self, recorder: Recorder | NullRecorder, row: Row, samples: list[Sample]) -> bool:
-        """Evaluate, record and save as is due after a step; say whether to go on."""
+        """Evaluate, record and save as due after a step; return whether to continue."""
         step, steps = self.learner.step_number, self.settings.update.steps
         if self.learner.broken is None and (step % self.settings.evaluation.every == 0 or step == steps):
             evaluation = self.learner.evaluate()
@@ -216,11 +216,11 @@ class RunDriver:
         self.processes.wait()
 
     def _asked_to_stop(self) -> bool:
-        """Say whether any process was asked to stop: all leave at the same step."""
+        """Return whether any process was asked to stop, so that all stop at the same step."""
         return any(self.processes.gather([self.stop.is_set()]))
 
     def _tell(self, recorder: Recorder | NullRecorder) -> None:
-        """Tell what is to be known of policy, prompts and rewards, each thing once."""
+        """Record the notices of policy, prompts and rewards, each one once."""
         for text in self.learner.world.notices:
             if text not in recorder.notices:
                 recorder.notice(text)
@@ -251,7 +251,7 @@ class RunDriver:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or termination signal into a request to stop after the step; a second one kills."""
+    """Turn the first Ctrl-C or termination signal into a request to stop after the step; a second one kills the run."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,4 @@
-"""Epochs of mini-batches over one batch of experience: gradients, clipping, optimizer steps."""
+"""Update policy and critic in epochs of mini-batches over one batch: gradients, clipping, optimizer steps."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from safebench.training.kl_line_search import stepper
 from safebench.training.measure import scatter_to_mask
 
 Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
-"""A given optimizer and a given schedule, which moves once per batch; None is what the settings say."""
+"""An optimizer, and a schedule that advances once per batch; None selects what the settings say."""
 
 
 @dataclass
 class UpdateMetrics:
-    """Sums over a step's updates, and whether a number stopped being finite."""
+    """Sums over a step's updates, and which number is not finite, if any."""
 
     updates: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
     preview: dict[str, float] = field(default_factory=dict)
     signal: dict[str, float | str] = field(default_factory=dict)
-    """Columns of a controller that moves with every update; the last one's."""
+    """Columns of a controller that advances with every update; those of the last update."""
     ratio_max: float = 0.0
     learning_rate: float = 0.0
     broken: str | None = None
@@ -53,24 +53,24 @@ class UpdateMetrics:
 
 @dataclass
 class _MiniBatchSums:
-    """Sums over a mini-batch's rows of this process."""
+    """Sums over this process's rows of a mini-batch."""
 
     terms: dict[str, float]
     norms: dict[str, list[Tensor]]
-    """Each term's own gradient by parameter; empty when not asked for."""
+    """Each term's own gradient by parameter; empty unless requested."""
     tokens: float
-    """Of all processes."""
+    """Number of reply tokens of all processes."""
     positions: float
-    """Values that are trained, of all processes."""
+    """Number of trained values of all processes."""
     per_token: dict[str, float]
     per_value: dict[str, float]
     kl: float = 0.0
-    """Sampled KL to the reference (k1) of the present policy."""
+    """Sum of the current policy's sampled KL to the reference (k1)."""
     largest: float = 0.0
     """Largest ratio."""
 
     def add(self, found: Loss, past: MiniBatch, present: ForwardOutput) -> None:
-        """Count a micro-batch."""
+        """Add a micro-batch to the sums."""
         for sums, values in ((self.per_token, found.per_token), (self.per_value, found.per_value)):
             for key, value in values.items():
                 sums[key] += value
@@ -83,7 +83,7 @@ class _MiniBatchSums:
 
 
 class Updater:
-    """Updates policy and critic with one optimizer of two groups, each with its own clipping."""
+    """Updates policy and critic with one optimizer of two parameter groups, each with its own clipping."""
 
     def __init__(
         self,
@@ -117,24 +117,24 @@ class Updater:
         return made
 
     def state(self) -> dict[str, Any]:
-        """Return the optimizer's state, and that of a given schedule."""
+        """Return the optimizer's state, and the schedule's if one was passed."""
         state: dict[str, Any] = self.optimizer.state_dict()
         return state if self.schedule is None else {**state, "schedule": self.schedule.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Restore the state that ``state`` returned."""
         self.optimizer.load_state_dict({key: value for key, value in state.items() if key != "schedule"})
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
 
     def takes_whole_batch(self) -> bool:
-        """Say whether the first update's one pass is that which the batch was measured with, in rows and states."""
+        """Return whether the first update is one pass with the same rows and states as the batch's measurement."""
         update, rows = self.settings.update, len(self.processes.rows(self.settings.rollout.batch))
         one = update.minibatches == 1 and (update.microbatch is None or update.microbatch >= rows)
         return one and self.algorithm.reads == "token" and not self.policy.drops
 
     def run(self, step: int, experience: Experience, *, gradient_norms: bool) -> UpdateMetrics:
-        """Do all epochs of one batch; stop at the first number that is not finite, weights untouched by it."""
+        """Run all epochs of one batch; stop at the first number that is not finite, before it changes the weights."""
         self._set_rates(step)
         self.step = step
         metrics = UpdateMetrics(learning_rate=float(self.optimizer.param_groups[0]["lr"]))
@@ -160,7 +160,7 @@ class Updater:
             group["lr"] = rate * factor
 
     def _minibatches(self, step: int) -> Iterator[list[int]]:
-        """Yield this process's rows of each mini-batch; one order over the whole batch, whatever the processes."""
+        """Yield this process's rows of each mini-batch; the order does not depend on the number of processes."""
         batch, parts = self.settings.rollout.batch, self.settings.update.minibatches
         mine = self.processes.rows(batch)
         for epoch in range(self.settings.update.epochs):
@@ -200,7 +200,7 @@ class Updater:
         mask, replies = cut.mask, cut.mask.shape[1]
         first = self.processes.rows(self.settings.rollout.batch).start + rows[0]
         if update == 0 and measured.graph is not None:
-            hidden = measured.graph  # the weights are still those that it was measured with
+            hidden = measured.graph  # the weights have not changed since the measurement
         else:
             where = (self.settings.seed, self.step, 1 + update, first)
             hidden = self.policy.dropped_states(cut.ids, cut.attention, *where)
@@ -234,7 +234,7 @@ class Updater:
         return past, present
 
     def _finish(self, metrics: UpdateMetrics, sums: _MiniBatchSums) -> None:
-        """Sum over processes, clip, check, and step."""
+        """Sum over processes, clip the gradients, check all numbers, and make the step."""
         self.processes.add_gradients([*self.policy_parameters, *self.critic_parameters])
         named = (*sums.terms, *sums.per_token, *sums.per_value)
         local = [*sums.terms.values(), *sums.per_token.values(), *sums.per_value.values(), sums.kl]
@@ -270,18 +270,18 @@ class Updater:
 
 
 def _larger(a: float, b: float) -> float:
-    """Return the larger one, or the one that is not a number, whichever comes first."""
+    """Return the larger number, or NaN if either is NaN."""
     return a if a != a or a >= b else b
 
 
 def _clip(parameters: list[nn.Parameter], limit: float | None) -> float:
-    """Clip the gradient's norm to ``limit`` and return what it was."""
+    """Clip the gradient's norm to ``limit`` and return the norm before clipping."""
     with_gradient = [p for p in parameters if p.grad is not None]
     return float(nn.utils.clip_grad_norm_(with_gradient, math.inf if limit is None else limit))
 
 
 def _add_gradients(norms: dict[str, list[Tensor]], terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
-    """Add each term's own gradient to what earlier micro-batches gave; a term without one adds nothing."""
+    """Add each term's own gradient to the sums of earlier micro-batches; a term without a gradient adds nothing."""
     for name, term in terms.items():
         if term.requires_grad:
             found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
