@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -426,10 +425,3 @@ def stop_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
     if not found:
         raise BadResource("the tokenizer has no end-of-sequence token", "Set eos_token in the tokenizer's config.")
     return tuple(sorted(found))
-
-
-def __getattr__(name: str) -> Any:
-    """Return ``adapt`` to external callers that import it from here; it is now in ``assemble``."""
-    if name == "adapt":
-        return importlib.import_module(".assemble", __package__).adapt
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
