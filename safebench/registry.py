@@ -552,13 +552,18 @@ def fault(group: Group, name: str) -> str | None:
 
 
 def local_copy(hub_id: str, kind: Literal["model", "dataset"] = "model") -> Path | None:
-    """Return the folder of ``hub_id`` in the hub's local cache, or None, without using the network."""
-    home = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    cache = Path(home) if home else Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
-    snapshots = cache / f"{kind}s--{hub_id.replace('/', '--')}" / "snapshots"
-    if not snapshots.is_dir():
+    """Return the folder of ``hub_id``'s main revision in the hub's local cache, or None, without using the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    # The library reads these once, when it is imported.
+    home = os.environ.get("HF_HOME")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or (home and f"{home}/hub")
+    try:
+        folder = Path(snapshot_download(hub_id, repo_type=kind, cache_dir=cache or None, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return next((folder for folder in sorted(snapshots.iterdir()) if any(folder.iterdir())), None)
+    return folder if any(folder.iterdir()) else None
 
 
 def _from_entry_point(group: Group, point: importlib.metadata.EntryPoint) -> Entry:

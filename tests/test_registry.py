@@ -10,6 +10,7 @@ import pytest
 
 from safebench import registry, user_code
 from safebench.errors import MissingResource, UsageError
+from tests.support.hub import name_main
 
 PUBLISHED = {
     "qwen2.5-0.5b": 494_032_768,
@@ -65,7 +66,7 @@ def test_embedded_dimensions_are_those_of_the_shipped_weights() -> None:
 
 
 def test_names_are_unique_and_described() -> None:
-    for group in ("arms", "models", "rewards", "prompts", "optimizers", "trackers"):
+    for group in ("algorithms", "models", "rewards", "prompts", "optimizers", "trackers"):
         entries = registry.entries(group)  # type: ignore[arg-type]
         assert len({entry.name for entry in entries}) == len(entries)
         assert all(entry.description and "\n" not in entry.description for entry in entries)
@@ -77,12 +78,12 @@ def test_names_are_unique_and_described() -> None:
         ("models", "qwen-3b", "did you mean qwen2.5-3b?"),
         ("models", "QWEN2.5-3B", "did you mean qwen2.5-3b?"),
         ("rewards", "skywork", "did you mean skywork-qwen3-0.6b?"),
-        ("arms", "sfe", "did you mean safe?"),
+        ("algorithms", "sfe", "did you mean safe?"),
         ("optimizers", "adam", "did you mean adamw?"),
         ("prompts", "hh", "did you mean hh-rlhf?"),
         ("trackers", "tensorbored", "did you mean tensorboard?"),
         ("trackers", "org/name", "there are csv"),
-        ("arms", "org/name", "there are ppo"),
+        ("algorithms", "org/name", "there are ppo"),
     ],
 )
 def test_unknown_names(group: registry.Group, name: str, expected: str) -> None:
@@ -109,7 +110,7 @@ def test_names_that_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert kind("prompts", "p.jsonl") == ("file", "p.jsonl")
     assert kind("prompts", "mine") == ("directory", "mine")
     assert kind("prompts", "org/data") == ("hub", "org/data")
-    assert kind("arms", "mine.arms:Arm") == ("object", "mine.arms:Arm")
+    assert kind("algorithms", "mine.arms:Arm") == ("object", "mine.arms:Arm")
     assert registry.reward_source("embedded-proxy").location == str(registry.WORLD / "proxy")
     assert registry.prompts_source("embedded").location == str(registry.WORLD / "prompts.jsonl")
     assert registry.model_source("qwen2.5-3b").location == "Qwen/Qwen2.5-3B"
@@ -176,8 +177,13 @@ def test_another_package_adds_things(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_local_copy_looks_into_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert registry.local_copy("Qwen/Qwen2.5-3B") is None
-    snapshot = tmp_path / "models--Qwen--Qwen2.5-3B" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
+    older, snapshot = (tmp_path / "models--Qwen--Qwen2.5-3B" / "snapshots" / name for name in ("aaa", "abc"))
+    for folder in (older, snapshot):
+        folder.mkdir(parents=True)
+    (older / "config.json").write_text("{}")
+    assert registry.local_copy("Qwen/Qwen2.5-3B") is None, "no revision is the main one"
+    name_main(snapshot)
     assert registry.local_copy("Qwen/Qwen2.5-3B") is None, "an empty snapshot holds no model"
     (snapshot / "config.json").write_text("{}")
-    assert registry.local_copy("Qwen/Qwen2.5-3B") == snapshot
+    assert registry.local_copy("Qwen/Qwen2.5-3B") == snapshot, "the main revision, not the first"
+    assert registry.local_copy("no hub id at all") is None

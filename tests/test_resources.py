@@ -10,6 +10,7 @@ import pytest
 from safebench import config, registry
 from safebench.config.schema import Settings
 from safebench.resources import GIB, MIB, adapter_parameters, critic_parameters, dimensions, estimate, readable
+from tests.support.hub import name_main
 
 
 def settings(*overrides: str, experiment: str = "ppo") -> Settings:
@@ -115,6 +116,7 @@ def test_downloads_are_counted_apart_and_only_where_needed(tmp_path: Path, monke
     snapshot = tmp_path / "models--Qwen--Qwen2.5-0.5B" / "snapshots" / "1"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
+    name_main(snapshot)
     assert "downloads" not in estimate(settings("model.name=qwen2.5-0.5b")).disk
 
 

@@ -11,6 +11,7 @@ from safebench import doctor, registry
 from safebench.errors import BadResource, MissingResource
 from safebench.models import loading
 from safebench.models.loading import base_of
+from tests.support.hub import name_main
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def test_the_hubs_copy_serves_too(nowhere, tmp_path):
     snapshot = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes(b"other weights")
+    name_main(snapshot)
     with pytest.raises(BadResource, match="is not the encoder"):
         loading.encoder_folder()
 
