@@ -185,7 +185,7 @@ def test_output_into_a_closed_pipe_is_no_error() -> None:
 
 
 def test_the_catalogue_is_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    for group, kind in (("arms", "algorithms"), ("models", "models"), ("rewards", "rewards")):
+    for group, kind in (("algorithms", "algorithms"), ("models", "models"), ("rewards", "rewards")):
         said = Said(capsys, "list", kind)
         assert (said.code, said.err) == (0, "")
         names = [line.split()[0] for line in said.out.splitlines()[1:]]
