@@ -68,5 +68,5 @@ def test_runs_from_before_a_setting_compare_with_those_after_it(tmp_path: Path) 
 
 def test_an_imported_run_has_only_what_is_known(tmp_path: Path) -> None:
     run = runs.read(write_run(tmp_path, "ppo", 0, healthy(0, 20)))
-    known = replace(run, settings={"arm": "trl-ppo"}, manifest={**run.manifest, "foreign": {}})
-    assert filled(known) == {"arm": "trl-ppo"}
+    known = replace(run, settings={"algorithm": "trl-ppo"}, manifest={**run.manifest, "foreign": {}})
+    assert filled(known) == {"algorithm": "trl-ppo"}

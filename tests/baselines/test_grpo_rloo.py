@@ -382,7 +382,7 @@ def test_what_trl_would_ignore_is_refused(arm: str, sections: dict[str, Any], ke
 def test_the_experiments_have_ppos_sizes(arm: str) -> None:
     ours = config.resolve("ppo")
     changed = {key for key, _, _ in config.changes(config.resolve(arm), ours)}
-    same = {"experiment", "arm", "description", "update.microbatch"}
+    same = {"experiment", "algorithm", "description", "update.microbatch"}
     assert changed == same | ({"reward.kl_coefficient"} if arm == "grpo" else set())
     assert ours.rollout.batch % groups.GROUP == 0
 

@@ -374,7 +374,7 @@ def test_the_experiment_is_ppo_but_for_what_trl_cannot_do() -> None:
     changed = {key for key, _, _ in config.changes(mine, ours)}
     assert changed == {
         "experiment",
-        "arm",
+        "algorithm",
         "description",
         "critic.body",
         "update.microbatch",

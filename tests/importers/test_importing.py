@@ -66,7 +66,7 @@ def test_settings_hold_what_is_known_and_no_defaults(tmp_path: Path) -> None:
     for invented in ("learning_rate", "batch", "embedded", "temperature", "clip"):
         assert invented not in content
     loaded = config.load(done.folder / "config.yaml")
-    assert (loaded.arm, loaded.update.steps, loaded.rollout.reply_tokens) == ("verl-ppo", 3, 128)
+    assert (loaded.algorithm, loaded.update.steps, loaded.rollout.reply_tokens) == ("verl-ppo", 3, 128)
     assert (loaded.reward.name, loaded.reward.judge, loaded.prompts.name) == ("unknown", None, "unknown")
     assert runs.read(done.folder).settings["rollout"] == {"reply_tokens": 128}
 

@@ -91,7 +91,7 @@ def learn(
 ) -> Seen:
     """Let an arm learn, and return what was seen."""
     world = world or tiny_world(ending_policy(), early_letters)
-    seen = Seen(registry.find("algorithms", chosen.arm).load()(chosen, world, Processes(chosen.compute)))
+    seen = Seen(registry.find("algorithms", chosen.algorithm).load()(chosen, world, Processes(chosen.compute)))
     method = seen.learner.method
     describe, make, log, values = wrapped.describe, method.trainer, seen.learner.logged, trl_ppo.value_model
 

@@ -398,7 +398,7 @@ def test_a_checkpoint_holds_what_trls_users_expect_and_the_rest(tmp_path: Path) 
     names = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "trainer_state.json"} <= names
     state = torch.load(tmp_path / "checkpoint-4" / "step-4.pt", weights_only=True)["state"]["loop"]
-    assert {"adapter", "critic", "optimizer", "moments", "arm"} <= set(state)
+    assert {"adapter", "critic", "optimizer", "moments", "algorithm"} <= set(state)
     assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["episode"] == 16
 
 
