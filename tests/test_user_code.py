@@ -167,8 +167,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("key", "text", "words"),
     [
-        ("arm", "class Made:\n    def __init__(self, settings):\n        raise ValueError('my arm')\n", "line 3"),
-        ("arm", "class Made:\n    def __init__(self):\n        pass\n", "takes 1 positional argument"),
+        ("algorithm", "class Made:\n    def __init__(self, settings):\n        raise ValueError('my arm')\n", "line 3"),
+        ("algorithm", "class Made:\n    def __init__(self):\n        pass\n", "takes 1 positional argument"),
         ("update.optimizer", "def Made(parameters):\n    return None\n", "weight_decay"),
     ],
 )
