@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-paper reproduce-gemma report tuned reference grid grid-report proxies bench test test-slow test-gpu test-extra tools lint type world lock clean
+.PHONY: help setup reproduce reproduce-paper reproduce-gemma report tuned reference grid grid-report proxies bench test test-fast test-slow test-gpu test-extra tools lint type world lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -138,6 +138,12 @@ bench: $(READY) ## time and memory: TRL's PPOTrainer and ours side by side, with
 
 test: $(READY) ## the default tests
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+# What needs no model: settings, losses, controllers, crashes, statistics, tables.
+FAST := tests/rl tests/crashes tests/config tests/analysis tests/report tests/algorithms/test_safe_controller.py \
+	tests/algorithms/test_phases.py tests/test_architecture.py tests/test_pages.py tests/test_paper_map.py
+test-fast: $(READY) ## what needs no model, for the daily loop: within a minute on two cores
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(FAST)
 
 test-slow: $(READY) ## tests that take long or much memory (up to 24 GB)
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -50,7 +50,7 @@ def test_the_first_step_that_differs_and_the_first_beyond_the_tolerance(tmp_path
     assert found.first == parts["reward/mean"]  # of those that part at step 7 the first in the schema
     assert (found.first.first, found.first.second) == (repr(curves["reward/mean"][7]), "0.0")
     assert [part.column for part in found.groups["kl"]] == ["kl/mean"]
-    assert found.settings["arm"] == ("ppo", "safe") and found.settings["penalty.coefficient"] == ("–", 0.1)
+    assert found.settings["algorithm"] == ("ppo", "safe") and found.settings["penalty.coefficient"] == ("–", 0.1)
     assert not found.equal
     lines = difference_to_text(found).splitlines()
     assert any(line.split()[:3] == ["kl", "7", "12"] for line in lines)
