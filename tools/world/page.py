@@ -93,7 +93,7 @@ chosen), with the scores of judge and proxy.
 or `{command}`. The stages ({stages}) each leave a mark in the working folder, `build/world`; a build that was
 interrupted goes on where it stopped, and removing the folder starts afresh. Two stages run side by side where neither
 needs the other. Seeds and the number of threads of a stage ({threads}) are fixed. Another kind of processor may round
-sums otherwise, and then gives other weights.
+sums otherwise, and then gives other weights ([rebuilt.md](rebuilt.md)).
 Times of this build in seconds: {seconds}.
 
 ## Sources
