@@ -53,7 +53,7 @@ def one_step(policy: Policy, **sections: Any) -> tuple[Loop, dict[str, Any]]:
 def test_all_weights_are_trained_and_the_reference_stays(arm: str) -> None:
     policy = whole()
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
-    _, row = one_step(policy, algorithm=arm, reward={"kl_coefficient": 0.1})
+    _, row = one_step(policy, arm=arm, reward={"kl_coefficient": 0.1})
     assert row["kl/mean"] == 0.0, "an untrained policy is its reference"
     moved = {name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(before)
