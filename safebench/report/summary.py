@@ -70,9 +70,10 @@ def _known(comparison: Comparison, test: Test) -> str:
             if (decision.metric, decision.arm) == (test.scalar.key, test.arm):
                 return f"{decision.better} is better" if decision.better else decision.state
         return "not among the decided figures"
-    pairs = "pairs" if comparison.paired(test.arm) else "runs an arm"
-    if test.difference.n < ENOUGH:
-        return f"{test.difference.n} {pairs} cannot decide it"
+    n, paired = test.difference.n, comparison.paired(test.arm)
+    if n < ENOUGH:
+        pairs = ("pair" if n == 1 else "pairs") if paired else ("run an arm" if n == 1 else "runs an arm")
+        return f"{n} {pairs} cannot decide it"
     if test.adjusted < ALPHA:
         return f"shown (p {test.adjusted:.2g} over all that is tested)"
     return f"not shown (p {test.adjusted:.2g} over all that is tested)"
@@ -88,7 +89,7 @@ def undecided(comparison: Comparison) -> list[str]:
         least, most = (pick(test.difference.n for test in few) for pick in (min, max))
         there = str(most) if least == most else f"{least} to {most}"
         lines.append(
-            f"{there} pairs cannot decide a figure: the test needs {ENOUGH}. Add seeds "
+            f"{there} {'pair' if most == 1 else 'pairs'} cannot decide a figure: the test needs {ENOUGH}. Add seeds "
             f"(`--seeds 0-{2 * ENOUGH - 1} --run`), or let them be added until all is decided (`--until-decided`)."
         )
     open_ = [test for test in comparison.tests if test.difference.n >= ENOUGH and test.adjusted >= ALPHA]
