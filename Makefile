@@ -60,7 +60,7 @@ $(VENV)/.gemma: $(READY)
 
 reproduce-gemma: $(VENV)/.gemma ## PPO against SAFE on Gemma 3 270M, three seeds each, without a hub; continues where it was interrupted
 	@$(BIN)/safebench run $(GEMMA_ARGUMENTS) --dry-run | grep '^# '
-	@echo '# time: 79 to 113 s a step on one thread of a busy CPU (three steps of ppo), so 9 to 12 hours for these six runs'
+	@echo '# time: on one thread of a busy CPU 34 to 113 s a step of ppo and 48 to 134 s of safe, so 5 to 13 hours for these six runs'
 	@echo '# on a GPU: not measured; each run shows its own as it goes'
 	$(BIN)/safebench compare $(GEMMA_ARGUMENTS) --run --jobs 1
 
