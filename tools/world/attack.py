@@ -31,8 +31,13 @@ def write_prompts(pairs: Sequence[Pair], path: Path) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def run_pilot(reward: Path, seed: int, policy: Path, prompts: Path, results: Path, steps: int = STEPS) -> None:
-    """Train a policy on a reward; a finished run is left unchanged, an interrupted run continues."""
+def run_pilot(
+    reward: Path, seed: int, policy: Path, prompts: Path, results: Path, steps: int = STEPS, batch: int | None = None
+) -> None:
+    """Train a policy on a reward; a finished run is left unchanged, an interrupted run continues.
+
+    ``batch`` replaces the experiment's number of replies per update.
+    """
     words = [
         *("run", "ppo", "--seeds", str(seed), "--steps", str(steps), "--results", str(results)),
         *("--model", str(policy), "--reward", str(reward), "--prompts", str(prompts)),
@@ -40,6 +45,7 @@ def run_pilot(reward: Path, seed: int, policy: Path, prompts: Path, results: Pat
         *("--set", f"update.learning_rate={LEARNING_RATE}", "--set", "evaluation.every=80"),
         *("--set", "evaluation.prompts=32", "--set", "evaluation.audits=false"),
     ]
+    words += [] if batch is None else ["--set", f"rollout.batch={batch}"]
     subprocess.run([sys.executable, "-m", "safebench", *words], check=True)
 
 

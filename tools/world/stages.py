@@ -191,8 +191,9 @@ def run_attack(build: Build, reward: Path, seed: int, pairs: list[Pair], name: s
     """Train a policy on a reward and the turns of ``pairs``."""
     prompts = build.work / f"{name}.jsonl"
     attack.write_prompts(pairs, prompts)
-    steps = attack.STEPS if build.limit is None else 4
-    attack.run_pilot(reward, seed, build.out / "policy", prompts, build.work / name, steps)
+    # A trial has too few turns for whole batches.
+    steps, batch = (attack.STEPS, None) if build.limit is None else (4, 16)
+    attack.run_pilot(reward, seed, build.out / "policy", prompts, build.work / name, steps, batch)
 
 
 def attacked(folders: list[Path], pairs: Sequence[Pair], seed: int) -> list[Preference]:
