@@ -25,9 +25,11 @@ class PPO:
     needs_kl = False
     reads: Literal["token", "last"] = "token"
     over_padding = False
+    has_penalty = False
+    """Whether the algorithm uses the settings of ``penalty``."""
 
     def __init__(self, settings: s.Settings) -> None:
-        if settings.penalty is not None and type(self) is PPO:
+        if settings.penalty is not None and not self.has_penalty:
             raise UsageError(
                 f"the algorithm {settings.algorithm} has no KL penalty", "Remove `penalty`, or use the algorithm safe."
             )

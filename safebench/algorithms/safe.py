@@ -17,6 +17,7 @@ class SAFE(PPO):
     """PPO with the penalty of SAFE's controller: the gated form (equations 5 to 10), or the form with momentum (12)."""
 
     needs_kl = True
+    has_penalty = True
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is None:

@@ -35,10 +35,6 @@ class ReleasedPPO(PPO):
     reads: Literal["token", "last"] = "last"
 
     def __init__(self, settings: s.Settings) -> None:
-        if settings.penalty is not None and type(self) is ReleasedPPO:
-            raise UsageError(
-                f"the algorithm {settings.algorithm} has no KL penalty", "Remove `penalty`, or use the algorithm safe."
-            )
         if settings.advantage.whiten_rewards:
             raise UsageError(
                 f"the algorithm {settings.algorithm} has one reward per sequence: advantage.whiten_rewards has nothing "
@@ -93,6 +89,7 @@ class ReleasedSAFE(ReleasedPPO):
     """The released baseline, with the penalty of SAFE's controller added to the loss as a number."""
 
     over_padding = True
+    has_penalty = True
 
     def __init__(self, settings: s.Settings) -> None:
         if settings.penalty is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from safebench.cli.request import RunFilter, RunGroups, RunRequest, gather, pars
 from safebench.crashes.signals import SPEC, CrashSpec
 from safebench.errors import ComparisonRefused, MissingResource, UsageError, nearest, tell
 from safebench.report import summary
-from safebench.report.small_tables import render_brief as render_brief
+from safebench.report.small_tables import render_brief
 from safebench.report.table import render
 from safebench.runner.progress import is_main
 
@@ -119,28 +120,39 @@ def _tables(request: RunRequest, selection: RunFilter, how: CompareOptions, outp
     for gathered in gather(request, selection):
         if several:
             print(f"## {gathered.preset}\n")
-        print(_rendered(how.compare(gathered), how.metrics, output, _options(request, selection)), end="")
+        one = replace(request, preset=gathered.preset)
+        print(_rendered(how.compare(gathered), one, selection, how, output), end="")
 
 
-def _options(request: RunRequest, selection: RunFilter) -> list[str]:
-    """Return the command-line options that selected these runs."""
+def _rendered(
+    comparison: Comparison, request: RunRequest, selection: RunFilter, how: CompareOptions, output: Format
+) -> str:
+    """Return the comparison in a format; with --metric, the table replaces the summary."""
+    if output is Format.SUMMARY and not how.metrics:
+        return summary.render(comparison, *_commands(request, selection, how))
+    whole = Format.TABLE if output is Format.SUMMARY else output
+    return render(choose(comparison, how.metrics), whole.value)
+
+
+def _commands(request: RunRequest, selection: RunFilter, how: CompareOptions) -> tuple[str, str]:
+    """Return the commands that show the same runs in full: as a table, and as a page.
+
+    The second is empty if ``report`` does not have all of the options.
+    """
     given = {
         "--seeds": request.seeds,
-        "--preset": request.preset,
-        "--model": request.model,
         "--judge": selection.judge,
-        "--results": None if selection.root == Path("results") else str(selection.root),
+        "--replicate": selection.replicate,
+        "--baseline": how.baseline,
+        "--crash-spec": None if how.spec == SPEC else how.spec.version,
+        "--results": None if selection.root == Path("results") else selection.root,
     }
-    words = [word for flag, value in given.items() if value is not None for word in (flag, value)]
-    return words + [word for one in (*request.overrides,) for word in ("--set", one)]
-
-
-def _rendered(comparison: Comparison, metrics: Sequence[str], output: Format, options: Sequence[str]) -> str:
-    """Return the comparison in a format; with --metric, the table replaces the summary."""
-    if output is Format.SUMMARY and not metrics:
-        return summary.render(comparison, options)
-    whole = Format.TABLE if output is Format.SUMMARY else output
-    return render(choose(comparison, metrics), whole.value)
+    words = [*request.experiments, *request.words()]
+    words += [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    words += [word for condition in selection.where for word in ("--where", condition)] + ["--force"] * how.force
+    of_runs_alone = request.reward or request.prompts or request.random_weights or request.files
+    table = shlex.join(["safebench", "compare", *words, "--format", "table"])
+    return table, "" if of_runs_alone else shlex.join(["safebench", "report", *words])
 
 
 Arms = Mapping[str, Sequence[Packed]]
@@ -260,8 +272,7 @@ def compare_until_decided(
         _tell(found, len(seeds))
         if found.over:
             break
-    shown = replace(comparison, stopping=found)
-    print(_rendered(shown, how.metrics, output, _options(request, selection)), end="")
+    print(_rendered(replace(comparison, stopping=found), request, selection, how, output), end="")
     return failed
 
 
@@ -274,15 +285,15 @@ def _decided(
     return comparison, decide(summaries, comparison.unpaired, rule, rounds, _metrics(comparison, how.metrics))
 
 
-def _metrics(comparison: Comparison, request: Sequence[str]) -> list[str] | None:
+def _metrics(comparison: Comparison, metrics: Sequence[str]) -> list[str] | None:
     """Return the primary metrics among the rows that --metric chose; None for all."""
-    if not request:
+    if not metrics:
         return None
-    keys = {row.scalar.key for row in choose(comparison, request).rows}
+    keys = {row.scalar.key for row in choose(comparison, metrics).rows}
     primary = [scalar.key for scalar in PRIMARY]
     if not keys & {*primary}:
         raise UsageError(
-            f"--metric {', '.join(request)} shows no primary metric, and only these are decided",
+            f"--metric {', '.join(metrics)} shows no primary metric, and only these are decided",
             hint=f"Add one of {', '.join(primary)}.",
         )
     return [key for key in primary if key in keys]

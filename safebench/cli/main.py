@@ -22,14 +22,14 @@ RESULTS = Path("results")
 REPORT = "This is a fault of safebench: please report it, with the lines above and the command, to its issue tracker."
 
 FORMER = {
-    "experiments": "list experiments",
-    "arms": "list algorithms",
-    "models": "list models",
-    "rewards": "list rewards`, or `safebench check-reward NAME",
-    "sensitivity": "report FIRST SECOND --sensitivity",
-    "best-of-n": "report EXPERIMENT --best-of-n N",
+    "experiments": "Type `safebench list experiments`.",
+    "arms": "Type `safebench list algorithms`.",
+    "models": "Type `safebench list models`.",
+    "rewards": "Type `safebench list rewards`, or `safebench check-reward NAME`.",
+    "sensitivity": "Type `safebench report FIRST SECOND --sensitivity`.",
+    "best-of-n": "Type `safebench report EXPERIMENT --best-of-n N`.",
 }
-"""Commands of earlier versions, and the commands that replace them."""
+"""Commands of earlier versions, and what to type instead."""
 
 app = typer.Typer(
     name="safebench",
@@ -496,7 +496,7 @@ def _former(name: str, now: str) -> None:
 
     @app.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def answer() -> None:
-        raise UsageError(f"there is no `safebench {name}` any more", f"Type `safebench {now}`.")
+        raise UsageError(f"there is no `safebench {name}` any more", now)
 
 
 for _name, _now in FORMER.items():

@@ -54,6 +54,20 @@ class RunRequest:
         """Return each experiment and preset with its knobs; raise all faults at once."""
         return self._each(tunable)
 
+    def words(self) -> list[str]:
+        """Return the options of the command line that this request was made from, without its seeds."""
+        given = {
+            "--preset": self.preset,
+            "--model": self.model,
+            "--reward": self.reward,
+            "--prompts": self.prompts,
+            "--steps": self.steps,
+        }
+        words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        words += ["--random-weights"] * self.random_weights
+        several = (("--config", self.files), ("--set", self.overrides), ("--trust-remote-code", self.trust))
+        return words + [word for flag, values in several for one in values for word in (flag, str(one))]
+
     def _each(self, resolve: Callable[..., T]) -> list[T]:
         found: list[T] = []
         wrong: list[UsageError] = []

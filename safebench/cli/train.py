@@ -343,25 +343,8 @@ def _source(point: Point) -> str:
 
 def _comparison(plan: Plan, files: list[Path], root: Path) -> str:
     """Return the command that compares every experiment as published and as tuned, with the request's other options."""
-    request = plan.request
     names = [word for one, file in zip(plan.candidates, files, strict=True) for word in (one.name, str(file))]
-    words = ["safebench", "compare", *names, "--run"]
-    given = {
-        "--preset": request.preset,
-        "--model": request.model,
-        "--reward": request.reward,
-        "--prompts": request.prompts,
-        "--steps": request.steps,
-    }
-    for flag, value in given.items():
-        words += [flag, str(value)] if value is not None else []
-    words += ["--random-weights"] * request.random_weights
-    for flag, several in (
-        ("--config", request.files),
-        ("--set", request.overrides),
-        ("--trust-remote-code", request.trust),
-    ):
-        words += [word for one in several for word in (flag, str(one))]
+    words = ["safebench", "compare", *names, "--run", *plan.request.words()]
     if root != Path("results"):
         words += ["--results", str(root)]
     return shlex.join(words)

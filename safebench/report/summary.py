@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 
 from safebench.analysis.compare import Comparison, Test, choose
 from safebench.analysis.rows import CRASH_RATE
+from safebench.analysis.statistics import ALPHA
 from safebench.report.cells import ENOUGH, fitted, number, stopping
 from safebench.report.table import printed, rich_tables
 
@@ -17,15 +16,14 @@ SHOWN = (
     *("distinct_final", "known_words_final", "length_final", "time_update", "memory_peak"),
 )
 """Rows of the first screen, if the comparison has them."""
-ALPHA = 0.05
 
 
 def render(
-    comparison: Comparison, options: Sequence[str] = (), *, width: int | None = None, color: bool | None = None
+    comparison: Comparison, table: str = "", page: str = "", *, width: int | None = None, color: bool | None = None
 ) -> str:
     """Return the screen as text, ending with a line break; ``width`` and ``color`` as in ``table.render``.
 
-    ``options`` are the command-line options that selected these runs; the commands that show the rest repeat them.
+    ``table`` and ``page`` are the commands that show these runs in full, if there are such commands.
     """
     width, color = fitted(width, color)
     keys = {row.scalar.key for row in comparison.rows}
@@ -35,7 +33,7 @@ def render(
         ("Decided in rounds", stopping(comparison)),
         ("Not decided", undecided(comparison)),
         ("Made from", made_from(comparison)),
-        ("The whole", the_whole(comparison, options)),
+        ("The whole", the_whole(comparison, table, page)),
     ]
     shown = [(title, lines) for title, lines in blocks if lines]
     return printed(rich_tables(few, width), comparison.warnings, shown, width, color)
@@ -108,12 +106,8 @@ def made_from(comparison: Comparison) -> list[str]:
     return [line for line in comparison.footers if line.startswith(("seeds ", "judge: "))]
 
 
-def the_whole(comparison: Comparison, options: Sequence[str] = ()) -> list[str]:
-    """Return the commands that show the rest: all rows, tests, crashes, settings that differ, claims, curves."""
-    names = shlex.join([*comparison.arms, *options])
+def the_whole(comparison: Comparison, table: str, page: str) -> list[str]:
+    """Return what the given commands show beyond this screen."""
     rows = len(comparison.rows)
-    return [
-        f"{rows} rows, tests, crashes by seed, settings in which the arms differ: "
-        f"`safebench compare {names} --format table`",
-        f"with curves, replies and claims, as one page: `safebench report {names}`",
-    ]
+    lines = [f"{rows} rows, tests, crashes by seed, settings in which the arms differ: `{table}`"] if table else []
+    return [*lines, f"with curves, replies and claims, as one page: `{page}`"] if page else lines

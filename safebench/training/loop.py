@@ -359,6 +359,7 @@ class Loop:
                 parameters[name].copy_(value)
         self.critic.restore(state["critic"])
         self.updater.restore(state["optimizer"])
-        if state["algorithm"]:
-            self.algorithm.restore(state["algorithm"])
+        controller = state["algorithm"] if "algorithm" in state else state["arm"]  # the key's former name
+        if controller:
+            self.algorithm.restore(controller)
         self.moments = Moments(**state["moments"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -510,7 +512,7 @@ def test_large_differs_between_devices_in_precision_alone(model: str) -> None:
 @pytest.mark.parametrize(("name", "now"), list(FORMER.items()))
 def test_former_names_say_what_to_type_now(name: str, now: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "ppo", "--whatever", "3"]) == 2
-    assert f"hint: Type `safebench {now}`." in capsys.readouterr().err
+    assert f"hint: {now}" in capsys.readouterr().err
 
 
 def test_no_tracker_is_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -518,3 +520,21 @@ def test_no_tracker_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert "trackers: []" in capsys.readouterr().out
     assert main(["run", "ppo", "--tracker", "none", "--tracker", "wandb", "--dry-run"]) == 2
     assert "--tracker none and wandb" in capsys.readouterr().err
+
+
+def test_the_summary_names_commands_that_choose_the_same_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        for arm in ("ppo", "safe"):
+            write_run(tmp_path / "kept", arm, seed, healthy(seed, 20), folder=arm)
+    words = ["ppo", "safe", "--steps", "20", "--seeds", "0-1", "--baseline", "safe", "--results", "kept"]
+    words += ["--where", "update.steps=20"]
+    shown = Said(capsys, "compare", *words)
+    text = " ".join(shown.out.split())
+    (table,) = re.findall(r"`(safebench compare [^`]*)`", text)
+    (page,) = re.findall(r"`(safebench report [^`]*)`", text)
+    assert sorted(shlex.split(table)[2:-2]) == sorted(shlex.split(page)[2:]) == sorted(words)
+    again = Said(capsys, *shlex.split(table)[1:])
+    assert (again.code, "Crashes by seed" in again.out or "no crash" in again.out) == (0, True)

@@ -65,12 +65,12 @@ def test_a_difference_that_is_not_there_is_not_shown(tmp_path: Path) -> None:
     assert any("is missed by" in line for line in summary.undecided(comparison))
 
 
-def test_the_commands_for_the_rest_choose_the_same_runs() -> None:
+def test_the_commands_for_the_rest_are_shown() -> None:
     found = runs.find(REFERENCE)
     comparison = compare({arm: [run for run in found if run.experiment == arm] for arm in ("ppo", "safe")})
-    text = " ".join(summary.render(comparison, ["--results", "results/reference"], width=100, color=False).split())
-    assert "`safebench compare ppo safe --results results/reference --format table`" in text
-    assert "`safebench report ppo safe --results results/reference`" in text
+    commands = ("safebench compare ppo safe", "safebench report ppo safe")
+    text = " ".join(summary.render(comparison, *commands, width=200, color=False).split())
+    assert "`safebench compare ppo safe`" in text and "`safebench report ppo safe`" in text
     assert "seeds 0, 1, 2, 3, 4; steps 120" in text
 
 
