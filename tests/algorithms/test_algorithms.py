@@ -13,8 +13,10 @@ from safebench.algorithms.base import ForwardOutput, Measurement, MiniBatch
 from safebench.algorithms.ppo import PPO
 from safebench.algorithms.safe import SAFE
 from safebench.errors import UsageError
+from safebench.training.distributed import Processes
+from safebench.training.loop import Loop
 from tests.support.learner import SAFE_LIKE
-from tests.support.tiny import tiny_settings
+from tests.support.tiny import share_of_a, tiny_policy, tiny_settings, tiny_world
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 POSITIONS = torch.tensor([[True, True, True], [True, True, False]])
@@ -156,3 +158,22 @@ def test_an_arm_and_its_penalty_belong_together() -> None:
         PPO(tiny_settings("ppo", penalty={}))
     with pytest.raises(UsageError, match="needs its controller"):
         SAFE(tiny_settings("ppo"))
+
+
+def test_an_algorithm_of_ones_own_does_not_ignore_a_penalty() -> None:
+    class Mine(PPO):
+        pass
+
+    with pytest.raises(UsageError, match="has no KL penalty"):
+        Mine(tiny_settings("safe"))
+
+
+def test_a_checkpoint_with_the_controllers_former_key_is_read() -> None:
+    settings = tiny_settings("safe")
+    worlds = (tiny_world(tiny_policy(moved=0.3), share_of_a) for _ in range(2))
+    one, two = (Loop(settings, world, Processes(settings.compute)) for world in worlds)
+    one.step()
+    state = one.state()
+    state["arm"] = state.pop("algorithm")
+    two.restore(state)
+    assert two.algorithm.dump() == one.algorithm.dump() != SAFE(settings).dump()
